@@ -1,0 +1,121 @@
+"""What searching costs in speed: the active path against the same plain network, and the price of an activation.
+
+    python tests/benchmarks/overhead.py [--quick]
+
+Times are CPU times of one thread, forward + backward, the two interleaved in one process; the table gives ratios.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import vitas
+
+
+def cpu_time(step: Callable[[], None]) -> float:
+    """Return the seconds of this thread's CPU time that a step takes."""
+    start = time.thread_time()
+    step()
+    return time.thread_time() - start
+
+
+def training_step(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
+    """Return forward + backward, with gradients freed first as zero_grad(set_to_none=True) does."""
+
+    def step() -> None:
+        for parameter in model.parameters():
+            parameter.grad = None
+        model(x).square().mean().backward()
+
+    return step
+
+
+def ratio(elastic: Callable[[], None], plain: Callable[[], None], repeats: int) -> float:
+    """Return the ratio of the medians of interleaved runs, the first of each left out; the order turns every time."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats + 1):
+        order = [(elastic, times[0]), (plain, times[1])]
+        for step, kept in order if repeat % 2 else order[::-1]:
+            kept.append(cpu_time(step))
+    return statistics.median(times[0][1:]) / statistics.median(times[1][1:])
+
+
+def deit(batch: int, subnets: int, repeats: int) -> None:
+    """Random subnets of vitas_deit at 224 px."""
+    model = vitas.create_superformer("vitas_deit")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 3, 224, 224)
+    ratios = []
+    for _ in range(subnets):
+        vitas.sample_subnet(model, generator=generator)
+        plain = vitas.export_subnet(model)
+        ratios.append(ratio(training_step(model, x), training_step(plain, x), repeats))
+    ratios.sort()
+    tenth = ratios[min(len(ratios) - 1, round(0.9 * len(ratios)))]
+    middle = statistics.median(ratios)
+    print(f"vitas_deit, {subnets} subnets, batch {batch}: median {middle:.3f}, 90th percentile {tenth:.3f}")
+
+
+def linear(wide: int, narrow: int, used: tuple[int, int], tokens: int, repeats: int) -> None:
+    """One CyclicLinear narrow -> wide, of which `used` channels are active, against nn.Linear."""
+    x = torch.randn(tokens, used[0], requires_grad=True)
+    for wraps in (False, True):
+        starts = [1, 1] if not wraps else [narrow - 1, wide - 1]
+        i, o = (
+            vitas.Dim({count, largest}, sharing=lambda values, largest, p, start=start: [start, 0][-len(values) :])
+            for count, largest, start in zip(used, (narrow, wide), starts, strict=True)
+        )
+        layer = vitas.nn.CyclicLinear(i, o)
+        i.active, o.active = used
+        plain = layer.export()
+        got = ratio(training_step(layer, x), training_step(plain, x), repeats)
+        how = "wrapping" if wraps else "one run "
+        print(f"CyclicLinear {narrow} -> {wide}, {used[0]} -> {used[1]} in use, {tokens} tokens, {how}: {got:.3f}")
+
+
+def activation(repeats: int) -> None:
+    """space.activate on the choices of vitas_deit, validation included."""
+    model = vitas.create_superformer("vitas_deit")
+    space = vitas.search_space(model)
+    generator = torch.Generator().manual_seed(0)
+    subnets = [space.subnet({**space.sample(generator), "depth": 16}, fill="largest") for _ in range(repeats)]
+    seconds = []
+    for subnet in subnets:
+        start = time.perf_counter()
+        space.activate(subnet)
+        seconds.append(time.perf_counter() - start)
+    print(f"space.activate, {len(space)} choices all live: median {statistics.median(seconds) * 1e6:.0f} us")
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        vitas.search_space(model)
+        seconds.append(time.perf_counter() - start)
+    print(f"search_space(model): median {statistics.median(seconds) * 1e3:.2f} ms")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer subnets and repeats")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    activation(200)
+    repeats = 5 if quick else 15
+    linear(1440, 384, (230, 864), 3152, repeats)
+    linear(3072, 768, (461, 1843), 3152, repeats)
+    linear(5120, 1280, (1280, 1280), 197, repeats)
+    linear(5120, 1280, (640, 2560), 197, repeats)
+    for batch in (16, 4):
+        deit(batch, 6 if quick else 30, 3 if quick else 5)
+
+
+if __name__ == "__main__":
+    import warnings
+
+    warnings.filterwarnings("ignore", "unfair sharing")
+    main()

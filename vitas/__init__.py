@@ -1,0 +1,35 @@
+"""Searchable Vision Transformer layers: train one superformer in your own loop, search it, export plain torch."""
+
+from vitas import nn, plain, sharing, superformer
+from vitas.choice import Choice, Dim
+from vitas.errors import BudgetError, ChoiceError, VitasError
+from vitas.export import export_subnet
+from vitas.sample import SubnetSampler, activate_subnet, active_subnet, sample_subnet, use_subnet
+from vitas.space import SearchSpace, search_space
+from vitas.subnet import Subnet
+from vitas.superformer import create_superformer, list_superformers
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError",
+    "Choice",
+    "ChoiceError",
+    "Dim",
+    "SearchSpace",
+    "Subnet",
+    "SubnetSampler",
+    "VitasError",
+    "activate_subnet",
+    "active_subnet",
+    "create_superformer",
+    "export_subnet",
+    "list_superformers",
+    "nn",
+    "plain",
+    "sample_subnet",
+    "search_space",
+    "sharing",
+    "superformer",
+    "use_subnet",
+]

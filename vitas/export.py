@@ -1,0 +1,90 @@
+"""From a searchable model to the plain torch network of one subnet."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from vitas.errors import ChoiceError, ExportError, one_of
+from vitas.nn.base import exported
+from vitas.sample import use_subnet
+from vitas.space import search_space, unwrap
+from vitas.subnet import Number
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest max|a - b| / max|b| that `verify` accepts."""
+
+
+def export_subnet(
+    model: nn.Module,
+    subnet: Mapping[str, Number] | None = None,
+    *,
+    weights: str = "inherit",
+    verify: Tensor | None = None,
+    side: str | None = None,
+) -> nn.Module:
+    """Return the plain network of a subnet: torch.nn layers inside the classes of vitas.plain, no choices left.
+
+    Device, dtype, training mode and requires_grad are the model's; the weights are contiguous copies of their own. The
+    model's active subnet is untouched.
+
+    Args:
+        model: A model with elastic layers, possibly wrapped by DDP or torch.compile.
+        subnet: A subnet of its space; None: the active one.
+        weights: "inherit" copies the active weights, "fresh" draws new ones by each layer's `reset_parameters`.
+        verify: A batch of inputs on which export and active path are compared, in eval mode.
+        side: "left" or "right", for bilateral sharing; None: "left", or the active side where `subnet` is None.
+
+    Raises:
+        ChoiceError: not a subnet of the model's space; an unknown word for `weights` or `side`.
+        ExportError: `verify` found a difference; a part that is still searchable or cannot draw fresh weights; a model
+            without elastic layers.
+    """
+    if weights not in ("inherit", "fresh"):
+        raise ChoiceError(f"weights: {one_of(['inherit', 'fresh'], weights)}")
+    if weights == "fresh" and verify is not None:
+        raise ChoiceError("verify: fresh weights have nothing to be compared with")
+    inner = unwrap(model)
+    if not any(type(part).__module__.startswith("vitas.") or hasattr(part, "export") for part in inner.modules()):
+        raise ExportError(f"{type(inner).__name__} has no elastic layers to export")
+    if subnet is None and side is not None:
+        subnet = search_space(model).active()
+    with use_subnet(model, subnet, side=side) if subnet is not None else nullcontext():
+        plain = exported(inner)
+        if weights == "fresh":
+            _reset(plain)
+        if verify is not None:
+            _verify(inner, plain, verify)
+    return plain
+
+
+def _reset(module: nn.Module, path: str = "") -> None:
+    """Draw fresh weights, the parts before the whole, so that a model may have the last word over its layers."""
+    for name, child in module.named_children():
+        _reset(child, f"{path}.{name}" if path else name)
+    reset = getattr(module, "reset_parameters", None)
+    if reset is not None:
+        reset()
+    elif any(True for _ in module.parameters(recurse=False)):
+        raise ExportError(f"{path or 'model'}: {type(module).__name__} has weights but no reset_parameters() to draw anew")
+
+
+@torch.no_grad()
+def _verify(model: nn.Module, plain: nn.Module, inputs: Tensor) -> None:
+    training = {part: part.training for part in (*model.modules(), *plain.modules())}
+    try:
+        expected, got = model.eval()(inputs), plain.eval()(inputs)
+    finally:
+        for part, flag in training.items():
+            part.training = flag
+    error = relative_error(got, expected)
+    if not error <= TOLERANCE.get(expected.dtype, 0.0):
+        raise ExportError(f"export and active path differ by {error:.2g} (max|a - b| / max|b|) on the given inputs")
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """Return max|a - b| / max|b|; infinity where the shapes differ."""
+    if a.shape != b.shape:
+        return float("inf")
+    return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny))

@@ -1,0 +1,216 @@
+"""Depth as a choice: slots of which the first run, and drop path laid over the blocks that run."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import comb
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitas import plain
+from vitas.choice import Choice
+from vitas.cost import Cost
+from vitas.errors import ChoiceError
+from vitas.nn.base import cost_of, exported, like, params_of
+from vitas.space import Gate, State
+
+T = TypeVar("T")
+
+
+class ShiftableIdentity(plain.Blocks):
+    """A row of slots, each a block or an identity; identities are shifted to the tail, so the first `depth` slots run.
+
+    Shifting makes one network one subnet: the same blocks in the same order have one encoding, wherever the identities
+    stood. A block's choices travel with it; the weights are those of the slot it comes to stand in.
+
+    Shapes: those of the blocks.
+    Cost: the sum over the blocks that run.
+    Source: identity shifting is a reconstruction from the abstract of arXiv:2106.13700v2 (ViTAS, ECCV 2022); drawing the
+    identities independently (binomial depth) is the public ViTAS code; the uniform depth law is ours.
+
+    Args:
+        blocks: One module for each slot.
+        min_depth: Smallest number of blocks that run.
+        p: Depth law. None: every depth equally likely. A float: each slot is an identity with this probability, so the
+            depth is binomial (given that it is at least `min_depth`). A sequence: the probability of each depth. Without
+            shifting only None (0.5) or a float.
+        shift: False keeps a gene for each slot, for comparison: (q + 1)^n networks instead of the sum of q^m.
+        name: Name of the depth choice.
+
+    Raises:
+        ChoiceError: no blocks, a depth outside 1..n, a law that fits neither.
+
+    Warns:
+        UserWarning: a slot that runs in fewer than 1 of n draws is hardly trained.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        *,
+        min_depth: int = 1,
+        p: float | Sequence[float] | None = None,
+        shift: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(*blocks)
+        n = len(self)
+        if n == 0:
+            raise ChoiceError("blocks: expected at least one block, got none")
+        if isinstance(min_depth, bool) or not isinstance(min_depth, int) or not 1 <= min_depth <= n:
+            raise ChoiceError(f"min_depth: expected an int in 1..{n}, got {min_depth!r}")
+        self.shift = shift
+        if shift:
+            law = binomial_law(n, p, min_depth) if isinstance(p, (int, float)) else p
+            self.depth = Choice(range(min_depth, n + 1), p=law, name=name)
+            self._warn_of_starving_slots()
+        else:
+            self.use = _slot_choices(n, p, min_depth, name)
+
+    def _warn_of_starving_slots(self) -> None:
+        n, laws = len(self), self.depth.p
+        reach = [sum(p for depth, p in zip(self.depth.values, laws, strict=True) if depth > slot) for slot in range(n)]
+        if reach[-1] < 1 / n - 1e-9:
+            first = next(slot for slot in range(n) if reach[slot] < 1 / n - 1e-9)
+            warnings.warn(
+                f"depth law: slots {first}..{n - 1} run in fewer than 1 of {n} draws (the last in {reach[-1]:.2g}) and are"
+                " hardly trained; a uniform depth law (p=None) trains all",
+                stacklevel=3,
+            )
+
+    def runs(self, slot: int) -> bool:
+        """Say whether a slot runs in the active subnet."""
+        return slot < self.depth.active if self.shift else bool(self.use[slot].active)
+
+    def running(self) -> Iterable[nn.Module]:
+        """Return the blocks that run, in order."""
+        return [block for slot, block in enumerate(self) if self.runs(slot)]
+
+    def recomputed(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Run a block without keeping its activations; the recomputation runs the same subnet, whatever is active then."""
+        state = State.of_module(block)
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), state.restored()
+
+        return checkpoint(block, x, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
+
+    def gate_of(self, name: str) -> Gate:
+        """Say which depths make the slot `name` run."""
+        choice, threshold = (self.depth, int(name)) if self.shift else (self.use[int(name)], 0)
+        return Gate(choice, frozenset(i for i, value in enumerate(choice.values) if value > threshold))
+
+    def lay_drop_path(self, rate: float) -> None:
+        """Let the DropPath modules of the slots rise linearly from 0 to `rate` over the blocks that run."""
+        for slot, block in enumerate(self):
+            for module in block.modules():
+                if isinstance(module, DropPath):
+                    module.lay(rate, slot, [self.depth] if self.shift else self.use)
+
+    def cost(self, tokens: Cost) -> Cost:
+        """Return the sum over slots of "the slot runs" times its block's cost."""
+        slots = self._gated(cost_of(block, tokens) for block in self)
+        return sum((cost.under(str(slot)) for slot, cost in enumerate(slots)), Cost())
+
+    def param_count(self) -> Cost:
+        """Return the parameters of the blocks that run."""
+        return sum(self._gated(params_of(block) for block in self), Cost())
+
+    def _gated(self, costs: Iterable[Cost]) -> Iterable[Cost]:
+        for slot, cost in enumerate(costs):
+            yield cost * (Cost.above(self.depth, slot) if self.shift else Cost(self.use[slot]))
+
+    def export(self) -> plain.Blocks:
+        """Return the plain blocks that run."""
+        blocks = like(self, plain.Blocks(*(exported(block) for block in self.running())))
+        blocks.grad_checkpointing = self.grad_checkpointing
+        return blocks
+
+    def extra_repr(self) -> str:
+        return f"depth={self.depth.brief()}" if self.shift else f"use={[choice.active for choice in self.use]}"
+
+
+class DropPath(plain.DropPath):
+    """Stochastic depth whose rate depends on where the block stands among those that run.
+
+    Shapes: (B, ...) -> (B, ...).
+    Cost: 0 MACs.
+    Source: linear decay, Huang et al., arXiv:1603.09382v3, section 3; laying it over the blocks that run is ours (the
+    public ViTAS code counts identities too).
+
+    Args:
+        drop_prob: Probability of dropping a sample's branch, until a ShiftableIdentity lays its rates.
+    """
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        self._slot, self._uses = 0, ()  # type: tuple[int, Sequence[Choice[int]]]
+        super().__init__(drop_prob)
+
+    def lay(self, rate: float, slot: int, uses: Sequence[Choice[int]]) -> None:
+        """Take the rate from the slot's place among those that run: 0 for the first, `rate` for the last.
+
+        Args:
+            rate: Rate of the last block.
+            slot: Number of the slot.
+            uses: The depth choice, or one on/off choice for each slot.
+        """
+        self._rate, self._slot, self._uses = rate, slot, uses
+
+    @property
+    def drop_prob(self) -> float:
+        """The rate in the active subnet."""
+        if not self._uses:
+            return self._rate
+        if len(self._uses) == 1:
+            place, depth = self._slot, self._uses[0].active
+        else:
+            on = [choice.active for choice in self._uses]
+            place, depth = sum(on[: self._slot]), sum(on)
+        return self._rate * place / (depth - 1) if depth > 1 else 0.0
+
+    @drop_prob.setter
+    def drop_prob(self, rate: float) -> None:
+        self._rate = rate
+
+    def cost(self, tokens: Cost) -> Cost:
+        """Return nothing."""
+        return Cost()
+
+    def param_count(self) -> Cost:
+        """Return nothing."""
+        return Cost()
+
+    def export(self) -> nn.Module:
+        """Return plain drop path at the rate that it has in the active subnet; an identity where that is 0."""
+        return like(self, plain.DropPath(self.drop_prob) if self.drop_prob else nn.Identity())
+
+
+def shift_identities(slots: Sequence[T | None]) -> list[T | None]:
+    """Move the identities (None) of a row of slots behind its blocks, which keep their order.
+
+    Source: the canonical form of identity shifting (see ShiftableIdentity). Idempotent.
+    """
+    blocks = [slot for slot in slots if slot is not None]
+    return [*blocks, *(None for _ in range(len(slots) - len(blocks)))]
+
+
+def binomial_law(n: int, identity: float, min_depth: int = 1) -> list[float]:
+    """Return the probability of each depth min_depth..n when each of n slots is an identity with probability `identity`.
+
+    Raises:
+        ChoiceError: a probability outside [0, 1).
+    """
+    if isinstance(identity, bool) or not 0 <= identity < 1:
+        raise ChoiceError(f"identity probability: expected a number in [0, 1), got {identity!r}")
+    return [comb(n, m) * (1 - identity) ** m * identity ** (n - m) for m in range(min_depth, n + 1)]
+
+
+def _slot_choices(n: int, p: float | Sequence[float] | None, min_depth: int, name: str | None) -> list[Choice[int]]:
+    if min_depth != 1:
+        raise ChoiceError(f"min_depth: without shifting every slot is free, got {min_depth}")
+    identity = 0.5 if p is None else p
+    if isinstance(identity, bool) or not isinstance(identity, (int, float)) or not 0 <= identity < 1:
+        raise ChoiceError(f"p: without shifting one identity probability in [0, 1), got {p!r}")
+    return [Choice([0, 1], p=[identity, 1 - identity], name=None if name is None else f"{name}.{slot}") for slot in range(n)]

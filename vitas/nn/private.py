@@ -1,0 +1,66 @@
+"""Private copies: one layer for each value of a choice, of which only the chosen one runs."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitas.choice import Choice
+from vitas.cost import Cost
+from vitas.errors import ChoiceError
+from vitas.nn.base import cost_of, exported, params_of
+from vitas.space import Gate
+
+
+class Private(nn.ModuleDict):
+    """One copy of a layer for each value of `choice`; copies that are not chosen get no gradient at all.
+
+    Shapes: those of the chosen copy.
+    Cost: that of the chosen copy.
+    Source: private class token, positions and q, k of the public ViTAS code (Su et al., July 2021).
+
+    Args:
+        choice: A choice of ints, such as the patch size or the head count.
+        make: Called with each value, returns its copy.
+
+    Raises:
+        ChoiceError: a choice whose values are not ints.
+    """
+
+    def __init__(self, choice: Choice[int], make: Callable[[int], nn.Module]) -> None:
+        if not all(isinstance(value, int) for value in choice.values):
+            raise ChoiceError(f"{choice.label}: private copies need a choice of ints, got {choice.values}")
+        super().__init__({str(value): make(value) for value in choice.values})
+        self.choice = choice
+
+    def chosen(self) -> nn.Module:
+        """Return the copy of the active value."""
+        return self[str(self.choice.active)]
+
+    def gate_of(self, name: str) -> Gate:
+        """Say which value of the choice makes the copy `name` run."""
+        return Gate(self.choice, frozenset({self.choice.index_of(int(name))}))
+
+    def active_weights(self) -> dict[str, Tensor]:
+        """Return the weights in use of the chosen copy."""
+        return self.chosen().active_weights()  # type: ignore[operator, no-any-return]
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the chosen copy."""
+        return self.chosen()(*inputs)
+
+    def _each(self) -> Iterator[tuple[Cost, nn.Module]]:
+        for value in self.choice.values:
+            yield Cost.table(self.choice, (int(value == other) for other in self.choice.values)), self[str(value)]
+
+    def cost(self, tokens: Cost) -> Cost:
+        """Return the chosen copy's."""
+        return sum((chosen * cost_of(copy, tokens) for chosen, copy in self._each()), Cost())
+
+    def param_count(self) -> Cost:
+        """Return the chosen copy's."""
+        return sum((chosen * params_of(copy) for chosen, copy in self._each()), Cost())
+
+    def export(self) -> nn.Module:
+        """Return the export of the chosen copy."""
+        return exported(self.chosen())

@@ -1,0 +1,484 @@
+"""All choices of a model: the one door through which subnets are drawn, checked and activated."""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vitas.choice import SIDES, Choice, Dim
+from vitas.errors import ChoiceError, listed, one_of
+from vitas.subnet import Number, Subnet
+
+AnyChoice = Choice[Any]
+
+
+class Gate(NamedTuple):
+    """A module runs only while `choice` has one of the values numbered `indices`."""
+
+    choice: AnyChoice
+    indices: frozenset[int]
+
+
+class Holder(NamedTuple):
+    """A module that holds a choice: where it stands, and what must hold for it to run."""
+
+    choice: AnyChoice
+    path: tuple[str, ...]
+    gates: tuple[Gate, ...]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel, torch.compile, AveragedModel and the like."""
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """Return the only child of a wrapper, a module that has just one and calls it `module` or `_orig_mod`."""
+    if list(module._modules) in (["module"], ["_orig_mod"]):
+        return next(iter(module._modules.values()))
+    return None
+
+
+def holders(module: nn.Module, path: tuple[str, ...] = (), gates: tuple[Gate, ...] = ()) -> Iterator[Holder]:
+    """Walk the modules and yield each searchable choice wherever it is held.
+
+    A module that runs only some of its children has a method `gate_of(name) -> Gate | None`.
+    """
+    module = unwrap(module)
+    for name, choice in held(module):
+        for base in choice.bases:
+            if not base.fixed:
+                yield Holder(base, (*path, name), gates)
+    gate_of = getattr(module, "gate_of", None)
+    for name, child in module._modules.items():
+        if child is not None:
+            gate: Gate | None = gate_of(name) if gate_of else None
+            inner = gates if gate is None or len(gate.indices) == len(gate.choice.values) else (*gates, gate)
+            yield from holders(child, (*path, name), inner)
+
+
+_TORCH_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+
+def held(module: nn.Module) -> Iterator[tuple[str, AnyChoice]]:
+    """Yield the choices that a module itself holds, in attributes or in lists, tuples and dicts there."""
+    for attribute, value in vars(module).items():
+        if attribute not in _TORCH_ATTRIBUTES:
+            yield from _choices_in(attribute, value)
+
+
+def _choices_in(name: str, value: object) -> Iterator[tuple[str, AnyChoice]]:
+    if isinstance(value, Choice):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            if isinstance(item, Choice):
+                yield f"{name}.{i}", item
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, Choice):
+                yield f"{name}.{key}", item
+
+
+class State(NamedTuple):
+    """What was active in some choices, to be put back later."""
+
+    choices: tuple[AnyChoice, ...]
+    indices: tuple[int, ...]
+    sides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, choices: Iterable[AnyChoice]) -> State:
+        """Return the present state of `choices`."""
+        choices = tuple(choices)
+        return cls(choices, tuple(c._index for c in choices), tuple(getattr(c, "_side", 0) for c in choices))
+
+    @classmethod
+    def of_module(cls, module: nn.Module) -> State:
+        """Return the present state of every choice that `module` holds."""
+        return cls.of({holder.choice: None for holder in holders(module)})
+
+    def put_back(self) -> None:
+        """Activate what was active."""
+        for choice, index, side in zip(*self, strict=True):
+            if isinstance(choice, Dim):
+                choice._side = side
+            choice._set(index)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Activate what was active for the length of a with block."""
+        now = State.of(self.choices)
+        self.put_back()
+        try:
+            yield
+        finally:
+            now.put_back()
+
+
+class _Entry(NamedTuple):
+    name: str
+    choice: AnyChoice
+    condition: int  # position in SearchSpace._conditions
+    cumulative: list[float]
+    index_of: dict[Any, int]  # the choice's own
+
+
+_Condition = tuple[tuple[tuple[int, frozenset[int]], ...], ...]
+"""Alternatives, each a conjunction of (entry, values' numbers); () alone is never true, ((),) always."""
+
+
+class SearchSpace:
+    """The choices of a model by name, and the subnets that they span.
+
+    Made by `search_space(model)`, which walks the model once; nothing here walks again, so make a new one after
+    changing the model. A choice is *live* if a module that holds it runs: a subnet names live choices only.
+    """
+
+    def __init__(self, found: Mapping[str, tuple[AnyChoice, Sequence[tuple[Gate, ...]]]]) -> None:
+        number = {choice: k for k, (choice, _) in enumerate(found.values())}
+        conditions: dict[_Condition, int] = {((),): 0}
+        self._entries: list[_Entry] = []
+        for name, (choice, alternatives) in found.items():
+            condition = tuple(
+                dict.fromkeys(tuple((number[gate.choice], gate.indices) for gate in gates) for gates in alternatives)
+            )
+            condition = ((),) if () in condition else condition
+            place = conditions.setdefault(condition, len(conditions))
+            self._entries.append(_Entry(name, choice, place, list(accumulate(choice.p)), choice._index_of))
+        self._conditions = list(conditions)
+        self._choices = tuple(entry.choice for entry in self._entries)
+        self.choices: dict[str, AnyChoice] = {entry.name: entry.choice for entry in self._entries}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # -- which choices live ------------------------------------------------------------------------------------------
+
+    def _is_true(self, condition: int, indices: Sequence[int]) -> bool:
+        alternatives = self._conditions[condition]
+        return any(all(indices[k] in allowed for k, allowed in conjunction) for conjunction in alternatives)
+
+    def _walk(self, indices: list[int]) -> Iterator[tuple[int, _Entry]]:
+        """Yield the live entries in order; the caller fills in `indices` (-1 so far) as it goes."""
+        true: list[bool | None] = [None] * len(self._conditions)
+        true[0] = True
+        for k, entry in enumerate(self._entries):
+            lives = true[entry.condition]
+            if lives is None:
+                lives = true[entry.condition] = self._is_true(entry.condition, indices)
+            if lives:
+                yield k, entry
+
+    def _subnet(self, indices: Sequence[int]) -> Subnet:
+        return Subnet({e.name: e.choice.values[i] for e, i in zip(self._entries, indices, strict=True) if i >= 0})
+
+    def _encoded(self, values: Mapping[str, Number], fill: str | None = None, strict: bool = True) -> list[int]:
+        """Return the number of each value, -1 for choices that are not live.
+
+        Raises:
+            ChoiceError: unknown names, illegal values, missing choices; with `strict` also choices that are not live.
+        """
+        indices = [-1] * len(self._entries)
+        missing, named = [], 0
+        for k, entry in self._walk(indices):
+            value = values.get(entry.name)
+            if value is not None:
+                index = entry.index_of.get(value)
+                indices[k] = entry.choice.index_of(value) if index is None else index
+                named += 1
+            elif fill is None:
+                missing.append(entry.name)
+                indices[k] = len(entry.choice.values) - 1
+            else:
+                indices[k] = len(entry.choice.values) - 1 if fill == "largest" else 0
+        if named < len(values):
+            self._refuse_names(values, indices, strict)
+        if missing:
+            raise ChoiceError(f"missing choices: {listed(missing)}; give them, or fill='largest' or 'smallest'")
+        return indices
+
+    def _refuse_names(self, values: Mapping[str, Number], indices: Sequence[int], strict: bool) -> None:
+        for name, value in values.items():
+            if name not in self.choices:
+                raise ChoiceError(f"unknown choice: {one_of(list(self.choices), name)}")
+            self.choices[name].index_of(value)
+        if strict:
+            dead = [e.name for e, i in zip(self._entries, indices, strict=True) if i < 0 and e.name in values]
+            raise ChoiceError(f"not live in this subnet: {listed(dead)}; space.subnet(...) leaves such choices out")
+
+    # -- subnets -----------------------------------------------------------------------------------------------------
+
+    def subnet(self, values: Mapping[str, Number], *, fill: str | None = None) -> Subnet:
+        """Return the canonical subnet of these values: complete, live choices only, in the order of the space.
+
+        Args:
+            values: Name -> value; choices that are not live (a block beyond the depth) are left out.
+            fill: What a live choice that is not named gets: "largest", "smallest", or None for an error.
+
+        Raises:
+            ChoiceError: an unknown name, an illegal value, a missing choice.
+        """
+        if fill not in (None, "largest", "smallest"):
+            raise ChoiceError(f"fill: {one_of(['largest', 'smallest'], fill)}")
+        return self._subnet(self._encoded(Subnet(values), fill, strict=False))
+
+    def sample(self, generator: torch.Generator | None = None) -> Subnet:
+        """Draw a subnet from the prior: every live choice from its own `p`.
+
+        Args:
+            generator: Source of randomness; None: torch's default one. A draw takes the same amount of it every time.
+        """
+        device = generator.device if generator is not None else "cpu"
+        uniform = torch.rand(len(self._entries), generator=generator, dtype=torch.float64, device=device).tolist()
+        indices = [-1] * len(self._entries)
+        for k, entry in self._walk(indices):
+            indices[k] = bisect_right(entry.cumulative, uniform[k] * entry.cumulative[-1])
+        return self._subnet(indices)
+
+    def largest(self) -> Subnet:
+        """Return the subnet with the largest value of every choice."""
+        return self.subnet({}, fill="largest")
+
+    def smallest(self) -> Subnet:
+        """Return the subnet with the smallest value of every choice."""
+        return self.subnet({}, fill="smallest")
+
+    def __contains__(self, subnet: object) -> bool:
+        try:
+            self._encoded(Subnet(subnet))  # type: ignore[arg-type]
+        except ChoiceError:
+            return False
+        return True
+
+    # -- activation --------------------------------------------------------------------------------------------------
+
+    def activate(self, subnet: Mapping[str, Number], *, side: str | None = None) -> None:
+        """Make `subnet` the active one, all of it or, on an error, nothing.
+
+        Args:
+            subnet: A subnet of this space. Choices that are not live go to their largest value.
+            side: "left" or "right", for bilateral sharing; None: "left".
+
+        Raises:
+            ChoiceError: not a subnet of this space, or a side where no Dim has two.
+        """
+        if not isinstance(subnet, Subnet):
+            subnet = Subnet(subnet)
+        indices = self._encoded(subnet._values)
+        number = self._side_number(side)
+        for dim in self._two_sided:
+            dim._side = number
+        for choice, index in zip(self._choices, indices, strict=True):
+            choice._set(index if index >= 0 else len(choice.values) - 1)
+
+    def _side_number(self, side: str | None) -> int:
+        if side is None:
+            return 0
+        if side not in SIDES:
+            raise ChoiceError(f"side: {one_of(SIDES, side)}")
+        if not self.bilateral:
+            raise ChoiceError(f"side: got {side!r}, but no Dim of this model is bilateral")
+        return SIDES.index(side)
+
+    @cached_property
+    def _two_sided(self) -> list[Dim]:
+        return [choice for choice in self._choices if isinstance(choice, Dim) and len(choice.sides) > 1]
+
+    @property
+    def bilateral(self) -> bool:
+        """Whether any Dim has a left and a right side."""
+        return bool(self._two_sided)
+
+    @property
+    def side(self) -> str | None:
+        """The active side; None where no Dim is bilateral."""
+        return self._two_sided[0].side if self._two_sided else None
+
+    def active(self) -> Subnet:
+        """Return the active subnet, canonical."""
+        indices = [-1] * len(self._entries)
+        for k, entry in self._walk(indices):
+            indices[k] = entry.choice._index
+        return self._subnet(indices)
+
+    def state(self) -> State:
+        """Return everything that is active, sides and choices that are not live included."""
+        return State.of(self._choices)
+
+    # -- vectors and counts ------------------------------------------------------------------------------------------
+
+    def encode(self, subnet: Mapping[str, Number]) -> NDArray[np.int64]:
+        """Return the number of each choice's value, (n,); -1 for choices that are not live.
+
+        Raises:
+            ChoiceError: not a subnet of this space.
+        """
+        return np.array(self._encoded(Subnet(subnet)), dtype=np.int64)
+
+    def decode(self, vector: Sequence[int] | NDArray[Any]) -> Subnet:
+        """Return the subnet of a vector as `encode` makes it; numbers of choices that are not live are ignored.
+
+        Raises:
+            ChoiceError: wrong length, not ints, numbers out of range.
+        """
+        numbers = np.asarray(vector)
+        if numbers.shape != (len(self),) or not np.issubdtype(numbers.dtype, np.integer):
+            raise ChoiceError(f"vector: expected {len(self)} ints, got shape {numbers.shape} of {numbers.dtype}")
+        indices = [-1] * len(self._entries)
+        for k, entry in self._walk(indices):
+            if not 0 <= numbers[k] < len(entry.choice.values):
+                raise ChoiceError(f"{entry.name}: expected a number in 0..{len(entry.choice.values) - 1}, got {numbers[k]}")
+            indices[k] = int(numbers[k])
+        return self._subnet(indices)
+
+    @cached_property
+    def size(self) -> int:
+        """Exact number of distinct networks."""
+        return self._count(list(range(len(self._entries))), {})
+
+    def _count(self, entries: list[int], given: dict[int, int]) -> int:
+        """Count the combinations of `entries`, the values numbered in `given` being settled."""
+        gates: dict[int, set[int]] = {}
+        for k in entries:
+            alternatives = [
+                {gate for gate, _ in conjunction if gate not in given}
+                for conjunction in self._conditions[self._entries[k].condition]
+                if all(given[gate] in allowed for gate, allowed in conjunction if gate in given)
+            ]
+            if alternatives:  # else it is dead
+                gates[k] = set() if set() in alternatives else set().union(*alternatives)
+        total = 1
+        for group in _components(gates):
+            first = next((k for k in group if not gates[k] and any(k in gates[other] for other in group)), None)
+            if first is None:
+                total *= len(self._entries[group[0]].choice.values)
+                continue
+            rest = [k for k in group if k != first]
+            values = range(len(self._entries[first].choice.values))
+            total *= sum(self._count(rest, {**given, first: index}) for index in values)
+        return total
+
+    def __repr__(self) -> str:
+        lines: dict[tuple[str, tuple[Any, ...]], int] = {}
+        for entry in self._entries:
+            pattern = ".".join("*" if part.isdigit() else part for part in entry.name.split("."))
+            key = (pattern, entry.choice.values)
+            lines[key] = lines.get(key, 0) + 1
+        width = max(len(pattern) for pattern, _ in lines)
+        rows = []
+        for (pattern, values), times in lines.items():
+            several = f"  (x{times})" if times > 1 else ""
+            rows.append(f"  {pattern:<{width}}  {', '.join(map(str, values))}{several}")
+        return "\n".join([f"SearchSpace of {len(self)} choices, {self.size:.3e} networks", *rows])
+
+
+def _components(links: Mapping[int, set[int]]) -> list[list[int]]:
+    """Return the groups of entries that depend on one another."""
+    group_of = {k: [k] for k in links}
+    for k, others in links.items():
+        for other in others:
+            if group_of[k] is not group_of[other]:
+                joined = group_of[k] + group_of[other]
+                for member in joined:
+                    group_of[member] = joined
+    return [sorted(group) for group in {id(group): group for group in group_of.values()}.values()]
+
+
+def search_space(model: nn.Module) -> SearchSpace:
+    """Return the search space of a model: one walk over its modules finds every choice and names it.
+
+    A choice is called by its `name`, else by the shortest attribute path to a module that holds it; wrappers (DDP, compile,
+    EMA) leave no trace in names.
+
+    Raises:
+        ChoiceError: no choices; two of one name; a copy that lost its tie; a choice that stands in another model too.
+    """
+    model = unwrap(model)
+    paths: dict[AnyChoice, list[tuple[str, ...]]] = {}
+    gates: dict[AnyChoice, list[tuple[Gate, ...]]] = {}
+    for choice, path, conditions in holders(model):
+        paths.setdefault(choice, []).append(path)
+        gates.setdefault(choice, []).append(conditions)
+    if not paths:
+        raise ChoiceError(
+            f"{type(model).__name__} has no choices: build it from vitas.nn layers with Choices and Dims of several values"
+        )
+    _refuse_broken_ties(paths)
+    names = {choice: choice.name or ".".join(min(at, key=_length)) for choice, at in paths.items()}
+    _refuse_equal_names(names, paths)
+    for choice in paths:
+        _claim(choice, model, names[choice])
+    ordered = _gates_first(gates)
+    return SearchSpace({names[choice]: (choice, gates[choice]) for choice in ordered})
+
+
+def _length(path: tuple[str, ...]) -> int:
+    return len(path)
+
+
+def _refuse_broken_ties(paths: Mapping[AnyChoice, Sequence[tuple[str, ...]]]) -> None:
+    seen: dict[str, AnyChoice] = {}
+    for choice, at in paths.items():
+        twin = seen.setdefault(choice._origin, choice)
+        if twin is not choice:
+            here, there = ".".join(at[0]), ".".join(paths[twin][0])
+            raise ChoiceError(
+                f"{choice.name or here}: {here} and {there} hold two copies of what was one {choice._kind}; a part of a"
+                " model was copied alone and lost its tie: copy the whole model, or build the part anew with the same object"
+            )
+
+
+def _refuse_equal_names(names: Mapping[AnyChoice, str], paths: Mapping[AnyChoice, Sequence[tuple[str, ...]]]) -> None:
+    seen: dict[str, AnyChoice] = {}
+    for choice, name in names.items():
+        twin = seen.setdefault(name, choice)
+        if twin is not choice:
+            here, there = ".".join(paths[choice][0]), ".".join(paths[twin][0])
+            raise ChoiceError(f"two choices are called {name!r}, at {there} and at {here}; give one another name=")
+
+
+def _claim(choice: AnyChoice, model: nn.Module, name: str) -> None:
+    """Remember which model a choice stands in, and refuse another one that is neither part of it nor around it."""
+    other = choice._model() if choice._model is not None else None
+    if other is not None and other is not model:
+        inside = any(module is model for module in other.modules())
+        around = any(module is other for module in model.modules())
+        if not inside and not around:
+            raise ChoiceError(
+                f"{name} stands in two models ({type(other).__name__} and {type(model).__name__}): activating one would"
+                " change the other; give each its own, for instance by copy.deepcopy(model)"
+            )
+        if inside:
+            return
+    choice._model = weakref.ref(model)
+
+
+def _gates_first(gates: Mapping[AnyChoice, Sequence[tuple[Gate, ...]]]) -> list[AnyChoice]:
+    """Order choices as found, but each after the choices that decide whether it is live."""
+    ordered: dict[AnyChoice, None] = {}
+
+    def place(choice: AnyChoice) -> None:
+        if () not in gates[choice]:
+            for conjunction in gates[choice]:
+                for gate in conjunction:
+                    if gate.choice not in ordered:
+                        place(gate.choice)
+        ordered[choice] = None
+
+    for choice in gates:
+        if choice not in ordered:
+            place(choice)
+    return list(ordered)

@@ -1,0 +1,250 @@
+"""The DeiT family as one searchable model."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from torch import Tensor
+
+from vitas import plain
+from vitas.choice import Choice, Dim, as_choice
+from vitas.cost import Cost
+from vitas.errors import ChoiceError, one_of
+from vitas.nn import (
+    CyclicLinear,
+    DropPath,
+    ElasticAttention,
+    ElasticLayerNorm,
+    ElasticMlp,
+    ElasticPatchEmbed,
+    LayerScale,
+    ShiftableIdentity,
+)
+from vitas.nn.base import cost_of, exported, like, params_of
+from vitas.nn.embed import Table, active_table, make_table, patch_count
+from vitas.sharing import Sharing
+from vitas.space import holders, search_space
+
+Count = int | Iterable[int] | Choice[int]
+Width = int | Iterable[int] | Dim
+Ratio = float | Iterable[float] | Choice[float]
+T = TypeVar("T")
+V = TypeVar("V", int, float)
+
+
+class DeiTSuperformer(plain.VisionTransformer):
+    """Vision Transformer (DeiT) whose patch size, width, depth, heads, q/k/v widths and MLP widths can be searched.
+
+    Wherever several values are given, a choice is made: one for the whole model for `embed_dim`, `patch_size` and `depth`,
+    one for each block for the others. A Choice or Dim object is used as it is, by every block alike. With plain ints this
+    is timm's model: same outputs, same checkpoint keys.
+
+    Shapes: (B, C, H, W) -> (B, classes); while training a distilled model with `distilled_training`, a pair of them.
+    Cost: patches, blocks and classifier of the active subnet in MACs; see `cost`.
+    Source: space and private parameters, public ViTAS code (Su et al., July 2021); plain model, timm 1.0.23.
+
+    Args:
+        img_size: Height and width in pixels, or one int for both; every patch size has to divide it.
+        patch_size: Pixels of a patch's side; each gets its own projection, class token and positions.
+        in_chans: Image channels.
+        num_classes: Classes; 0: no classifier.
+        global_pool: "token" (class token) or "avg" (mean over the patches).
+        embed_dim: Width of the residual stream.
+        depth: Number of blocks; several values, without gaps, let the last blocks be left out.
+        num_heads: Heads of a block.
+        qkv_dim: Width of q, k and v each, regrouped into the active heads; None: `head_dim` channels a head.
+        head_dim: Channels of each head, where `qkv_dim` is None; None: the largest width over the most heads.
+        mlp_dim: Hidden width of the MLP; None: from `mlp_ratio`.
+        mlp_ratio: Hidden width as int(embed_dim * ratio), where `mlp_dim` is None.
+        private: None, "qk" or "v": which of q, k, v have a copy for each head count.
+        qkv_bias: Whether q, k, v have a bias.
+        qk_norm: Whether each head's q and k pass a layer norm.
+        init_values: Starting gain of LayerScale; None: no LayerScale.
+        distilled: Adds a distillation token with a classifier of its own.
+        fc_norm: Whether the last norm comes after pooling; None: with "avg", as in timm.
+        proj_drop_rate: Dropout after the projections of attention and MLP.
+        attn_drop_rate: Dropout on the attention weights.
+        drop_path_rate: Stochastic depth of the last block that runs, rising from 0.
+        norm_eps: Added to variances in the blocks.
+        final_norm_eps: Added to the variance in the last norm; None: `norm_eps`.
+        sharing: Which channels a width uses, see vitas.sharing.
+        depth_p: Depth law, see ShiftableIdentity.
+        shift: Identity shifting, see ShiftableIdentity.
+
+    Raises:
+        ChoiceError: values that are not positive numbers, patches that do not divide the image, heads that do not divide the
+            q/k/v width, a depth with gaps, an unknown pooling.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: Count = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        embed_dim: Width = 768,
+        depth: int | Iterable[int] = 12,
+        num_heads: Count = 12,
+        *,
+        qkv_dim: Width | None = None,
+        head_dim: int | None = None,
+        mlp_dim: Width | None = None,
+        mlp_ratio: Ratio = 4.0,
+        private: str | None = None,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        init_values: float | None = None,
+        distilled: bool = False,
+        fc_norm: bool | None = None,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+        final_norm_eps: float | None = None,
+        sharing: Sharing = "cyclic",
+        depth_p: float | Sequence[float] | None = None,
+        shift: bool = True,
+    ) -> None:
+        _check_pooling(global_pool, distilled)
+        min_depth, slots = _depths(depth)
+        width = _dim(embed_dim, "embed_dim", sharing)
+        patch = _choice(patch_size, "patch_size")
+        num_heads, qkv_dim = _reusable(num_heads), _reusable(qkv_dim)
+        mlp_dim, mlp_ratio = _reusable(mlp_dim), _reusable(mlp_ratio)
+
+        def block(slot: int) -> plain.Block:
+            heads = _dim(num_heads, f"blocks.{slot}.num_heads", sharing)
+            qkv = None if qkv_dim is None else _dim(qkv_dim, f"blocks.{slot}.qkv_dim", sharing)
+            if mlp_dim is None:
+                hidden = _choice(mlp_ratio, f"blocks.{slot}.mlp_ratio") * width
+            else:
+                hidden = _dim(mlp_dim, f"blocks.{slot}.mlp_dim", sharing)
+            attention = ElasticAttention(
+                width,
+                heads,
+                head_dim=head_dim,
+                qkv_dim=qkv,
+                private=private,
+                qkv_bias=qkv_bias,
+                qk_norm=qk_norm,
+                attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate,
+            )
+            return plain.Block(
+                ElasticLayerNorm(width, norm_eps),
+                attention,
+                ElasticLayerNorm(width, norm_eps),
+                ElasticMlp(width, hidden, drop=proj_drop_rate),
+                *(None if init_values is None else LayerScale(width, init_values) for _ in range(2)),
+                *(DropPath() if drop_path_rate else None for _ in range(2)),
+            )
+
+        patch_embed = ElasticPatchEmbed(img_size, patch, in_chans, width)
+        blocks = ShiftableIdentity(map(block, range(slots)), min_depth=min_depth, p=depth_p, shift=shift)
+        blocks.lay_drop_path(drop_path_rate)
+        last_norm = ElasticLayerNorm(width, norm_eps if final_norm_eps is None else final_norm_eps)
+        after_pooling = global_pool == "avg" if fc_norm is None else fc_norm
+
+        def head() -> CyclicLinear | None:
+            return CyclicLinear(width, num_classes) if num_classes else None
+
+        tokens = 2 if distilled else 1
+
+        def table(length: Callable[[int], int]) -> Table:
+            return make_table(patch, width, length)
+
+        super().__init__(
+            patch_embed,
+            table(lambda patch: 1),
+            table(lambda patch: tokens + patch_count(patch_embed.img_size, patch)),
+            blocks,
+            norm=None if after_pooling else last_norm,
+            fc_norm=last_norm if after_pooling else None,
+            head=head(),
+            dist_token=table(lambda patch: 1) if distilled else None,
+            head_dist=head() if distilled else None,
+            global_pool=global_pool,
+        )
+        self.embed_dim, self.patch_size, self.num_classes = width, patch, num_classes
+        if shift:
+            self.depth = blocks.depth
+        self.reset_parameters()
+
+    def tables(self) -> dict[str, Tensor]:
+        """Return class token, distillation token (if any) and positions in use, (1, ..., D) each; nothing else slices."""
+        stored: dict[str, Table] = super().tables()  # type: ignore[assignment]
+        return {name: active_table(table, self.patch_size, self.embed_dim) for name, table in stored.items()}
+
+    active_weights = tables
+
+    def cost(self, tokens: Cost | None = None, *, convention: str = "exact") -> Cost:
+        """Return the multiply-adds for one image.
+
+        Args:
+            tokens: Not used; the image gives the tokens.
+            convention: "exact": what runs. "vitas": as the authors count: no class token in the blocks, the
+                classifier charged for every patch.
+
+        Raises:
+            ChoiceError: another convention.
+        """
+        if convention not in ("exact", "vitas"):
+            raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
+        exact = convention == "exact"
+        patches = self.patch_embed.tokens()  # type: ignore[operator]
+        cost = cost_of(self.patch_embed, patches).under("patch_embed")
+        cost += cost_of(self.blocks, patches + self.num_prefix_tokens if exact else patches).under("blocks")
+        cost += cost_of(self.head, Cost(1) if exact else patches).under("head")
+        if self.distilled:
+            cost += cost_of(self.head_dist, Cost(1) if exact else patches).under("head_dist")
+        return cost
+
+    def param_count(self) -> Cost:
+        """Return the active parameters."""
+        lengths = self.patch_embed.tokens() + self.num_prefix_tokens * 2  # type: ignore[operator]
+        modules = (child for name, child in self.named_children() if name not in ("cls_token", "dist_token", "pos_embed"))
+        return sum((params_of(module) for module in modules), Cost(lengths * self.embed_dim))
+
+    def export(self) -> plain.VisionTransformer:
+        """Return the plain Vision Transformer of the active subnet with its own copy of the weights."""
+        tables = {name: table.detach().clone() for name, table in self.tables().items()}
+        parts = {name: exported(child) for name, child in self.named_children() if name not in tables}
+        model = plain.VisionTransformer(**parts, **tables, global_pool=self.global_pool)  # type: ignore[arg-type]
+        for name in tables:
+            stored = next(p for key, p in self.named_parameters() if key.split(".")[0] == name)
+            getattr(model, name).requires_grad_(stored.requires_grad)
+        model.distilled_training = self.distilled_training
+        return like(self, model)
+
+    def extra_repr(self) -> str:
+        return f"active: {search_space(self).active()!r}" if any(holders(self)) else ""
+
+
+def _check_pooling(global_pool: str, distilled: bool) -> None:
+    if global_pool not in ("token", "avg"):
+        raise ChoiceError(f"global_pool: {one_of(['token', 'avg'], global_pool)}")
+    if distilled and global_pool != "token":
+        raise ChoiceError("global_pool: a distilled model classifies from its tokens, got 'avg'")
+
+
+def _depths(depth: int | Iterable[int]) -> tuple[int, int]:
+    """Return the smallest and largest number of blocks."""
+    values = as_choice(depth, "depth").values if isinstance(depth, int) else Choice(depth, name="depth").values
+    if list(values) != list(range(values[0], values[-1] + 1)) or values[0] < 1:
+        raise ChoiceError(f"depth: expected positive ints without gaps, got {', '.join(map(str, values))}")
+    return values[0], values[-1]
+
+
+def _reusable(values: T) -> T:
+    """Return a list in place of an iterator, since every block reads it."""
+    return list(values) if isinstance(values, Iterable) else values  # type: ignore[return-value]
+
+
+def _choice(values: "V | Iterable[V] | Choice[V]", name: str) -> "Choice[V]":
+    return Choice(values, name=name) if isinstance(values, Iterable) else as_choice(values, name)
+
+
+def _dim(values: "int | Iterable[int] | Choice[int]", name: str, sharing: Sharing) -> Dim:
+    if isinstance(values, Choice):
+        return values  # type: ignore[return-value]
+    return Dim(values if isinstance(values, Iterable) else [values], sharing=sharing, name=name)
