@@ -417,7 +417,7 @@ def search_space(model: nn.Module) -> SearchSpace:
             f"{type(model).__name__} has no choices: build it from vitas.nn layers with Choices and Dims of several values"
         )
     _refuse_broken_ties(paths)
-    names = {choice: choice.name or ".".join(min(at, key=_length)) for choice, at in paths.items()}
+    names = {choice: choice.name or _shortest(at) for choice, at in paths.items()}
     _refuse_equal_names(names, paths)
     for choice in paths:
         _claim(choice, model, names[choice])
@@ -425,8 +425,9 @@ def search_space(model: nn.Module) -> SearchSpace:
     return SearchSpace({names[choice]: (choice, gates[choice]) for choice in ordered})
 
 
-def _length(path: tuple[str, ...]) -> int:
-    return len(path)
+def _shortest(paths: list[tuple[str, ...]]) -> str:
+    path = min(paths, key=lambda path: len(path))
+    return ".".join(path)
 
 
 def _refuse_broken_ties(paths: Mapping[AnyChoice, Sequence[tuple[str, ...]]]) -> None:
