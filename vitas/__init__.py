@@ -2,6 +2,7 @@
 
 from vitas import nn, plain, sharing, superformer
 from vitas.choice import Choice, Dim
+from vitas.cost import FlopCount, count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, VitasError
 from vitas.export import export_subnet
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, sample_subnet, use_subnet
@@ -16,12 +17,15 @@ __all__ = [
     "Choice",
     "ChoiceError",
     "Dim",
+    "FlopCount",
     "SearchSpace",
     "Subnet",
     "SubnetSampler",
     "VitasError",
     "activate_subnet",
     "active_subnet",
+    "count_flops",
+    "count_params",
     "create_superformer",
     "export_subnet",
     "list_superformers",

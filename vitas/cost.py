@@ -7,14 +7,20 @@ or numpy integers. The unit is multiply-adds (MACs), which the ViT literature an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from vitas import plain
 from vitas.choice import Choice
+from vitas.errors import ChoiceError, VitasError, one_of
+from vitas.space import holders, search_space, unwrap
+from vitas.subnet import Number
 
 Bases = tuple[Choice[Any], ...]
 
@@ -148,12 +154,86 @@ class FlopCount:
 NOT_COUNTED = ("bias", "layer norm", "softmax", "activation", "scaling", "residual add", "positions", "pooling")
 
 
-def flop_count(cost: Cost, indices: Mapping[Choice[Any], int]) -> FlopCount:
-    """Return the count of one subnet, with its parts."""
+def product_of(*counts: int | Choice[Any]) -> Cost:
+    """Return the product of ints and Dims as a Cost: the parameters of a tensor of that shape."""
+    return math.prod((Cost(count) for count in counts), start=Cost(1))
+
+
+_SAME_TOKENS = (plain.Block, plain.Blocks, plain.Mlp, nn.Sequential)
+_FREE = (nn.LayerNorm, plain.LayerScale)
+
+
+def cost_of(module: nn.Module, tokens: Cost) -> Cost:
+    """Return the multiply-adds of a layer, or of a container that hands all its tokens to each of its layers.
+
+    Raises:
+        VitasError: a module that states no cost and is no container of vitas.plain or Sequential.
+    """
+    module = unwrap(module)
+    if hasattr(module, "cost"):
+        return module.cost(tokens)  # type: ignore[no-any-return, operator]
+    if isinstance(module, _FREE) or not any(True for _ in module.parameters()):
+        return Cost()
+    if type(module) is nn.Linear:
+        return (tokens * module.in_features * module.out_features).named("linear")
+    if isinstance(module, _SAME_TOKENS):
+        return sum((cost_of(child, tokens).under(name) for name, child in module.named_children()), Cost())
+    raise VitasError(f"{type(module).__name__} states no cost: give it a method cost(tokens) -> vitas.cost.Cost")
+
+
+def params_of(module: nn.Module) -> Cost:
+    """Return the active parameters of a module; what no elastic layer owns counts whole."""
+    module = unwrap(module)
+    if hasattr(module, "param_count"):
+        return module.param_count()  # type: ignore[no-any-return, operator]
+    own = Cost(sum(parameter.numel() for parameter in module.parameters(recurse=False)))
+    return sum((params_of(child).under(name) for name, child in module.named_children()), own)
+
+
+def _indices(model: nn.Module, subnet: Mapping[str, Number] | None) -> Mapping[Choice[Any], int]:
+    """Return the number of every choice's value in `subnet`, or in the active one."""
+    if subnet is None or (not subnet and not any(True for _ in holders(model))):
+        return _ActiveIndices()
+    return search_space(model).indices(subnet)
+
+
+def count_flops(model: nn.Module, subnet: Mapping[str, Number] | None = None, *, convention: str = "exact") -> FlopCount:
+    """Return the multiply-adds of a subnet for one image, whichever attention kernel runs.
+
+    Args:
+        model: A model that states its cost, such as a superformer; possibly wrapped by DDP or torch.compile.
+        subnet: A subnet of its space; None: the active one.
+        convention: "exact": all linear layers, convolutions and matrix products that run. "vitas" (DeiT only): as the
+            method's authors count, see DeiTSuperformer.cost.
+
+    Raises:
+        ChoiceError: not a subnet of the model's space, or another convention.
+        VitasError: a model that states no cost.
+    """
+    if convention not in ("exact", "vitas"):
+        raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
+    model = unwrap(model)
+    state_cost = getattr(model, "cost", None)
+    if state_cost is None:
+        raise VitasError(f"{type(model).__name__} states no cost: give it a method cost() -> vitas.cost.Cost")
+    cost: Cost = state_cost() if convention == "exact" else state_cost(convention=convention)
     by_operator: dict[str, int] = {}
     by_module: dict[str, int] = {}
-    for path, operator, amount in cost.parts(indices):
+    for path, operator, amount in cost.parts(_indices(model, subnet)):
         if amount:
             by_operator[operator] = by_operator.get(operator, 0) + amount
             by_module[path] = by_module.get(path, 0) + amount
     return FlopCount(sum(by_module.values()), by_operator, by_module, NOT_COUNTED)
+
+
+def count_params(model: nn.Module, subnet: Mapping[str, Number] | None = None) -> int:
+    """Return the number of parameters of a subnet: those of its export.
+
+    Args:
+        model: A model with or without elastic layers, possibly wrapped by DDP or torch.compile.
+        subnet: A subnet of its space; None: the active one.
+
+    Raises:
+        ChoiceError: not a subnet of the model's space.
+    """
+    return params_of(model).at(_indices(unwrap(model), subnet))

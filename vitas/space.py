@@ -344,6 +344,14 @@ class SearchSpace:
             indices[k] = int(numbers[k])
         return self._subnet(indices)
 
+    def indices(self, subnet: Mapping[str, Number]) -> dict[AnyChoice, int]:
+        """Return the number of each choice's value; 0 for choices that are not live.
+
+        Raises:
+            ChoiceError: not a subnet of this space.
+        """
+        return {choice: max(i, 0) for choice, i in zip(self._choices, self._encoded(Subnet(subnet)), strict=True)}
+
     @cached_property
     def size(self) -> int:
         """Exact number of distinct networks."""

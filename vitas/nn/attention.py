@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vitas import plain
 from vitas.choice import Choice, Dim, as_choice, as_dim, take
-from vitas.cost import Cost
+from vitas.cost import Cost, cost_of, params_of, product_of
 from vitas.errors import ChoiceError, one_of
-from vitas.nn.base import cost_of, exported, filled, like, params_of, product_of
+from vitas.nn.base import exported, filled, like
 from vitas.nn.linear import CyclicLinear, check_channels
 from vitas.nn.private import Private
 

@@ -1,73 +1,26 @@
-"""What every elastic layer offers, and how containers of layers add it up.
+"""What every elastic layer offers, and how a model made of them is exported.
 
 An elastic layer holds Choices and has
     active_weights()  the part of its weights in use, by name: the one place that slices, for forward and export alike;
     cost(tokens)      its multiply-adds as a Cost;
     param_count()     its active parameters as a Cost;
     export()          the plain layer of the active subnet, with its own copy of the weights.
-Containers need none of these: `cost_of`, `params_of` and `exported` walk through them.
+Containers need none of these: `vitas.cost.cost_of`, `vitas.cost.params_of` and `exported` walk through them.
 """
 
 import copy
-import math
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vitas import plain
 from vitas.choice import Choice, Dim
-from vitas.cost import Cost
-from vitas.errors import ExportError, VitasError
+from vitas.errors import ExportError
 from vitas.space import held, unwrap
 
 M = TypeVar("M", bound=nn.Module)
-
-
-@runtime_checkable
-class Elastic(Protocol):
-    """A layer that states its cost and exports itself."""
-
-    def cost(self, tokens: Cost) -> Cost:
-        """Return the multiply-adds for `tokens` tokens (output positions of a convolution)."""
-
-    def param_count(self) -> Cost:
-        """Return the number of active parameters."""
-
-    def export(self) -> nn.Module:
-        """Return the plain layer of the active subnet."""
-
-
-_SAME_TOKENS = (plain.Block, plain.Blocks, plain.Mlp, nn.Sequential)
-_FREE = (nn.LayerNorm, plain.LayerScale)
-
-
-def cost_of(module: nn.Module, tokens: Cost) -> Cost:
-    """Return the multiply-adds of a layer, or of a container that hands all its tokens to each of its layers.
-
-    Raises:
-        VitasError: a module that states no cost and is no container of vitas.plain or Sequential.
-    """
-    module = unwrap(module)
-    if isinstance(module, Elastic):
-        return module.cost(tokens)
-    if isinstance(module, _FREE) or not any(True for _ in module.parameters()):
-        return Cost()
-    if type(module) is nn.Linear:
-        return (tokens * module.in_features * module.out_features).named("linear")
-    if isinstance(module, _SAME_TOKENS):
-        return sum((cost_of(child, tokens).under(name) for name, child in module.named_children()), Cost())
-    raise VitasError(f"{type(module).__name__} states no cost: give it a method cost(tokens) -> vitas.cost.Cost")
-
-
-def params_of(module: nn.Module) -> Cost:
-    """Return the active parameters of a module; what no elastic layer owns counts whole."""
-    module = unwrap(module)
-    if hasattr(module, "param_count"):
-        return module.param_count()  # type: ignore[no-any-return, operator]
-    own = Cost(sum(parameter.numel() for parameter in module.parameters(recurse=False)))
-    return sum((params_of(child).under(name) for name, child in module.named_children()), own)
 
 
 def exported(module: M) -> nn.Module:
@@ -134,8 +87,3 @@ def like(source: nn.Module, target: M) -> M:
     """Return `target` in the training mode of `source`, its children as they are."""
     target.training = source.training
     return target
-
-
-def product_of(*counts: int | Choice[Any]) -> Cost:
-    """Return the product of ints and Dims as a Cost: the parameters of a tensor of that shape."""
-    return math.prod((Cost(count) for count in counts), start=Cost(1))

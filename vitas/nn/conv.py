@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas.choice import Dim, as_dim, take
-from vitas.cost import Cost
+from vitas.cost import Cost, product_of
 from vitas.errors import ChoiceError
-from vitas.nn.base import filled, product_of
+from vitas.nn.base import filled
 from vitas.nn.linear import check_channels
 
 

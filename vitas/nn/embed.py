@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from vitas import plain
 from vitas.choice import Choice, Dim, as_choice, as_dim
-from vitas.cost import Cost
+from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, ShapeError
-from vitas.nn.base import cost_of, exported, filled, like, params_of
+from vitas.nn.base import exported, filled, like
 from vitas.nn.conv import ElasticConv2d
 from vitas.nn.private import Private
 

@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vitas import plain
 from vitas.choice import Choice
-from vitas.cost import Cost
+from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError
-from vitas.nn.base import cost_of, exported, like, params_of
+from vitas.nn.base import exported, like
 from vitas.space import Gate, State
 
 T = TypeVar("T")

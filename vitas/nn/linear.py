@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas.choice import Dim, as_dim, take
-from vitas.cost import Cost
+from vitas.cost import Cost, product_of
 from vitas.errors import ShapeError
-from vitas.nn.base import filled, product_of
+from vitas.nn.base import filled
 
 
 class CyclicLinear(nn.Linear):

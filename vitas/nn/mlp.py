@@ -6,8 +6,8 @@ from torch import nn
 
 from vitas import plain
 from vitas.choice import Dim
-from vitas.cost import Cost
-from vitas.nn.base import cost_of, exported, like, params_of
+from vitas.cost import Cost, cost_of, params_of
+from vitas.nn.base import exported, like
 from vitas.nn.linear import CyclicLinear
 
 

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitas.choice import Choice
-from vitas.cost import Cost
+from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError
-from vitas.nn.base import cost_of, exported, params_of
+from vitas.nn.base import exported
 from vitas.space import Gate
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitas import plain
 from vitas.choice import Choice, Dim, as_choice
-from vitas.cost import Cost
+from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, one_of
 from vitas.nn import (
     CyclicLinear,
@@ -19,7 +19,7 @@ from vitas.nn import (
     LayerScale,
     ShiftableIdentity,
 )
-from vitas.nn.base import cost_of, exported, like, params_of
+from vitas.nn.base import exported, like
 from vitas.nn.embed import Table, active_table, make_table, patch_count
 from vitas.sharing import Sharing
 from vitas.space import holders, search_space
