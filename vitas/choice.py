@@ -55,7 +55,7 @@ class Choice(Generic[V]):
 
     def _build(self) -> None:
         """Make what copies and pickles leave out."""
-        self._products: weakref.WeakSet[_Product] = weakref.WeakSet()
+        self._followers: list[weakref.ref[Any]] = []  # products and private copies: they have a _refresh()
         self._model: weakref.ref[Any] | None = None
         self._index_of: dict[Any, int] = {value: index for index, value in enumerate(self.values)}
         self._marks = self._make_marks()
@@ -66,7 +66,7 @@ class Choice(Generic[V]):
             return ([None] * len(self.values),)
         return ([mark(int(value)) for value in self.values],)
 
-    _left_out = ("_products", "_model", "_index_of", "_marks", "_mark")
+    _left_out = ("_followers", "_model", "_index_of", "_marks", "_mark")
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in self._left_out}
@@ -131,8 +131,14 @@ class Choice(Generic[V]):
     def _set(self, index: int) -> None:
         self._index = index
         self._mark = self._marks[0][index]
-        for dim in self._products:
-            dim._refresh()
+        for follower in self._followers:
+            if (it := follower()) is not None:
+                it._refresh()
+
+    def _follow(self, follower: Any) -> None:
+        """Let `follower` be refreshed whenever another value becomes active."""
+        self._followers = [ref for ref in self._followers if ref() is not None]
+        self._followers.append(weakref.ref(follower))
 
     @property
     def bases(self) -> "tuple[Choice[Any], ...]":
@@ -221,8 +227,9 @@ class Dim(Choice[int]):
     def _set(self, index: int) -> None:
         self._index = index
         self._mark = self._marks[self._side][index]
-        for dim in self._products:
-            dim._refresh()
+        for follower in self._followers:
+            if (it := follower()) is not None:
+                it._refresh()
 
     @property
     def side(self) -> str:
@@ -358,7 +365,7 @@ class _Product(Dim):
             weights[count] = weights.get(count, 0.0) + p
         whole = sorted(weights)
         self._position = {indices: whole.index(count) for indices, count in counts.items()}
-        self._refuse_equal_products()
+        self._refuse_equal_followers()
         self.values = tuple(count * scale for count in whole)
         self.p = tuple(weights[count] for count in whole)
         follows = bases[0] if len(bases) == 1 and isinstance(bases[0], Dim) else None
@@ -368,7 +375,7 @@ class _Product(Dim):
         self._index = len(whole) - 1
         self._build()
 
-    def _refuse_equal_products(self) -> None:
+    def _refuse_equal_followers(self) -> None:
         """One network, one subnet: no two values of a factor may give one count, the other factors being equal."""
         for axis, base in enumerate(self._bases):
             seen: dict[tuple[Any, ...], Any] = {}
@@ -397,7 +404,7 @@ class _Product(Dim):
     def _build(self) -> None:
         super()._build()
         for base in self._bases:
-            base._products.add(self)
+            base._follow(self)
         self._refresh()
 
     def _refresh(self) -> None:

@@ -7,7 +7,7 @@ checkpoint keys are timm's (timm 1.0.23, `timm/models/vision_transformer.py`).
 Letters: B images, C channels, H x W pixels, P patch size, N tokens, D embedding width, h heads, d width of q, k and v each.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -165,18 +165,10 @@ class Blocks(nn.Sequential):
 
     grad_checkpointing = False
 
-    def running(self) -> Iterable[nn.Module]:
-        """Return the blocks that a forward pass runs, in order."""
-        return self
-
-    def recomputed(self, block: nn.Module, x: Tensor) -> Tensor:
-        """Run a block without keeping its activations."""
-        return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
-
     def forward(self, x: Tensor) -> Tensor:
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
-        for block in self.running():
-            x = self.recomputed(block, x) if recompute else block(x)
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
 
 
@@ -304,11 +296,14 @@ class VisionTransformer(nn.Module):
         names = ("cls_token", "dist_token", "pos_embed") if self.distilled else ("cls_token", "pos_embed")
         return {name: getattr(self, name) for name in names}
 
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the tokens that enter the blocks: (B, C, H, W) -> (B, T + N, D)."""
+        *tokens, pos_embed = self.tables().values()
+        return add_tokens(self.patch_embed(x), tokens, pos_embed)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Return all tokens after the last norm: (B, C, H, W) -> (B, T + N, D)."""
-        *tokens, pos_embed = self.tables().values()
-        x = add_tokens(self.patch_embed(x), tokens, pos_embed)
-        return self.norm(self.blocks(x))  # type: ignore[no-any-return]
+        return self.norm(self.blocks(self.embed(x)))  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Pool and classify: (B, T + N, D) -> (B, classes), or (B, D) with `pre_logits`."""
@@ -323,7 +318,8 @@ class VisionTransformer(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return self.forward_head(self.forward_features(x))
+        x = self.blocks(self.embed(x))
+        return self.forward_head(self.norm(x))
 
     def reset_parameters(self) -> None:
         """Draw fresh weights: truncated normal (std 0.02) for linear layers and positions, as timm does."""

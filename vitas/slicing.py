@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable, but torch._dynamo is imported at the first call
 
 from vitas.errors import CheckpointError
 
@@ -32,6 +33,18 @@ def mark(*numbers: int) -> Tensor:
     tensor = torch.empty(*(number + _OFFSET for number in numbers), 0, device="cpu")
     maybe_mark_dynamic(tensor, list(range(len(numbers))))
     return tensor
+
+
+outside_graphs = _disable_dynamo
+"""Decorator of functions that torch.compile leaves alone; with recursive=False what they call is compiled."""
+
+
+@outside_graphs
+def mark_sizes(tensor: Tensor) -> None:
+    """Tell torch.compile that every size of an activation but the first (the batch) may change with the subnet."""
+    from torch._dynamo import maybe_mark_dynamic
+
+    maybe_mark_dynamic(tensor, list(range(1, tensor.ndim)))
 
 
 def marked(tensor: Tensor, position: int) -> int:

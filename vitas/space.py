@@ -168,8 +168,13 @@ class SearchSpace:
     # -- which choices live ------------------------------------------------------------------------------------------
 
     def _is_true(self, condition: int, indices: Sequence[int]) -> bool:
-        alternatives = self._conditions[condition]
-        return any(all(indices[k] in allowed for k, allowed in conjunction) for conjunction in alternatives)
+        for conjunction in self._conditions[condition]:
+            for k, allowed in conjunction:
+                if indices[k] not in allowed:
+                    break
+            else:
+                return True
+        return False
 
     def _walk(self, indices: list[int]) -> Iterator[tuple[int, _Entry]]:
         """Yield the live entries in order; the caller fills in `indices` (-1 so far) as it goes."""

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from math import comb
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,6 +15,7 @@ from vitas.choice import Choice
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError
 from vitas.nn.base import exported, like
+from vitas.slicing import mark_sizes, outside_graphs
 from vitas.space import Gate, State
 
 T = TypeVar("T")
@@ -84,9 +86,20 @@ class ShiftableIdentity(plain.Blocks):
         """Say whether a slot runs in the active subnet."""
         return slot < self.depth.active if self.shift else bool(self.use[slot].active)
 
-    def running(self) -> Iterable[nn.Module]:
+    @outside_graphs
+    def running(self) -> Sequence[nn.Module]:
         """Return the blocks that run, in order."""
         return [block for slot, block in enumerate(self) if self.runs(slot)]
+
+    @outside_graphs(recursive=False)
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks of the active subnet; torch.compile compiles a block, not the row, so depth adds no graphs."""
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        for block in self.running():
+            mark_sizes(x)
+            x = self.recomputed(block, x) if recompute else block(x)
+        mark_sizes(x)
+        return x
 
     def recomputed(self, block: nn.Module, x: Tensor) -> Tensor:
         """Run a block without keeping its activations; the recomputation runs the same subnet, whatever is active then."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitas.choice import Choice
@@ -27,14 +28,31 @@ class Private(nn.ModuleDict):
         ChoiceError: a choice whose values are not ints.
     """
 
+    _chosen: nn.Module
+
     def __init__(self, choice: Choice[int], make: Callable[[int], nn.Module]) -> None:
         if not all(isinstance(value, int) for value in choice.values):
             raise ChoiceError(f"{choice.label}: private copies need a choice of ints, got {choice.values}")
         super().__init__({str(value): make(value) for value in choice.values})
         self.choice = choice
+        self._follow()
+
+    def _follow(self) -> None:
+        self.choice._follow(self)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        # Not a registered child: torch.compile takes its weights as inputs, so that one graph serves every copy.
+        self.__dict__["_chosen"] = self[str(self.choice.values[self.choice._index])]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._follow()
 
     def chosen(self) -> nn.Module:
         """Return the copy of the active value."""
+        if torch.compiler.is_compiling():
+            return self._chosen
         return self[str(self.choice.active)]
 
     def gate_of(self, name: str) -> Gate:

@@ -22,6 +22,7 @@ from vitas.nn import (
 from vitas.nn.base import exported, like
 from vitas.nn.embed import Table, active_table, make_table, patch_count
 from vitas.sharing import Sharing
+from vitas.slicing import outside_graphs
 from vitas.space import holders, search_space
 
 Count = int | Iterable[int] | Choice[int]
@@ -176,6 +177,11 @@ class DeiTSuperformer(plain.VisionTransformer):
         return {name: active_table(table, self.patch_size, self.embed_dim) for name, table in stored.items()}
 
     active_weights = tables
+
+    @outside_graphs
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the tokens that enter the blocks; not compiled, since each patch size would be a graph of its own."""
+        return super().embed(x)
 
     def cost(self, tokens: Cost | None = None, *, convention: str = "exact") -> Cost:
         """Return the multiply-adds for one image.
