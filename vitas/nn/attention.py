@@ -39,6 +39,7 @@ class ElasticAttention(plain.Attention):
         qk_norm: Whether each head's q and k pass a layer norm; needs heads of one width.
         attn_drop: Dropout on the attention weights.
         proj_drop: Dropout on the output.
+        norm_eps: Added to the variance in the norms of q and k.
 
     Raises:
         ChoiceError: heads that do not divide the width, `head_dim` together with `qkv_dim`, private copies for a single head
@@ -57,6 +58,7 @@ class ElasticAttention(plain.Attention):
         qk_norm: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        norm_eps: float = 1e-5,
     ) -> None:
         dim, heads = as_dim(dim, "dim"), as_choice(num_heads, "num_heads")
         if qkv_dim is None:
@@ -70,7 +72,7 @@ class ElasticAttention(plain.Attention):
             head_widths = _head_widths(inner, heads)
         if qk_norm and len(head_widths) > 1:
             raise ChoiceError(f"qk_norm: needs heads of one width, got {sorted(head_widths)}; give head_dim, not qkv_dim")
-        q_norm, k_norm = (nn.LayerNorm(min(head_widths)) if qk_norm else None for _ in "qk")
+        q_norm, k_norm = (nn.LayerNorm(min(head_widths), norm_eps) if qk_norm else None for _ in "qk")
         if private is None:
             qkv: nn.Module = StackedLinear(dim, inner, 3, qkv_bias)
         else:

@@ -130,6 +130,7 @@ class DeiTSuperformer(plain.VisionTransformer):
                 qk_norm=qk_norm,
                 attn_drop=attn_drop_rate,
                 proj_drop=proj_drop_rate,
+                norm_eps=norm_eps,
             )
             return plain.Block(
                 ElasticLayerNorm(width, norm_eps),

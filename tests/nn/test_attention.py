@@ -1,0 +1,181 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.contract import Contract, randomize
+from vitas import Choice, ChoiceError, Dim
+from vitas.nn import ElasticAttention
+from vitas.nn.private import Private
+
+
+def attend(q, k, v, heads):
+    """Plain attention in the textbook's form, with the true head width in the scale; (B, N, d) each."""
+    B, N, d = q.shape
+    q, k, v = (t.view(B, N, heads, d // heads).transpose(1, 2) for t in (q, k, v))
+    weights = (q @ k.transpose(-2, -1) / (d // heads) ** 0.5).softmax(-1)
+    return (weights @ v).transpose(1, 2).reshape(B, N, d)
+
+
+def part(layer, number, rows, columns):
+    """One of the stacked weights, cut by indexing."""
+    size = layer.out_dim.largest
+    weight, bias = layer.weight[number * size : (number + 1) * size], layer.bias[number * size : (number + 1) * size]
+    return weight[rows][:, columns], bias[rows]
+
+
+class AttentionContract(Contract):
+    tokens = 5
+
+    def inputs(self, layer):
+        return torch.randn(2, 5, layer.dim.active)
+
+
+class TestFixedHeadDim(AttentionContract):
+    def build(self, sharing):
+        dim, heads = Dim([6, 8], sharing=sharing), Dim([1, 2, 3], sharing=sharing)
+        return ElasticAttention(dim, heads, head_dim=4), [dim, heads]
+
+    def reference(self, layer, x):
+        d, rows = layer.dim.channels(), layer.qkv_dim.channels()
+        q, k, v = (F.linear(x, *part(layer.qkv, number, rows, d)) for number in range(3))
+        x = attend(q, k, v, layer.num_heads.active)
+        return F.linear(x, layer.proj.weight[d][:, rows], layer.proj.bias[d])
+
+
+class TestSearchedWidth(TestFixedHeadDim):
+    def build(self, sharing):
+        dim, heads, qkv = Dim([6, 8], sharing=sharing), Choice([2, 4]), Dim([4, 8, 12], sharing=sharing)
+        return ElasticAttention(dim, heads, qkv_dim=qkv), [dim, heads, qkv]
+
+
+class TestPrivateQK(AttentionContract):
+    def build(self, sharing):
+        dim, heads, qkv = Dim([6, 8], sharing=sharing), Choice([2, 4]), Dim([4, 8, 12], sharing=sharing)
+        return ElasticAttention(dim, heads, qkv_dim=qkv, private="qk"), [dim, heads, qkv]
+
+    def reference(self, layer, x):
+        d, rows = layer.dim.channels(), layer.qkv_dim.channels()
+        own = layer.qkv.qk[str(layer.num_heads.active)]
+        q, k = (F.linear(x, *part(own, number, rows, d)) for number in range(2))
+        v = F.linear(x, *part(layer.qkv.v, 0, rows, d))
+        x = attend(q, k, v, layer.num_heads.active)
+        return F.linear(x, layer.proj.weight[d][:, rows], layer.proj.bias[d])
+
+    def test_copies_of_other_head_counts_get_no_gradient(self):
+        layer, (_, heads, _) = self.build("cyclic")
+        heads.active = 2
+        layer(self.inputs(layer)).sum().backward()
+        assert all(parameter.grad is not None for parameter in layer.qkv.qk["2"].parameters())
+        assert all(parameter.grad is None for parameter in layer.qkv.qk["4"].parameters())
+
+
+class TestPrivateV(AttentionContract):
+    def build(self, sharing):
+        dim, heads, qkv = Dim([6, 8], sharing=sharing), Choice([2, 4]), Dim([4, 12], sharing=sharing)
+        return ElasticAttention(dim, heads, qkv_dim=qkv, private="v", qkv_bias=False), [dim, heads, qkv]
+
+    def reference(self, layer, x):
+        d, rows = layer.dim.channels(), layer.qkv_dim.channels()
+        size = layer.qkv_dim.largest
+        q, k = (F.linear(x, layer.qkv.qk.weight[n * size : (n + 1) * size][rows][:, d]) for n in range(2))
+        v = F.linear(x, layer.qkv.v[str(layer.num_heads.active)].weight[rows][:, d])
+        x = attend(q, k, v, layer.num_heads.active)
+        return F.linear(x, layer.proj.weight[d][:, rows], layer.proj.bias[d])
+
+
+class TestPrivateQKWithFixedHeadDim(AttentionContract):
+    def build(self, sharing):
+        dim, heads = Dim([6, 8], sharing=sharing), Dim([1, 2, 3], sharing=sharing)
+        return ElasticAttention(dim, heads, head_dim=4, private="qk"), [dim, heads]
+
+    def reference(self, layer, x):
+        d, rows = layer.dim.channels(), layer.qkv_dim.channels()
+        own = layer.qkv.qk[str(layer.num_heads.active)]  # has just the rows that its head count needs
+        q, k = (F.linear(x, *part(own, number, torch.arange(4 * layer.num_heads.active), d)) for number in range(2))
+        v = F.linear(x, *part(layer.qkv.v, 0, rows, d))
+        x = attend(q, k, v, layer.num_heads.active)
+        return F.linear(x, layer.proj.weight[d][:, rows], layer.proj.bias[d])
+
+
+class TestQKNorm(AttentionContract):
+    def build(self, sharing):
+        dim, heads = Dim([6, 8], sharing=sharing), Dim([1, 2], sharing=sharing)
+        return ElasticAttention(dim, heads, head_dim=4, qk_norm=True), [dim, heads]
+
+    def reference(self, layer, x):
+        d, rows = layer.dim.channels(), layer.qkv_dim.channels()
+        q, k, v = (F.linear(x, *part(layer.qkv, number, rows, d)) for number in range(3))
+        q = layer.q_norm(q.unflatten(-1, (-1, 4))).flatten(-2)
+        k = layer.k_norm(k.unflatten(-1, (-1, 4))).flatten(-2)
+        x = attend(q, k, v, layer.num_heads.active)
+        return F.linear(x, layer.proj.weight[d][:, rows], layer.proj.bias[d])
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}])
+def test_with_ints_it_is_timms_attention(options):
+    from timm.layers import Attention
+
+    theirs = randomize(Attention(12, 3, qkv_bias=True, **options, norm_layer=torch.nn.LayerNorm))
+    ours = ElasticAttention(12, 3, **options)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 5, 12)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
+    assert list(ElasticAttention(12, 3, qkv_bias=False).state_dict()) == list(Attention(12, 3).state_dict())
+
+
+def test_fewer_heads_are_the_larger_subnet_with_the_other_heads_masked():
+    heads = Dim([1, 2, 3, 4], sharing="ordinal")
+    layer = randomize(ElasticAttention(16, heads, head_dim=4).double())
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    v = F.linear(x, *part(layer.qkv, 2, torch.arange(16), torch.arange(16)))
+    q, k = (F.linear(x, *part(layer.qkv, number, torch.arange(16), torch.arange(16))) for number in range(2))
+    for count in heads.values:
+        heads.active = count
+        masked = attend(q, k, v, 4) * (torch.arange(16) < 4 * count)
+        expected = F.linear(masked, layer.proj.weight, layer.proj.bias)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_row_serves_only_one_of_q_k_v_in_every_subnet():
+    dim, heads, qkv = Dim([8]), Choice([2, 4]), Dim([4, 8, 12])
+    layer = ElasticAttention(dim, heads, qkv_dim=qkv)
+    x = torch.randn(1, 3, 8)
+    for width in qkv.values:
+        qkv.active = width
+        layer.zero_grad(set_to_none=True)
+        layer(x).sum().backward()
+        rows = layer.qkv.weight.grad.view(3, 12, 8).abs().sum(-1) > 0
+        assert torch.equal(rows[2].nonzero().flatten(), qkv.channels().sort().values)
+        assert torch.equal(rows[0], rows[2])
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_when_built():
+    with pytest.raises(ChoiceError, match=r"5 heads do not divide a qkv_dim of 12; these divide every width: 1, 2, 3, 4, 6"):
+        ElasticAttention(8, Choice([2, 5]), qkv_dim=Dim([12, 24]))
+    with pytest.raises(ChoiceError, match="3 heads do not divide 8 channels"):
+        ElasticAttention(8, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_dim": 4, "qkv_dim": 8}, "head_dim .* or qkv_dim, not both"),
+        ({"private": "kq"}, "private: expected one of qk, v, got 'kq'"),
+        ({"qkv_dim": Dim([4, 8]), "qk_norm": True}, "qk_norm: needs heads of one width"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(options, message):
+    with pytest.raises(ChoiceError, match=message):
+        ElasticAttention(8, Choice([2, 4]), **options)
+
+
+def test_private_copies_for_a_single_head_count_are_refused():
+    with pytest.raises(ChoiceError, match="more than one"):
+        ElasticAttention(8, 2, private="qk")
+
+
+def test_private_copies_need_a_choice_of_ints():
+    with pytest.raises(ChoiceError, match="choice of ints"):
+        Private(Choice([0.5, 1.0]), lambda value: torch.nn.Identity())

@@ -1,0 +1,50 @@
+import pytest
+
+from vitas import ChoiceError, count_flops, count_params, create_superformer, list_superformers, search_space
+
+
+def test_vitas_deit_is_the_methods_space():
+    model = create_superformer("vitas_deit")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 49_596_904
+    space = search_space(model)
+    assert space.size == 30 * sum(400**m for m in range(1, 17))
+    assert space.choices["embed_dim"].values == (38, 77, 115, 154, 192, 230, 269, 307, 346, 384)
+    assert space.choices["blocks.15.qkv_dim"].values == tuple(48 * i for i in range(1, 11))
+    largest = {**space.largest(), "patch_size": 14}
+    # METHOD: the authors' count of the largest networks, 8.712 G at patch 14, 6.503 G at 16, 1.559 G at 32.
+    for patch, giga in ((14, 8.712), (16, 6.503), (32, 1.559)):
+        assert count_flops(model, {**largest, "patch_size": patch}, convention="vitas").total / 1e9 == pytest.approx(giga, abs=5e-4)
+
+
+def test_vitas_deit_large_is_the_methods_larger_space():
+    space = search_space(create_superformer("vitas_deit_large", num_classes=2))
+    assert space.size == 30 * 400**13
+    assert space.choices["embed_dim"].values == (77, 154, 230, 307, 384, 461, 538, 614, 691, 768)
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "vitas", "params"),
+    [
+        ("deit_tiny", 1_253_683_200, 1_284_003_840, 5_717_416),
+        ("deit_small", 4_598_882_304, 4_648_906_752, 22_050_664),
+        ("deit_base", 17_563_828_224, 17_621_409_792, 86_567_656),
+    ],
+)
+def test_deits_have_the_published_counts(name, exact, vitas, params):
+    model = create_superformer(name)
+    assert count_flops(model).total == exact
+    assert count_flops(model, convention="vitas").total == vitas
+    assert count_params(model) == params
+
+
+def test_every_name_builds_at_another_size():
+    for name in list_superformers():
+        model = create_superformer(name, num_classes=3, img_size=(224, 448), in_chans=1, embed_dim=[32, 48], num_heads=[1, 2])
+        assert search_space(model).choices["embed_dim"].values == (32, 48)
+
+
+def test_unknown_names_and_arguments_are_refused_with_the_nearest():
+    with pytest.raises(ChoiceError, match=r"superformer: .*\(nearest: vitas_deit\)"):
+        create_superformer("vitas_diet")
+    with pytest.raises(ChoiceError, match=r"unknown argument, .*\(nearest: embed_dim\)"):
+        create_superformer("deit_micro", embed_dims=[4])
