@@ -1,9 +1,9 @@
 """What every elastic layer promises, tested once: a layer's test class builds the layer and inherits the suite.
 
-    class TestMyLayer(Contract):
-        def build(self, sharing): ...      # the layer and its choices
-        def inputs(self, layer): ...       # an input that fits the active subnet
-        def reference(self, layer, x): ... # the same outputs, by indexing and torch alone
+class TestMyLayer(Contract):
+    def build(self, sharing): ...      # the layer and its choices
+    def inputs(self, layer): ...       # an input that fits the active subnet
+    def reference(self, layer, x): ... # the same outputs, by indexing and torch alone
 """
 
 import copy
@@ -178,7 +178,7 @@ class Contract:
                 choice.active = choice.smallest
 
     def test_loads_its_own_state_by_assignment(self) -> None:
-        layer, choices = self.build("cyclic")
+        layer, _ = self.build("cyclic")
         source = randomize(copy.deepcopy(layer), seed=1)
         layer.load_state_dict(source.state_dict(), assign=True)
         layer.eval(), source.eval()

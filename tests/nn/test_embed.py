@@ -24,7 +24,7 @@ class TestElasticPatchEmbed(Contract):
 
     def test_foreign_checkpointing_recomputes_the_same_or_fails(self):
         """The inputs of images need no gradient, so the suite's test does not apply; see the DeiT's."""
-        layer, (patch, dim) = self.build("cyclic")
+        layer, (_, dim) = self.build("cyclic")
         x = self.inputs(layer).requires_grad_()
         out = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
         dim.active = 3

@@ -20,6 +20,7 @@ from vitas import (
 from vitas.errors import ShapeError
 from vitas.superformer import DeiTSuperformer
 
+
 def small(**options):
     """A superformer with every kind of choice that runs in a millisecond."""
     space = {

@@ -1,0 +1,82 @@
+"""torch.compile(model) as users type it: a bounded number of graphs, and the same numbers."""
+
+import copy
+
+import pytest
+import torch
+import torch._dynamo
+
+from tests.contract import randomize
+from tests.superformer.test_deit import small
+from vitas import activate_subnet, active_subnet, create_superformer, export_subnet, sample_subnet, search_space
+
+# torch's own tracer looks at .grad of the tensors between graphs.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
+class Counter:
+    """A backend that runs graphs as they are and counts them."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph
+
+
+@pytest.fixture(autouse=True)
+def no_silent_fall_back():
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+
+
+def compare_over_subnets(model, x, number, forward_only=False):
+    """Return the graphs after each of `number` random subnets, having compared outputs and gradients with eager."""
+    counter = Counter()
+    eager = copy.deepcopy(model)
+    compiled = torch.compile(model, backend=counter)
+    generator = torch.Generator().manual_seed(0)
+    history = []
+    for _ in range(number):
+        subnet = sample_subnet(compiled, generator=generator)
+        activate_subnet(eager, subnet, side=search_space(model).side)
+        assert active_subnet(compiled) == subnet
+        got, expected = compiled(x), eager(x)
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+        if not forward_only:
+            for one, out in ((model, got), (eager, expected)):
+                one.zero_grad(set_to_none=True)
+                out.square().sum().backward()
+            for (name, a), b in zip(model.named_parameters(), eager.parameters(), strict=True):
+                assert (a.grad is None) == (b.grad is None), name
+                if a.grad is not None:
+                    torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-10, msg=name)
+        history.append(counter.graphs)
+    return history
+
+
+@pytest.mark.parametrize("options", [{}, {"private": None}, {"sharing": "bilateral"}], ids=["own", "shared", "sides"])
+def test_a_superformer_compiles_to_a_few_graphs_all_at_the_first_step(options):
+    model = randomize(small(num_heads=[2, 4], qkv_dim=[8, 12], mlp_dim=[4, 6, 8], **options).double())
+    history = compare_over_subnets(model, torch.randn(3, 2, 8, 8, dtype=torch.float64), 12)
+    assert history == [2] * 12
+
+
+def test_an_export_compiles_to_one_graph():
+    model = randomize(small())
+    sample_subnet(model, generator=torch.Generator().manual_seed(0))
+    plain = export_subnet(model).eval()
+    x = torch.randn(2, 2, 8, 8)
+    compiled = torch.compile(plain, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), plain(x))
+
+
+@pytest.mark.heavy
+def test_vitas_deit_compiles_to_at_most_four_graphs_over_100_subnets():
+    model = randomize(create_superformer("vitas_deit", num_classes=10).double())
+    history = compare_over_subnets(model, torch.randn(2, 3, 224, 224, dtype=torch.float64), 100)
+    assert history[-1] <= 4
+    assert history[0] == history[-1]
+    assert search_space(model).choices

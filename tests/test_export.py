@@ -1,0 +1,288 @@
+import copy
+import io
+import itertools
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import vitas
+from tests.contract import PLAIN_LEAVES, is_plain, leaves, randomize, relative_error
+from tests.superformer.test_deit import small
+from vitas import ChoiceError, activate_subnet, active_subnet, export_subnet, sample_subnet, search_space
+from vitas.errors import ExportError
+
+
+def modules_in(pickled: bytes) -> set[str]:
+    """Return the modules that unpickling would import from."""
+    found = set()
+
+    class Recorder(pickle.Unpickler):
+        def find_class(self, module, name):
+            found.add(module)
+            return super().find_class(module, name)
+
+    Recorder(io.BytesIO(pickled)).load()
+    return found
+
+
+def test_a_pickled_export_names_only_torch_and_vitas_plain():
+    model = small(drop_path_rate=0.1, init_values=0.1, distilled=True)
+    plain = export_subnet(model)
+    names = modules_in(pickle.dumps(plain))
+    allowed = {"torch", "collections", "vitas.plain", "builtins"}
+    assert {name if name == "vitas.plain" else name.split(".")[0] for name in names} <= allowed
+    assert "vitas.plain" in names
+
+
+def test_plain_works_as_a_lone_file(tmp_path):
+    model = randomize(small()).eval()
+    plain = export_subnet(model)
+    x = torch.randn(2, 2, 8, 8)
+    (tmp_path / "plain.py").write_text(Path(vitas.plain.__file__).read_text())
+    torch.save({"x": x, "y": plain(x), "weights": plain.state_dict()}, tmp_path / "data.pt")
+    buffer = io.BytesIO()
+    pickle.dump(plain, buffer)
+    (tmp_path / "model.pkl").write_bytes(buffer.getvalue())
+    program = """
+import sys, types, pickle, torch
+import plain
+package = types.ModuleType("vitas"); package.plain = plain
+sys.modules["vitas"], sys.modules["vitas.plain"] = package, plain
+model = pickle.load(open("model.pkl", "rb"))
+data = torch.load("data.pt")
+assert torch.equal(model(data["x"]), data["y"])
+assert not any(name.startswith("vitas.") and name != "vitas.plain" for name in sys.modules)
+"""
+    environment = {"PATH": "", "PYTHONSAFEPATH": "", "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+
+
+def test_leaves_are_exactly_torchs():
+    plain = export_subnet(small(drop_path_rate=0.1))
+    assert {type(leaf) for leaf in leaves(plain)} <= PLAIN_LEAVES | {vitas.plain.DropPath}
+
+
+def test_exports_survive_deepcopy_pickle_and_torch_export():
+    model = randomize(small()).eval()
+    sample_subnet(model, generator=torch.Generator().manual_seed(3))
+    plain = export_subnet(model)
+    x = torch.randn(2, 2, 8, 8)
+    expected = model(x)
+    assert torch.equal(plain(x), expected)
+    assert torch.equal(copy.deepcopy(plain)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(plain))(x), expected)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(plain, (x,), dynamic_shapes=({0: batch},))
+    torch.testing.assert_close(program.module()(x[:1]), expected[:1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_models_active_subnet_is_untouched():
+    model = small()
+    sample_subnet(model, generator=torch.Generator().manual_seed(0))
+    before = active_subnet(model)
+    export_subnet(model, search_space(model).smallest())
+    with pytest.raises(ChoiceError):
+        export_subnet(model, {"embed_dim": 5})
+    assert active_subnet(model) == before
+
+
+def test_fresh_weights_are_drawn_anew_as_the_model_draws_them():
+    model = randomize(small(depth=1)).double().eval().requires_grad_(False)
+    first, second = (export_subnet(model, weights="fresh") for _ in range(2))
+    inherited = export_subnet(model)
+    for name, weight in first.state_dict().items():
+        assert weight.shape == inherited.state_dict()[name].shape
+        assert weight.dtype == torch.float64
+        if name.endswith("weight") and "norm" not in name:
+            assert not torch.equal(weight, second.state_dict()[name])
+            assert not torch.equal(weight, inherited.state_dict()[name])
+    assert first.head.bias.abs().max() == 0  # timm's initialisation, not torch.nn.Linear's
+    assert not first.training
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+def test_verify_compares_and_restores_the_modes():
+    model = randomize(small(drop_path_rate=0.5)).train()
+    model.blocks[0].eval()
+    x = torch.randn(2, 2, 8, 8)
+    plain = export_subnet(model, verify=x)
+    assert model.training
+    assert plain.training
+    assert not model.blocks[0].training
+    assert not plain.blocks[0].training
+
+
+def test_verify_finds_a_difference(monkeypatch):
+    model = randomize(small())
+    broken = vitas.nn.CyclicLinear.export
+
+    def off(self):
+        plain = broken(self)
+        with torch.no_grad():
+            plain.weight.add_(0.01)
+        return plain
+
+    monkeypatch.setattr(vitas.nn.CyclicLinear, "export", off)
+    with pytest.raises(ExportError, match="differ by"):
+        export_subnet(model, verify=torch.randn(2, 2, 8, 8))
+
+
+def test_words_that_are_not_known_are_refused():
+    model = small()
+    with pytest.raises(ChoiceError, match="weights: expected one of inherit, fresh, got 'frsh'"):
+        export_subnet(model, weights="frsh")
+    with pytest.raises(ChoiceError, match="nothing to be compared"):
+        export_subnet(model, weights="fresh", verify=torch.zeros(1))
+    with pytest.raises(ChoiceError, match="no Dim of this model is bilateral"):
+        export_subnet(model, side="right")
+    with pytest.raises(ExportError, match="Linear has no elastic layers"):
+        export_subnet(nn.Linear(2, 2))
+
+
+def test_both_sides_of_a_bilateral_subnet_export():
+    model = randomize(small(sharing="bilateral").double()).eval()
+    subnet = search_space(model).smallest()
+    x = torch.randn(1, 2, 8, 8, dtype=torch.float64)
+    outputs = {}
+    for side in ("left", "right"):
+        activate_subnet(model, subnet, side=side)
+        outputs[side] = model(x)
+        assert relative_error(export_subnet(model, subnet, side=side)(x), outputs[side]) <= 1e-12
+    activate_subnet(model, subnet, side="right")
+    assert relative_error(export_subnet(model)(x), outputs["right"]) <= 1e-12  # the active one, its side included
+    assert relative_error(export_subnet(model, side="left")(x), outputs["left"]) <= 1e-12
+    assert relative_error(outputs["left"], outputs["right"]) > 1e-3
+
+
+class Recalibrated(nn.Module):
+    """A user's own block: a raw weight cut with dim.take, an unnamed Dim, a nested module, a plain layer."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+        self.hidden = vitas.Dim([3, 6])
+        self.scale = nn.Parameter(torch.randn(width.largest))
+        self.inner = nn.ModuleDict(
+            {"up": vitas.nn.CyclicLinear(width, self.hidden), "down": vitas.nn.CyclicLinear(self.hidden, width)}
+        )
+
+    def forward(self, x):
+        x = x * self.width.take(self.scale)
+        return x + self.inner["down"](torch.relu(self.inner["up"](x))) / self.width.active
+
+
+class Own(nn.Module):
+    """A user's own model."""
+
+    def __init__(self):
+        super().__init__()
+        width = vitas.Dim([2, 4, 8])
+        self.stem = vitas.nn.CyclicLinear(5, width)
+        self.body = vitas.nn.ShiftableIdentity([Recalibrated(width) for _ in range(3)])
+        self.heads = [vitas.Choice([1, 2], name="temperature")]
+        self.norm = nn.BatchNorm1d(3)
+        self.head = vitas.nn.CyclicLinear(width, 3)
+
+    def forward(self, x):
+        return self.norm(self.head(self.body(self.stem(x)))) * self.heads[0].active
+
+
+class WithOwnWeights(Recalibrated):
+    """The same, saying which part of its raw weight is in use, so that the export is cut."""
+
+    def active_weights(self):
+        return {"scale": self.width.take(self.scale)}
+
+
+def test_a_users_own_model_is_sampled_and_exported_by_the_same_functions():
+    model = randomize(Own().double()).eval()
+    space = search_space(model)
+    assert set(space.choices) == {"temperature", "stem.out_dim", "body.depth", *(f"body.{i}.hidden" for i in range(3))}
+    assert space.size == 3 * 2 * (2 + 4 + 8)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    for _ in range(20):
+        subnet = sample_subnet(model, generator=generator)
+        plain = export_subnet(model, subnet, verify=x)
+        assert is_plain(plain)
+        assert relative_error(plain(x), model(x)) <= 1e-12
+        assert vitas.count_params(model, subnet) == sum(parameter.numel() for parameter in plain.parameters())
+        assert torch.equal(pickle.loads(pickle.dumps(plain))(x), plain(x))
+
+
+def test_a_users_active_weights_are_cut_in_the_export():
+    width = vitas.Dim([2, 4, 8])
+    model = randomize(WithOwnWeights(width).double())
+    width.active = 4
+    plain = export_subnet(model)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert plain.scale.shape == (4,)
+    assert relative_error(plain(x), model(x)) <= 1e-12
+
+
+def test_fresh_weights_of_a_users_raw_parameter_need_a_way_to_draw_them():
+    with pytest.raises(ExportError, match=r"body.0: Recalibrated has weights but no reset_parameters\(\)"):
+        export_subnet(Own(), weights="fresh")
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "double", "assign", "ema", "meta"])
+def test_the_active_subnet_survives_what_people_do_to_models(how):
+    model = randomize(small())
+    subnet = sample_subnet(model, generator=torch.Generator().manual_seed(5))
+    x = torch.randn(2, 2, 8, 8)
+    expected = model.eval()(x)
+    if how == "deepcopy":
+        twin = copy.deepcopy(model)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(model))
+    elif how == "double":
+        twin, x, expected = copy.deepcopy(model).double(), x.double(), expected.double()
+    elif how == "assign":
+        twin = randomize(small(), seed=1).eval()
+        activate_subnet(twin, subnet)
+        twin.load_state_dict(model.state_dict(), assign=True)
+    elif how == "ema":
+        twin = torch.optim.swa_utils.AveragedModel(model)
+    else:
+        twin = copy.deepcopy(model).to("meta")
+        assert twin(x.to("meta")).shape == expected.shape
+        expected = None
+    assert active_subnet(twin) == subnet
+    assert list(search_space(twin).choices) == list(search_space(model).choices)
+    if expected is not None:
+        torch.testing.assert_close(twin(x), expected, rtol=1e-5, atol=1e-5)
+    sample_subnet(model, policy="smallest")  # the copy has a subnet of its own
+    assert active_subnet(twin) == subnet
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vitas_deit_exports_exactly_over_every_pattern_side_patch_head_count_and_depth(dtype):
+    generator = torch.Generator().manual_seed(0)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    x = torch.randn(1, 3, 224, 224, generator=generator, dtype=dtype)
+    patterns = ["ordinal", "bilateral", "cyclic", "cyclic-chain", "cyclic-paired"]
+    tried = 0
+    for sharing in patterns:
+        model = randomize(vitas.create_superformer("vitas_deit", sharing=sharing).to(dtype)).eval()
+        space = search_space(model)
+        depths = itertools.cycle(range(1, 17))
+        patches = itertools.cycle([14, 16, 32])
+        heads = itertools.cycle([3, 6, 12, 16])
+        for _ in range(20 if dtype == torch.float64 else 40):
+            drawn = {**space.sample(generator), "patch_size": next(patches)}
+            drawn["depth"] = next(depths)
+            drawn["blocks.0.num_heads"] = next(heads)
+            blocks = {**{name: value for name, value in space.sample(generator).items() if "blocks" in name}, **drawn}
+            subnet = space.subnet(blocks, fill="largest")
+            for side in ("left", "right") if sharing == "bilateral" else (None,):
+                with torch.no_grad(), vitas.use_subnet(model, subnet, side=side):
+                    plain = export_subnet(model)
+                    assert relative_error(plain(x), model(x)) <= tolerance, (sharing, side, subnet)
+            tried += 1
+    assert tried == (100 if dtype == torch.float64 else 200)
