@@ -2,7 +2,7 @@
 
 from vitas import nn, plain, sharing, superformer
 from vitas.choice import Choice, Dim
-from vitas.cost import FlopCount, count_flops, count_params
+from vitas.cost import CostModel, FlopCount, cost_model, count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, VitasError
 from vitas.export import export_subnet
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, sample_subnet, use_subnet
@@ -16,6 +16,7 @@ __all__ = [
     "BudgetError",
     "Choice",
     "ChoiceError",
+    "CostModel",
     "Dim",
     "FlopCount",
     "SearchSpace",
@@ -24,6 +25,7 @@ __all__ = [
     "VitasError",
     "activate_subnet",
     "active_subnet",
+    "cost_model",
     "count_flops",
     "count_params",
     "create_superformer",

@@ -8,21 +8,28 @@ or numpy integers. The unit is multiply-adds (MACs), which the ViT literature an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitas import plain
 from vitas.choice import Choice
 from vitas.errors import ChoiceError, VitasError, one_of
-from vitas.space import holders, search_space, unwrap
+from vitas.space import SearchSpace, State, holders, search_space, unwrap
 from vitas.subnet import Number
 
 Bases = tuple[Choice[Any], ...]
+Codes = Mapping[str, Number] | NDArray[Any] | Sequence[Sequence[int]]
 
 
 class Cost:
@@ -98,12 +105,16 @@ class Cost:
             placed._add(f"{path}.{inner}" if inner else path, operator, bases, table)
         return placed
 
-    def merged(self) -> Cost:
-        """Return the same total without names and places: one table for each set of choices."""
-        merged = Cost()
-        for (_, _, bases), table in self.terms.items():
-            merged._add("", "", bases, table)
-        return merged
+    def merged(self) -> dict[Bases, NDArray[np.int64]]:
+        """Return the same total as few tables: a table over some choices is added into one that has them all."""
+        tables: dict[Bases, NDArray[np.int64]] = {}
+        for (_, _, bases), table in sorted(self.terms.items(), key=lambda term: -len(term[0][2])):
+            home = next((wide for wide in tables if set(bases) <= set(wide)), None)
+            if home is None:
+                tables[bases] = table
+            else:  # both keep the one order of choices, so only axes of length 1 are missing
+                tables[home] = tables[home] + table.reshape([len(b.values) if b in bases else 1 for b in home])
+        return tables
 
     def parts(self, indices: Mapping[Choice[Any], int]) -> Iterable[tuple[str, str, int]]:
         """Yield (path, operator, amount) for the subnet whose choices have the value numbers `indices`."""
@@ -122,6 +133,40 @@ class Cost:
 class _ActiveIndices(dict[Choice[Any], int]):
     def __missing__(self, choice: Choice[Any]) -> int:
         return choice.index_of(choice.active)
+
+
+def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, convention: str) -> FlopCount:
+    """Count by running the active path."""
+    if convention != "exact":
+        raise ChoiceError(f"convention: a count by running is exact, got {convention!r}")
+    state = State.of_module(model)
+    training = {part: part.training for part in model.modules()}
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    try:
+        if subnet is not None:
+            search_space(model).activate(subnet)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.eval()(*arguments)
+    finally:
+        state.put_back()
+        for part, flag in training.items():
+            part.training = flag
+    by_module: dict[str, int] = {}
+    counts = {path: {op: n // 2 for op, n in ops.items()} for path, ops in counter.get_flop_counts().items()}
+    root = type(model).__name__
+    for path, ops in counts.items():
+        inside = [sum(other.values()) for name, other in counts.items() if name.rpartition(".")[0] == path]
+        own = sum(ops.values()) - (sum(inside) if path != "Global" else sum(ops.values()))
+        if own:
+            by_module[path.removeprefix(root).removeprefix(".")] = own
+    by_operator: dict[str, int] = {}
+    for op, n in counts["Global"].items():
+        word = _OPERATORS.get(str(op).split(".")[-1], str(op))
+        by_operator[word] = by_operator.get(word, 0) + n
+    return FlopCount(sum(by_operator.values()), by_operator, by_module, NOT_COUNTED)
+
+
+_OPERATORS = {"mm": "linear", "addmm": "linear", "bmm": "matmul", "baddbmm": "matmul", "convolution": "conv"}
 
 
 @dataclass(frozen=True)
@@ -143,12 +188,28 @@ class FlopCount:
     def __int__(self) -> int:
         return self.total
 
+    def _rows(self) -> list[tuple[str, int]]:
+        """Return the parts as a table shows them: a row for each block, one for each other module."""
+        rows: dict[str, int] = {}
+        for path, amount in self.by_module.items():
+            numbered = re.match(r"(.*?\bblocks\.\d+)\.", path)
+            name = (numbered[1] if numbered else path) or "model"
+            rows[name] = rows.get(name, 0) + amount
+        return list(rows.items())
+
     def __str__(self) -> str:
-        width = max(map(len, [*self.by_module, "total"]))
-        rows = [f"{name:<{width}}  {amount:>15,}  {amount / self.total:6.1%}" for name, amount in self.by_module.items()]
-        rows.append(f"{'total':<{width}}  {self.total:>15,}  MACs (1 multiply-add = 1)")
-        rows.append(f"not counted: {', '.join(self.not_counted)}")
-        return "\n".join(rows)
+        rows = self._rows()
+        width = max(len(name) for name, _ in [*rows, ("total", 0)])
+        lines = [f"{name:<{width}}  {amount:>15,}  {amount / self.total:6.1%}" for name, amount in rows]
+        lines.append(f"{'total':<{width}}  {self.total:>15,}  multiply-adds")
+        lines.append(f"not counted: {', '.join(self.not_counted)}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [(escape(name), f"{amount:,}", f"{amount / self.total:.1%}") for name, amount in self._rows()]
+        rows.append(("total", f"{self.total:,}", "multiply-adds"))
+        cells = "".join(f"<tr><th>{name}</th><td>{amount}</td><td>{share}</td></tr>" for name, amount, share in rows)
+        return f"<table>{cells}</table>"
 
 
 NOT_COUNTED = ("bias", "layer norm", "softmax", "activation", "scaling", "residual add", "positions", "pooling")
@@ -197,12 +258,33 @@ def _indices(model: nn.Module, subnet: Mapping[str, Number] | None) -> Mapping[C
     return search_space(model).indices(subnet)
 
 
-def count_flops(model: nn.Module, subnet: Mapping[str, Number] | None = None, *, convention: str = "exact") -> FlopCount:
+def _stated_cost(model: nn.Module, convention: str) -> Cost:
+    if convention not in ("exact", "vitas"):
+        raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
+    state_cost = getattr(model, "cost", None)
+    if state_cost is None:
+        raise VitasError(
+            f"{type(model).__name__} states no cost: give it a method cost() -> vitas.cost.Cost, or count one subnet by"
+            " running it with inputs=..."
+        )
+    cost: Cost = state_cost() if convention == "exact" else state_cost(convention=convention)
+    return cost
+
+
+def count_flops(
+    model: nn.Module,
+    subnet: Mapping[str, Number] | None = None,
+    *,
+    inputs: Any = None,
+    convention: str = "exact",
+) -> FlopCount:
     """Return the multiply-adds of a subnet for one image, whichever attention kernel runs.
 
     Args:
         model: A model that states its cost, such as a superformer; possibly wrapped by DDP or torch.compile.
         subnet: A subnet of its space; None: the active one.
+        inputs: A tensor or a tuple of tensors for a model that states no cost: the active path is run on them with
+            unfused attention and counted by torch's FlopCounterMode; the count is for all of `inputs`.
         convention: "exact": all linear layers, convolutions and matrix products that run. "vitas" (DeiT only): as the
             method's authors count, see DeiTSuperformer.cost.
 
@@ -210,13 +292,10 @@ def count_flops(model: nn.Module, subnet: Mapping[str, Number] | None = None, *,
         ChoiceError: not a subnet of the model's space, or another convention.
         VitasError: a model that states no cost.
     """
-    if convention not in ("exact", "vitas"):
-        raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
     model = unwrap(model)
-    state_cost = getattr(model, "cost", None)
-    if state_cost is None:
-        raise VitasError(f"{type(model).__name__} states no cost: give it a method cost() -> vitas.cost.Cost")
-    cost: Cost = state_cost() if convention == "exact" else state_cost(convention=convention)
+    if inputs is not None:
+        return _traced(model, subnet, inputs, convention)
+    cost = _stated_cost(model, convention)
     by_operator: dict[str, int] = {}
     by_module: dict[str, int] = {}
     for path, operator, amount in cost.parts(_indices(model, subnet)):
@@ -224,6 +303,107 @@ def count_flops(model: nn.Module, subnet: Mapping[str, Number] | None = None, *,
             by_operator[operator] = by_operator.get(operator, 0) + amount
             by_module[path] = by_module.get(path, 0) + amount
     return FlopCount(sum(by_module.values()), by_operator, by_module, NOT_COUNTED)
+
+
+class CostModel:
+    """Multiply-adds and parameters of subnets without touching the model, a million a second.
+
+    Made by `cost_model(model)`; the tables are set up once.
+    """
+
+    def __init__(self, space: SearchSpace, flops: Cost, params: Cost) -> None:
+        self.space = space
+        place = {choice: k for k, choice in enumerate(space.choices.values())}
+        self._flops, self._params = _Tables(flops, place), _Tables(params, place)
+
+    def flops(self, codes: Codes) -> Any:
+        """Return the multiply-adds of encoded subnets, (n, choices) -> (n,) int64, or of one Subnet as an int.
+
+        Args:
+            codes: An array of vectors as `space.encode` makes them, or a subnet of the space.
+
+        Raises:
+            ChoiceError: not a subnet of the space; an array of another width, of no ints, or with numbers out of range.
+        """
+        return self._evaluate(self._flops, codes)
+
+    def params(self, codes: Codes) -> Any:
+        """Return the parameters of encoded subnets, (n, choices) -> (n,) int64, or of one Subnet as an int.
+
+        Args:
+            codes: An array of vectors as `space.encode` makes them, or a subnet of the space.
+
+        Raises:
+            ChoiceError: as `flops`.
+        """
+        return self._evaluate(self._params, codes)
+
+    def _evaluate(self, tables: _Tables, codes: Codes) -> Any:
+        if isinstance(codes, Mapping):
+            return tables.one(self.space.numbers(codes))
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or codes.shape[1] != len(self.space) or not np.issubdtype(codes.dtype, np.integer):
+            raise ChoiceError(f"codes: expected ints of shape (n, {len(self.space)}), got {codes.dtype} {codes.shape}")
+        most = np.array([len(choice.values) for choice in self.space.choices.values()])
+        if codes.size and (codes.min() < -1 or (codes.max(axis=0) >= most).any()):
+            raise ChoiceError("codes: numbers out of range; space.encode makes them")
+        return tables.many(codes)
+
+
+class _Tables:
+    """A sum of tables, ready for one subnet (nested lists) and for many (flat arrays).
+
+    Choices that many tables share come first in each, so that their part of the index is computed once.
+    """
+
+    def __init__(self, cost: Cost, place: Mapping[Choice[Any], int]) -> None:
+        merged = cost.merged()
+        shared = Counter(base for bases in merged for base in bases)
+        self._lists: list[tuple[tuple[int, ...], Any]] = []
+        self._flat: list[tuple[tuple[int, ...], tuple[int, ...], NDArray[np.int64]]] = []
+        for bases, table in merged.items():
+            order = sorted(range(len(bases)), key=lambda axis: (-shared[bases[axis]], place[bases[axis]]))
+            places, table = tuple(place[bases[axis]] for axis in order), table.transpose(order)
+            self._lists.append((places, table.tolist()))
+            self._flat.append((places, table.shape, np.ascontiguousarray(table).ravel()))
+
+    def one(self, numbers: Sequence[int]) -> int:
+        total = 0
+        for places, table in self._lists:
+            for place in places:
+                table = table[numbers[place]]
+            total += table
+        return total
+
+    def many(self, codes: NDArray[Any], chunk: int = 8192) -> NDArray[np.int64]:
+        totals = np.zeros(len(codes), dtype=np.int64)
+        for start in range(0, len(codes), chunk):
+            columns = np.ascontiguousarray(codes[start : start + chunk].T, dtype=np.int64)
+            np.maximum(columns, 0, out=columns)  # not live: any number, its gate is 0
+            total = totals[start : start + chunk]
+            amounts = np.empty_like(total)
+            prefixes: dict[tuple[int, ...], NDArray[np.int64]] = {(): np.zeros_like(total)}
+            for places, shape, table in self._flat:
+                for n in range(1, len(places) + 1):
+                    if places[:n] not in prefixes:
+                        prefixes[places[:n]] = prefixes[places[: n - 1]] * shape[n - 1] + columns[places[n - 1]]
+                np.take(table, prefixes[places], out=amounts, mode="clip")
+                total += amounts
+        return totals
+
+
+def cost_model(model: nn.Module, *, convention: str = "exact") -> CostModel:
+    """Return the cost of every subnet of a model as a function of encoded subnets.
+
+    Args:
+        model: A model that states its cost, such as a superformer; possibly wrapped by DDP or torch.compile.
+        convention: As in `count_flops`.
+
+    Raises:
+        ChoiceError: a model without choices, or another convention.
+        VitasError: a model that states no cost.
+    """
+    return CostModel(search_space(model), _stated_cost(unwrap(model), convention), params_of(model))
 
 
 def count_params(model: nn.Module, subnet: Mapping[str, Number] | None = None) -> int:

@@ -349,13 +349,22 @@ class SearchSpace:
             indices[k] = int(numbers[k])
         return self._subnet(indices)
 
+    def numbers(self, subnet: Mapping[str, Number]) -> list[int]:
+        """Return the number of each choice's value as a list; 0 for choices that are not live.
+
+        Raises:
+            ChoiceError: not a subnet of this space.
+        """
+        values = subnet._values if isinstance(subnet, Subnet) else Subnet(subnet)._values
+        return [index if index > 0 else 0 for index in self._encoded(values)]
+
     def indices(self, subnet: Mapping[str, Number]) -> dict[AnyChoice, int]:
         """Return the number of each choice's value; 0 for choices that are not live.
 
         Raises:
             ChoiceError: not a subnet of this space.
         """
-        return {choice: max(i, 0) for choice, i in zip(self._choices, self._encoded(Subnet(subnet)), strict=True)}
+        return dict(zip(self._choices, self.numbers(subnet), strict=True))
 
     @cached_property
     def size(self) -> int:
