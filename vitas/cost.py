@@ -359,20 +359,32 @@ class _Tables:
     def __init__(self, cost: Cost, place: Mapping[Choice[Any], int]) -> None:
         merged = cost.merged()
         shared = Counter(base for bases in merged for base in bases)
-        self._lists: list[tuple[tuple[int, ...], Any]] = []
+        groups: dict[tuple[int, ...], list[tuple[int, NDArray[np.int64]]]] = {}
+        self._constant = 0
         self._flat: list[tuple[tuple[int, ...], tuple[int, ...], NDArray[np.int64]]] = []
         for bases, table in merged.items():
             order = sorted(range(len(bases)), key=lambda axis: (-shared[bases[axis]], place[bases[axis]]))
             places, table = tuple(place[bases[axis]] for axis in order), table.transpose(order)
-            self._lists.append((places, table.tolist()))
+            if places:
+                groups.setdefault(places[:-1], []).append((places[-1], table))
+            else:
+                self._constant = int(table)
             self._flat.append((places, table.shape, np.ascontiguousarray(table).ravel()))
+        # For each combination of the shared choices a row with the lists of all tables that go on from there.
+        self._rows = []
+        for prefix, group in groups.items():
+            rows = np.empty(group[0][1].shape[:-1], dtype=object)
+            for index in np.ndindex(rows.shape):
+                rows[index] = [table[index].tolist() for _, table in group]
+            self._rows.append((prefix, [last for last, _ in group], rows.tolist()))
 
     def one(self, numbers: Sequence[int]) -> int:
-        total = 0
-        for places, table in self._lists:
-            for place in places:
-                table = table[numbers[place]]
-            total += table
+        total = self._constant
+        for prefix, last, row in self._rows:
+            for place in prefix:
+                row = row[numbers[place]]
+            for amounts, place in zip(row, last, strict=True):
+                total += amounts[numbers[place]]
         return total
 
     def many(self, codes: NDArray[Any], chunk: int = 8192) -> NDArray[np.int64]:
