@@ -4,11 +4,12 @@ from vitas import nn, plain, sharing, superformer
 from vitas.choice import Choice, Dim
 from vitas.cost import CostModel, FlopCount, cost_model, count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, VitasError
-from vitas.export import export_subnet
+from vitas.export import build_subnet, export_subnet
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, sample_subnet, use_subnet
+from vitas.saving import load_subnet, load_superformer, save_subnet, save_superformer
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Subnet
-from vitas.superformer import create_superformer, list_superformers
+from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
 
 __version__ = "0.1.0"
 
@@ -25,15 +26,22 @@ __all__ = [
     "VitasError",
     "activate_subnet",
     "active_subnet",
+    "build_subnet",
     "cost_model",
     "count_flops",
     "count_params",
     "create_superformer",
     "export_subnet",
+    "list_published_subnets",
     "list_superformers",
+    "load_subnet",
+    "load_superformer",
     "nn",
     "plain",
+    "published_subnet",
     "sample_subnet",
+    "save_subnet",
+    "save_superformer",
     "search_space",
     "sharing",
     "superformer",

@@ -24,6 +24,10 @@ class ExportError(VitasError, RuntimeError):
     """A model, or a part of one, that cannot be exported as asked."""
 
 
+class FileError(VitasError, ValueError):
+    """A file that cannot be written, or whose content is not what it should be."""
+
+
 class CheckpointError(VitasError, RuntimeError):
     """Gradient checkpointing that would recompute another subnet than the one that ran."""
 

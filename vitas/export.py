@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,13 @@ from vitas.nn.base import exported
 from vitas.sample import use_subnet
 from vitas.space import search_space, unwrap
 from vitas.subnet import Number
+from vitas.superformer import create_superformer
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest max|a - b| / max|b| that `verify` accepts."""
+
+
+_MOST_BYTES = 2**40
 
 
 def export_subnet(
@@ -56,6 +61,40 @@ def export_subnet(
             _reset(plain)
         if verify is not None:
             _verify(inner, plain, verify)
+    return plain
+
+
+def build_subnet(
+    name: str,
+    subnet: Mapping[str, Number],
+    *,
+    num_classes: int = 1000,
+    img_size: int | tuple[int, int] = 224,
+    in_chans: int = 3,
+    **overrides: Any,
+) -> nn.Module:
+    """Return the plain network of a subnet with fresh weights; no weights of the superformer are ever allocated.
+
+    Args:
+        name: Superformer in whose space the subnet lies, see `list_superformers`.
+        subnet: Such as `published_subnet("vitas_c")`.
+        num_classes: Classes; 0: no classifier.
+        img_size: Height and width in pixels, or one int for both.
+        in_chans: Image channels.
+        overrides: Other arguments of the superformer.
+
+    Raises:
+        ChoiceError: an unknown name or argument, not a subnet of the space.
+        ExportError: a network of more than a terabyte.
+    """
+    with torch.device("meta"):
+        model = create_superformer(name, num_classes=num_classes, img_size=img_size, in_chans=in_chans, **overrides)
+    plain = export_subnet(model, subnet)
+    size = sum(parameter.nbytes for parameter in plain.parameters())
+    if size > _MOST_BYTES:
+        raise ExportError(f"{name}: this subnet needs {size / 2**40:.1f} TiB")
+    plain = plain.to_empty(device=torch.get_default_device())
+    _reset(plain)
     return plain
 
 

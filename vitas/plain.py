@@ -7,8 +7,8 @@ checkpoint keys are timm's (timm 1.0.23, `timm/models/vision_transformer.py`).
 Letters: B images, C channels, H x W pixels, P patch size, N tokens, D embedding width, h heads, d width of q, k and v each.
 """
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -160,6 +160,43 @@ class Block(nn.Module):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
 
 
+def block_from(config: Mapping[str, Any], dim: int) -> Block:
+    """Return a block of the sizes that `block_config` returned."""
+    drop, eps = config["proj_drop"], config["norm_eps"]
+    heads, width, hidden = config["num_heads"], config["qkv_dim"], config["mlp_dim"]
+    norms = [nn.LayerNorm(width // heads, config["qk_norm_eps"]) if config["qk_norm_eps"] else None for _ in range(2)]
+    scales = [None if config["init_values"] is None else LayerScale(dim, config["init_values"]) for _ in range(2)]
+    drops = [DropPath(config["drop_path"]) if config["drop_path"] else None for _ in range(2)]
+    qkv, proj = nn.Linear(dim, 3 * width, config["qkv_bias"]), nn.Linear(width, dim)
+    return Block(
+        nn.LayerNorm(dim, eps),
+        Attention(qkv, proj, heads, norms[0], norms[1], config["attn_drop"], drop),
+        nn.LayerNorm(dim, eps),
+        Mlp(nn.Linear(dim, hidden), nn.Linear(hidden, dim), nn.GELU(), drop),
+        *scales,
+        *drops,
+    )
+
+
+def block_config(block: Block) -> dict[str, Any]:
+    """Return the sizes and options of a block of the kind that exports have."""
+    attn: Any = block.attn
+    mlp: Any = block.mlp
+    norm1: Any = block.norm1
+    return {
+        "num_heads": attn.num_heads,
+        "qkv_dim": attn.proj.in_features,
+        "mlp_dim": mlp.fc1.out_features,
+        "qkv_bias": attn.qkv.bias is not None,
+        "qk_norm_eps": getattr(attn.q_norm, "eps", None),
+        "norm_eps": norm1.eps,
+        "init_values": getattr(block.ls1, "init_values", None),
+        "attn_drop": attn.attn_drop.p,
+        "proj_drop": attn.proj_drop.p,
+        "drop_path": getattr(block.drop_path1, "drop_prob", 0.0),
+    }
+
+
 class Blocks(nn.Sequential):
     """Blocks in a row; with `grad_checkpointing` their activations are recomputed in the backward pass."""
 
@@ -212,6 +249,21 @@ def add_tokens(x: Tensor, tokens: Sequence[Tensor], pos_embed: Tensor) -> Tensor
     """Put the class (and distillation) token before the patches and add the positions: (B, N, D) -> (B, T + N, D)."""
     first = [token.expand(x.shape[0], -1, -1) for token in tokens]
     return torch.cat([*first, x], dim=1) + pos_embed
+
+
+def resample_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
+    """Return the positions for another grid of patches: bicubic, antialiased, the first `prefix` tokens kept.
+
+    Shapes: (1, prefix + old[0] * old[1], D) -> (1, prefix + new[0] * new[1], D).
+    Source: the same rule as timm 1.0.23, `resample_abs_pos_embed`.
+    """
+    if old == new:
+        return pos_embed
+    first, grid = pos_embed[:, :prefix], pos_embed[:, prefix:].float()
+    grid = grid.reshape(1, *old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True)
+    grid = grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(pos_embed.dtype)
+    return torch.cat([first, grid], dim=1)
 
 
 class Tokens(nn.Module):
@@ -290,6 +342,48 @@ class VisionTransformer(nn.Module):
         self.head = head or nn.Identity()
         if self.distilled:
             self.head_dist = head_dist or nn.Identity()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The sizes and options that `from_config` needs, as plain JSON values."""
+        embed: Any = self.patch_embed
+        head: Any = self.head
+        blocks: Any = self.blocks
+        return {
+            "img_size": list(embed.img_size),
+            "patch_size": embed.proj.kernel_size[0],
+            "in_chans": embed.in_chans,
+            "num_classes": getattr(head, "out_features", 0),
+            "embed_dim": embed.proj.out_channels,
+            "global_pool": self.global_pool,
+            "distilled": self.distilled,
+            "norm_eps": getattr(self.norm, "eps", None),
+            "fc_norm_eps": getattr(self.fc_norm, "eps", None),
+            "blocks": [block_config(block) for block in blocks],
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "VisionTransformer":
+        """Return a network of these sizes; its tables are zero and its layers as torch draws them."""
+        dim, classes, patch = config["embed_dim"], config["num_classes"], config["patch_size"]
+        height, width = config["img_size"]
+        prefix = 2 if config["distilled"] else 1
+
+        def norm(eps: float | None) -> nn.LayerNorm | None:
+            return None if eps is None else nn.LayerNorm(dim, eps)
+
+        return cls(
+            PatchEmbed(nn.Conv2d(config["in_chans"], dim, patch, patch), (height, width), config["in_chans"]),
+            torch.zeros(1, 1, dim),
+            torch.zeros(1, prefix + (height // patch) * (width // patch), dim),
+            Blocks(*(block_from(block, dim) for block in config["blocks"])),
+            norm(config["norm_eps"]),
+            norm(config["fc_norm_eps"]),
+            nn.Linear(dim, classes) if classes else None,
+            torch.zeros(1, 1, dim) if config["distilled"] else None,
+            nn.Linear(dim, classes) if classes and config["distilled"] else None,
+            config["global_pool"],
+        )
 
     def tables(self) -> dict[str, Tensor]:
         """Return class token, distillation token (if any) and positions in use, (1, ..., D) each."""

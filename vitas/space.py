@@ -393,6 +393,16 @@ class SearchSpace:
             total *= sum(self._count(rest, {**given, first: index}) for index in values)
         return total
 
+    def description(self) -> dict[str, Any]:
+        """Return names, values and runs of all choices as plain JSON values: equal for equal spaces."""
+        return {
+            entry.name: {
+                "values": list(entry.choice.values),
+                "runs": [[list(run) for run in side] for side in getattr(entry.choice, "sides", ())],
+            }
+            for entry in self._entries
+        }
+
     def __repr__(self) -> str:
         lines: dict[tuple[str, tuple[Any, ...]], int] = {}
         for entry in self._entries:

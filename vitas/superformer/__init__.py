@@ -1,6 +1,6 @@
 """Superformers: whole searchable models, and the named spaces."""
 
 from vitas.superformer.deit import DeiTSuperformer
-from vitas.superformer.presets import create_superformer, list_superformers
+from vitas.superformer.presets import create_superformer, list_published_subnets, list_superformers, published_subnet
 
-__all__ = ["DeiTSuperformer", "create_superformer", "list_superformers"]
+__all__ = ["DeiTSuperformer", "create_superformer", "list_published_subnets", "list_superformers", "published_subnet"]

@@ -7,6 +7,7 @@ from torch import nn
 
 from vitas.errors import ChoiceError, one_of
 from vitas.sharing import Sharing
+from vitas.subnet import Subnet
 from vitas.superformer.deit import DeiTSuperformer
 
 
@@ -15,6 +16,8 @@ def _tenths(largest: int) -> list[int]:
 
 
 _VITAS = {"patch_size": [14, 16, 32], "num_heads": [3, 6, 12, 16], "private": "qk", "final_norm_eps": 1e-5}
+
+_AUTOFORMER = {"head_dim": 64, "global_pool": "avg", "fc_norm": False}
 
 _SPACES: dict[str, dict[str, Any]] = {
     # Public ViTAS code (Su et al., July 2021): 16 slots, 384 channels, q/k/v and MLP of 1440 rows.
@@ -33,6 +36,28 @@ _SPACES: dict[str, dict[str, Any]] = {
         "qkv_dim": _tenths(960),
         "mlp_dim": _tenths(2880),
     },
+    # AutoFormer (Chen et al., ICCV 2021, arXiv:2107.00651): public configurations; without relative positions.
+    "autoformer_tiny": {
+        **_AUTOFORMER,
+        "embed_dim": [192, 216, 240],
+        "depth": range(12, 15),
+        "num_heads": [3, 4],
+        "mlp_ratio": [3.5, 4],
+    },
+    "autoformer_small": {
+        **_AUTOFORMER,
+        "embed_dim": [320, 384, 448],
+        "depth": range(12, 15),
+        "num_heads": [5, 6, 7],
+        "mlp_ratio": [3, 3.5, 4],
+    },
+    "autoformer_base": {
+        **_AUTOFORMER,
+        "embed_dim": [528, 576, 624],
+        "depth": range(14, 17),
+        "num_heads": [9, 10],
+        "mlp_ratio": [3, 3.5, 4],
+    },
     # A space of our own for CPUs and images of 8 to 64 pixels.
     "deit_micro": {
         "patch_size": [2, 4],
@@ -47,6 +72,68 @@ _SPACES: dict[str, dict[str, Any]] = {
     "deit_small": {"embed_dim": 384, "num_heads": 6},
     "deit_base": {"embed_dim": 768, "num_heads": 12},
 }
+
+
+# The networks that the method's authors published (public ViTAS code, configurations of July 2021), identities left out.
+_PUBLISHED: dict[str, tuple[str, int, list[int], list[int], list[int]]] = {
+    # name: (space, embed_dim, heads, widths of q, k and v, hidden widths)
+    "vitas_a": (
+        "vitas_deit",
+        154,
+        [12, 16, 6, 16, 16, 16, 16],
+        [96, 240, 96, 336, 384, 288, 480],
+        [1008, 576, 1296, 720, 1008, 1152, 1296],
+    ),
+    "vitas_b": (
+        "vitas_deit",
+        192,
+        [16, 16, 16, 12, 12, 12, 16, 6],
+        [96, 144, 144, 384, 336, 288, 144, 288],
+        [864, 576, 1008, 864, 720, 576, 1296, 864],
+    ),
+    "vitas_c": ("vitas_deit", 230, [3] * 12, [144] * 12, [720] * 12),
+    "vitas_e": (
+        "vitas_deit",
+        346,
+        [16, 16, 16, 6, 3, 12, 6, 12, 12, 6, 12],
+        [240, 336, 288, 288, 192, 432, 432, 240, 480, 192, 384],
+        [720, 864, 1008, 1008, 720, 1296, 1152, 144, 864, 1008, 1296],
+    ),
+    "vitas_f": (
+        "vitas_deit_large",
+        307,
+        [16] * 13,
+        [288, 96, 576, 384, 672, 480, 864, 480, 768, 672, 672, 480, 576],
+        [1728, 2304, 864, 2016, 864, 1440, 2304, 2016, 864, 576, 2016, 2304, 2304],
+    ),
+}
+
+
+def list_published_subnets() -> dict[str, str]:
+    """Return the names that `published_subnet` takes, each with the superformer whose space it lies in."""
+    return {name: published[0] for name, published in _PUBLISHED.items()}
+
+
+def published_subnet(name: str) -> Subnet:
+    """Return a network that the method's authors published, as a subnet of its superformer's space.
+
+    Source: public ViTAS code (Su et al., configurations of July 2021): ViTAS-A, B, C, E and F.
+
+    Args:
+        name: One of `list_published_subnets()`.
+
+    Raises:
+        ChoiceError: an unknown name.
+    """
+    if name not in _PUBLISHED:
+        raise ChoiceError(f"published subnet: {one_of(list(_PUBLISHED), name)}")
+    space, embed_dim, heads, widths, hidden = _PUBLISHED[name]
+    values = {"embed_dim": embed_dim, "patch_size": 16}
+    if space == "vitas_deit":
+        values["depth"] = len(heads)
+    for i, (h, d, m) in enumerate(zip(heads, widths, hidden, strict=True)):
+        values |= {f"blocks.{i}.num_heads": h, f"blocks.{i}.qkv_dim": d, f"blocks.{i}.mlp_dim": m}
+    return Subnet(values)
 
 
 def list_superformers() -> list[str]:

@@ -1,0 +1,400 @@
+"""Networks and superformers as files: JSON and safetensors, never pickle; checked before memory is taken."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitas import plain
+from vitas.errors import FileError, listed, one_of
+from vitas.nn.embed import pixels
+from vitas.space import holders, search_space, unwrap
+
+FORMAT, VERSION = "vitas-subnet", 1
+SUPERFORMER = "vitas-superformer"
+_MOST_CONFIG_BYTES = 2**24
+_LARGEST_INT = 2**24
+
+Path_ = str | os.PathLike[str]
+
+
+def save_subnet(module: nn.Module, folder: Path_) -> None:
+    """Write a plain network to a new folder: `config.json` (sizes, dtypes, hash) and `model.safetensors`.
+
+    Args:
+        module: An export; a network of a class of your own is saved too, and loads with `into=`.
+        folder: Must not exist; it appears complete or not at all.
+
+    Raises:
+        FileError: a searchable module, a folder that exists, a disk that is full.
+    """
+    module = unwrap(module)
+    if any(holders(module)):
+        raise FileError(f"{type(module).__name__} is searchable: save what export_subnet returns, or use save_superformer")
+    tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    own = type(module) is not plain.VisionTransformer
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "class": type(module).__qualname__ if own else "VisionTransformer",
+        "model": {} if own else _expressed(module),
+        "dtypes": {name: _dtype_name(tensor) for name, tensor in tensors.items()},
+    }
+    config["hash"] = _hash(config)
+    folder = Path(folder)
+    if folder.exists():
+        raise FileError(f"{folder}: exists already")
+    with _complete_or_not_at_all(folder) as draft:
+        draft.mkdir()
+        (draft / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_file(tensors, draft / "model.safetensors")
+
+
+def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int | tuple[int, int] | None = None) -> nn.Module:
+    """Read what `save_subnet` wrote, without the superformer.
+
+    Args:
+        folder: Folder with `config.json` and `model.safetensors`.
+        into: A module of your own class to load into, where the network is not of vitas.plain.
+        img_size: Another image size: the positions are resampled (bicubic, antialiased) as timm does.
+
+    Raises:
+        FileError: a file that is missing, cut short or of another version; a hash, a field, a tensor's name, shape or type
+            that does not fit. Nothing of the network's size is allocated before that is known.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / "config.json")
+    weights = folder / "model.safetensors"
+    if into is None:
+        if config["class"] != "VisionTransformer":
+            raise FileError(f"{folder}: a network of your own class {config['class']!r}; build one and pass it as into=")
+        model: nn.Module = _on_meta(config["model"], folder)
+    elif img_size is not None:
+        raise FileError("img_size: positions are resampled only where load_subnet builds the network, not with into=")
+    else:
+        model = unwrap(into)
+    _check_header(weights, {name: (tuple(t.shape), config["dtypes"].get(name)) for name, t in model.state_dict().items()})
+    tensors = load_file(weights)
+    if img_size is not None:
+        model, tensors = _resized(config["model"], tensors, pixels(img_size), folder)
+    model.load_state_dict(tensors, assign=into is None)
+    return model
+
+
+def save_superformer(model: nn.Module, path: Path_) -> None:
+    """Write the weights of a superformer with a description of its space to one safetensors file.
+
+    Args:
+        model: A model with choices, possibly wrapped by DDP or torch.compile.
+        path: File; one that exists is replaced when the new one is complete.
+
+    Raises:
+        ChoiceError: a model without choices.
+        FileError: a disk that is full.
+    """
+    inner = unwrap(model)
+    metadata = {
+        "format": SUPERFORMER,
+        "version": str(VERSION),
+        "space": json.dumps(search_space(inner).description()),
+        "img_size": json.dumps(_img_size(inner)),
+    }
+    tensors = {name: tensor.detach().contiguous() for name, tensor in inner.state_dict().items()}
+    with _complete_or_not_at_all(Path(path)) as draft:
+        save_file(tensors, draft, metadata)
+
+
+def load_superformer(model: nn.Module, path: Path_) -> None:
+    """Read weights that `save_superformer` wrote into a model of the same space; positions follow its image size.
+
+    Args:
+        model: A model with choices, possibly wrapped by DDP or torch.compile.
+        path: File.
+
+    Raises:
+        FileError: a file that is missing, cut short or of another version; another space; a tensor's name, shape or type
+            that does not fit. The model is then unchanged.
+    """
+    inner, path = unwrap(model), Path(path)
+    metadata = _metadata(path)
+    if metadata.get("format") != SUPERFORMER or metadata.get("version") != str(VERSION):
+        raise FileError(f"{path}: expected format {SUPERFORMER!r} version {VERSION}, got {metadata.get('format')!r}")
+    saved, own = _json(metadata.get("space", ""), path), search_space(inner).description()
+    if saved != own:
+        differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
+        raise FileError(f"{path}: another search space; different in {listed(differing)}")
+    state = inner.state_dict()
+    old, new = _json(metadata.get("img_size", "null"), path), _img_size(inner)
+    resampled = [name for name in state if name.split(".")[0] == "pos_embed"] if old != new else []
+    _check_header(path, {n: (tuple(t.shape), _dtype_name(t)) for n, t in state.items()}, ignore_shape=set(resampled))
+    tensors = load_file(path)
+    for name in resampled:
+        patch = _patch_of(inner, name)
+        tensors[name] = _resampled(tensors[name], old, new, patch, inner.num_prefix_tokens, path)
+    inner.load_state_dict(tensors)
+
+
+# -- config ------------------------------------------------------------------------------------------------------------
+
+
+def _expressed(module: nn.Module) -> dict[str, Any]:
+    """Return a network's config, having made sure that it says all there is."""
+    try:
+        config: dict[str, Any] = module.config  # type: ignore[assignment]
+        with torch.device("meta"):
+            again = plain.VisionTransformer.from_config(config)
+    except (AttributeError, TypeError, KeyError) as error:
+        raise FileError(f"config: this network was changed in a way that its config cannot express ({error})") from None
+    got = {name: tuple(tensor.shape) for name, tensor in again.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if got != expected or repr(again) != repr(module):
+        different = [name for name in {**got, **expected} if got.get(name) != expected.get(name)]
+        what = listed(different) if different else "its layers' options"
+        raise FileError(f"config: this network was changed in a way that its config cannot express: {what}")
+    return config
+
+
+def _hash(config: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in config.items() if key != "hash"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: not valid JSON ({error})") from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MOST_CONFIG_BYTES:
+            raise FileError(f"{path}: larger than {_MOST_CONFIG_BYTES} bytes")
+        config = _json(path.read_text(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path}: cannot be read ({error})") from None
+    wanted = {"format", "version", "class", "model", "dtypes", "hash"}
+    if not isinstance(config, dict):
+        raise FileError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    if config.get("format") != FORMAT:
+        raise FileError(f"{path}: format: expected {FORMAT!r}, got {config.get('format')!r}")
+    if config.get("version") != VERSION:
+        raise FileError(f"{path}: version: expected {VERSION}, got {config.get('version')!r}")
+    _same_keys(config, wanted, f"{path}")
+    if config["hash"] != _hash(config):
+        raise FileError(f"{path}: hash: does not fit the content; the file was changed or cut")
+    _check(isinstance(config["class"], str), f"{path}: class", "a string", config["class"])
+    _check(isinstance(config["dtypes"], dict), f"{path}: dtypes", "an object", config["dtypes"])
+    if config["class"] == "VisionTransformer":
+        _check_model(config["model"], f"{path}: model")
+    return config
+
+
+def _same_keys(got: Mapping[str, Any], wanted: set[str], where: str) -> None:
+    for key in got:
+        if key not in wanted:
+            raise FileError(f"{where}: unknown field, {one_of(sorted(wanted), key)}")
+    missing = sorted(wanted - set(got))
+    if missing:
+        raise FileError(f"{where}: missing {listed(missing)}")
+
+
+def _check(fits: bool, where: str, wanted: str, got: object) -> None:
+    if not fits:
+        raise FileError(f"{where}: expected {wanted}, got {str(got)[:60]!r}")
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_INT
+
+
+def _count_or_zero(value: object) -> bool:
+    return (value == 0 and isinstance(value, int) and not isinstance(value, bool)) or _count(value)
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _real_or_none(value: object) -> bool:
+    return value is None or _real(value)
+
+
+def _rate(value: object) -> bool:
+    return _real(value) and 0 <= value < 1  # type: ignore[operator]
+
+
+def _size(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_count, value))
+
+
+def _pooling(value: object) -> bool:
+    return value in ("token", "avg")
+
+
+def _list(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0
+
+
+Fields = dict[str, tuple[Callable[[object], bool], str]]
+_COUNT = (_count, f"an int in 1..{_LARGEST_INT}")
+_RATE = (_rate, "a number in [0, 1)")
+_OPTIONAL = (_real_or_none, "a number or null")
+_MODEL: Fields = {
+    "img_size": (_size, "two ints"),
+    "patch_size": _COUNT,
+    "in_chans": _COUNT,
+    "num_classes": (_count_or_zero, "an int of at least 0"),
+    "embed_dim": _COUNT,
+    "global_pool": (_pooling, "'token' or 'avg'"),
+    "distilled": (_flag, "true or false"),
+    "norm_eps": _OPTIONAL,
+    "fc_norm_eps": _OPTIONAL,
+    "blocks": (_list, "a list of blocks"),
+}
+_BLOCK: Fields = {
+    "num_heads": _COUNT,
+    "qkv_dim": _COUNT,
+    "mlp_dim": _COUNT,
+    "qkv_bias": (_flag, "true or false"),
+    "qk_norm_eps": _OPTIONAL,
+    "norm_eps": (_real, "a number"),
+    "init_values": _OPTIONAL,
+    "attn_drop": _RATE,
+    "proj_drop": _RATE,
+    "drop_path": _RATE,
+}
+
+
+def _check_fields(got: object, fields: Fields, where: str) -> None:
+    if not isinstance(got, dict):
+        raise FileError(f"{where}: expected an object, got {type(got).__name__}")
+    _same_keys(got, set(fields), where)
+    for name, (fits, wanted) in fields.items():
+        _check(fits(got[name]), f"{where}: {name}", wanted, got[name])
+
+
+def _check_model(model: Any, where: str) -> None:
+    _check_fields(model, _MODEL, where)
+    patch = model["patch_size"]
+    _check(all(n % patch == 0 for n in model["img_size"]), f"{where}: patch_size", "a divisor of img_size", patch)
+    for i, block in enumerate(model["blocks"]):
+        _check_fields(block, _BLOCK, f"{where}: blocks.{i}")
+        heads, width = block["num_heads"], block["qkv_dim"]
+        _check(width % heads == 0, f"{where}: blocks.{i}: num_heads", f"a divisor of qkv_dim {width}", heads)
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{path}: cannot be read ({error})") from None
+
+
+_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
+_TYPES |= {"U8": "uint8", "I8": "int8", "I16": "int16", "BOOL": "bool"}
+
+
+def _check_header(
+    path: Path,
+    wanted: Mapping[str, tuple[tuple[int, ...], str | None]],
+    ignore_shape: set[str] = frozenset(),  # type: ignore[assignment]
+) -> None:
+    """Compare names, shapes and types with the file's header, which is small."""
+    with _opened(path) as file:
+        names = set(file.keys())
+        extra, missing = sorted(names - set(wanted)), sorted(set(wanted) - names)
+        if missing:
+            raise FileError(f"{path}: missing tensors: {listed(missing)}")
+        if extra:
+            raise FileError(f"{path}: tensors that the network does not have: {listed(extra)}")
+        for name, (shape, dtype) in wanted.items():
+            tensor = file.get_slice(name)
+            got = tuple(tensor.get_shape())
+            if got != shape and name not in ignore_shape:
+                raise FileError(f"{path}: {name}: expected shape {shape}, got {got}")
+            kind = _TYPES.get(tensor.get_dtype(), tensor.get_dtype())
+            if kind != dtype:
+                raise FileError(f"{path}: {name}: expected type {dtype}, got {kind}")
+
+
+def _on_meta(config: Mapping[str, Any], where: Path) -> plain.VisionTransformer:
+    try:
+        with torch.device("meta"):
+            return plain.VisionTransformer.from_config(config)
+    except (RuntimeError, OverflowError) as error:
+        raise FileError(f"{where}: sizes that no tensor can have ({error})") from None
+
+
+def _resized(
+    config: Mapping[str, Any], tensors: dict[str, Tensor], size: tuple[int, int], where: Path
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    prefix = 2 if config["distilled"] else 1
+    old, patch = tuple(config["img_size"]), config["patch_size"]
+    tensors = {**tensors, "pos_embed": _resampled(tensors["pos_embed"], old, size, patch, prefix, where)}
+    return _on_meta({**config, "img_size": list(size)}, where), tensors
+
+
+def _resampled(table: Tensor, old: Any, new: Any, patch: int, prefix: Any, where: Path) -> Tensor:
+    if any(n % patch for n in new):
+        raise FileError(f"{where}: img_size: patches of {patch} pixels do not divide an image of {new[0]} x {new[1]}")
+    grids = [(size[0] // patch, size[1] // patch) for size in (old, new)]
+    if table.shape[1] != prefix + grids[0][0] * grids[0][1]:
+        raise FileError(f"{where}: pos_embed: {table.shape[1]} positions do not fit an image of {old[0]} x {old[1]} pixels")
+    return plain.resample_positions(table, grids[0], grids[1], prefix)
+
+
+def _img_size(model: nn.Module) -> list[int] | None:
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return list(size) if size is not None else None
+
+
+def _patch_of(model: nn.Module, table: str) -> int:
+    _, _, patch = table.partition(".")
+    return int(patch) if patch else model.patch_size.largest  # type: ignore[union-attr, return-value]
+
+
+@contextmanager
+def _complete_or_not_at_all(target: Path) -> Iterator[Path]:
+    """Yield a path to write to, beside `target`; renamed when done, removed on any error."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise FileError(f"{target}: cannot be written ({error})") from None
+    try:
+        yield scratch / target.name
+        os.replace(scratch / target.name, target)
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{target}: cannot be written ({error})") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
