@@ -43,8 +43,10 @@ class Choice(Generic[V]):
     name: str | None
 
     def __init__(self, values: Iterable[V], *, p: Sequence[float] | None = None, name: str | None = None) -> None:
+        if name is not None and not isinstance(name, str):
+            raise ChoiceError(f"name: expected a string, got {name!r}")
         self.name = name
-        self.values = _checked_values(values, self._kind, self._least)
+        self.values = _checked_values(values, self.label, self._least)
         self.p = _checked_p(p, len(self.values), self.label)
         self._origin = uuid.uuid4().hex  # kept by copies: two of one origin in one model are a broken tie
         self._index = len(self.values) - 1
@@ -121,7 +123,7 @@ class Choice(Generic[V]):
             ChoiceError: not one of `values` (bools, NaN and strings never are).
         """
         try:
-            index = None if isinstance(value, bool) else self._index_of.get(value)
+            index = None if isinstance(value, (bool, np.bool_)) else self._index_of.get(value)
         except TypeError:  # not hashable
             index = None
         if index is not None:
@@ -195,7 +197,7 @@ class Dim(Choice[int]):
         p: Sequence[float] | None = None,
         name: str | None = None,
     ) -> None:
-        values = _checked_values(values, name or self._kind, 1)
+        values = _checked_values(values, name or self._kind, self._least)
         if not all(isinstance(value, int) for value in values):
             raise ChoiceError(f"{name or self._kind}: channel counts are ints, got {list(values)}")
         self.sharing = sharing if isinstance(sharing, str) else getattr(sharing, "__name__", "custom")
@@ -213,10 +215,14 @@ class Dim(Choice[int]):
         Raises:
             ChoiceError: fractions outside (0, 1], or two that round to one count.
         """
+        what = options.get("name") or cls._kind
+        if not isinstance(fractions, Iterable):
+            raise ChoiceError(f"{what}: expected several fractions, got {fractions!r}")
         fractions = list(fractions)
         for fraction in fractions:
-            if isinstance(fraction, bool) or not 0 < fraction <= 1:
-                raise ChoiceError(f"{options.get('name') or cls._kind}: fractions lie in (0, 1], got {fraction!r}")
+            number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
+            if not number or not 0 < fraction <= 1:
+                raise ChoiceError(f"{what}: fractions lie in (0, 1], got {fraction!r}")
         return cls([round(largest * fraction) for fraction in fractions], **options)
 
     def _make_marks(self) -> tuple[Sequence[Tensor | None], ...]:
@@ -343,6 +349,8 @@ class _Product(Dim):
                 sharing = factor.sharing if isinstance(factor, Dim) else sharing
             else:
                 scale *= int(factor)
+        if sharing not in ("ordinal", "bilateral", "cyclic-chain"):
+            sharing = "cyclic"  # pairs of complements, or a rule of one's own, do not carry over to products
         dim = cls.__new__(cls)
         dim._derive(tuple(bases), scale, sharing)
         return dim
@@ -412,6 +420,15 @@ class _Product(Dim):
         self._side = min(max(sides, default=0), len(self.sides) - 1)
         self._set(self._position[tuple([base._index for base in self._bases])])
 
+    @property
+    def side(self) -> str:
+        """The side of its factors."""
+        return SIDES[self._side]
+
+    @side.setter
+    def side(self, side: str) -> None:
+        self.index_of(side)
+
     def index_of(self, value: object) -> int:
         raise ChoiceError(f"{self.label} follows its factors; set {' or '.join(base.label for base in self._bases)} instead")
 
@@ -426,7 +443,7 @@ def as_dim(dim: int | Dim, what: str = "channels") -> Dim:
         return dim
     if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
         raise ChoiceError(f"{what}: expected a positive int or a Dim, got {dim!r}")
-    return Dim([int(dim)], name=None)
+    return Dim(_checked_values([dim], what, 1))
 
 
 def as_choice(value: "V | Choice[V]", what: str = "value") -> "Choice[V]":
@@ -439,7 +456,7 @@ def as_choice(value: "V | Choice[V]", what: str = "value") -> "Choice[V]":
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ChoiceError(f"{what}: expected a number or a Choice, got {value!r}")
-    return Choice([value])
+    return Choice(_checked_values([value], what, 0))
 
 
 def plain_number(value: object, what: str) -> int | float:
@@ -473,6 +490,8 @@ def _checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ..
 def _checked_p(p: Sequence[float] | None, n: int, what: str) -> tuple[float, ...]:
     if p is None:
         return (1 / n,) * n
+    if isinstance(p, (str, bytes)) or not isinstance(p, Iterable):
+        raise ChoiceError(f"p of {what}: expected {n} probabilities, got {p!r}")
     weights = [float(plain_number(weight, f"p of {what}")) for weight in p]
     if len(weights) != n:
         raise ChoiceError(f"p of {what}: expected {n} probabilities, one for each value, got {len(weights)}")

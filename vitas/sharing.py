@@ -10,7 +10,7 @@ derivation is ours (docs/design.md).
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Protocol
@@ -57,6 +57,8 @@ def runs_of(sharing: Sharing, values: Sequence[int], p: Sequence[float]) -> tupl
             raise ChoiceError(f"sharing: {one_of(PATTERNS, sharing)}")
         starts = _RULES[sharing](values, largest, p)
     else:
+        if not callable(sharing):
+            raise ChoiceError(f"sharing: {one_of(PATTERNS, sharing)}, or a rule (values, largest, p) -> starts")
         starts = _checked(sharing(values, largest, p), values)
     turn = starts[-1]
     runs = tuple(((start - turn) % largest, width) for start, width in zip(starts, values, strict=True))
@@ -114,10 +116,10 @@ _RULES: dict[str, StartsRule] = {
 
 
 def _checked(starts: Sequence[int], values: Sequence[int]) -> Sequence[int]:
-    starts = list(starts)
-    if len(starts) != len(values) or not all(isinstance(s, (int, np.integer)) for s in starts):
+    given = list(starts) if isinstance(starts, Iterable) else [starts]
+    if len(given) != len(values) or not all(isinstance(start, (int, np.integer)) for start in given):
         raise ChoiceError(f"sharing: expected a rule that gives {len(values)} starts (ints), got {starts!r}")
-    return [int(start) for start in starts]
+    return [int(start) for start in given]
 
 
 def _levels(runs: Sequence[Run], weights: Sequence[float], largest: int) -> list[float]:

@@ -40,11 +40,12 @@ outside_graphs = _disable_dynamo
 
 
 @outside_graphs
-def mark_sizes(tensor: Tensor) -> None:
+def mark_sizes(tensor: object) -> None:
     """Tell torch.compile that every size of an activation but the first (the batch) may change with the subnet."""
     from torch._dynamo import maybe_mark_dynamic
 
-    maybe_mark_dynamic(tensor, list(range(1, tensor.ndim)))
+    if isinstance(tensor, Tensor):
+        maybe_mark_dynamic(tensor, list(range(1, tensor.ndim)))
 
 
 def marked(tensor: Tensor, position: int) -> int:
@@ -60,8 +61,13 @@ def cut(tensors: Sequence[Tensor], cuts: Sequence[Sequence[Cut]], marks: Sequenc
         cuts: For each tensor the runs along its axes.
         marks: The marks of the Dims, saved for checkpointing.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return _Cut.apply(cuts, len(tensors), *tensors, *marks)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled():
+        if any(tensor.requires_grad for tensor in tensors):
+            return _Cut.apply(cuts, len(tensors), *tensors, *marks)  # type: ignore[no-any-return]
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            # Inside a checkpoint frozen weights leave a mark too, by way of an input that wants a gradient.
+            anchor = torch.empty(0, requires_grad=True)
+            return _Cut.apply(cuts, len(tensors), *tensors, *marks, anchor)  # type: ignore[no-any-return]
     return [_gather(tensor, runs) for tensor, runs in zip(tensors, cuts, strict=True)]
 
 

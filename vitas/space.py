@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -45,10 +45,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
-    """Return the only child of a wrapper, a module that has just one and calls it `module` or `_orig_mod`."""
-    if list(module._modules) in (["module"], ["_orig_mod"]):
+    """Return the only child of a wrapper of torch or timm: it has just one, and calls it `module` or `_orig_mod`."""
+    if _looks_like_a_wrapper(module) and type(module).__module__.partition(".")[0] in ("torch", "timm"):
         return next(iter(module._modules.values()))
     return None
+
+
+def _looks_like_a_wrapper(module: nn.Module) -> bool:
+    return list(module._modules) in (["module"], ["_orig_mod"])
 
 
 def holders(module: nn.Module, path: tuple[str, ...] = (), gates: tuple[Gate, ...] = ()) -> Iterator[Holder]:
@@ -66,7 +70,7 @@ def holders(module: nn.Module, path: tuple[str, ...] = (), gates: tuple[Gate, ..
         if child is not None:
             gate: Gate | None = gate_of(name) if gate_of else None
             inner = gates if gate is None or len(gate.indices) == len(gate.choice.values) else (*gates, gate)
-            yield from holders(child, (*path, name), inner)
+            yield from holders(child, path if _looks_like_a_wrapper(module) else (*path, name), inner)
 
 
 _TORCH_ATTRIBUTES = frozenset(vars(nn.Module()))
@@ -202,7 +206,7 @@ class SearchSpace:
             value = values.get(entry.name)
             if value is not None:
                 index = entry.index_of.get(value)
-                indices[k] = entry.choice.index_of(value) if index is None else index
+                indices[k] = _refused(entry.name, entry.choice, value) if index is None else index
                 named += 1
             elif fill is None:
                 missing.append(entry.name)
@@ -219,7 +223,8 @@ class SearchSpace:
         for name, value in values.items():
             if name not in self.choices:
                 raise ChoiceError(f"unknown choice: {one_of(list(self.choices), name)}")
-            self.choices[name].index_of(value)
+            if value not in self.choices[name]._index_of:
+                _refused(name, self.choices[name], value)
         if strict:
             dead = [e.name for e, i in zip(self._entries, indices, strict=True) if i < 0 and e.name in values]
             raise ChoiceError(f"not live in this subnet: {listed(dead)}; space.subnet(...) leaves such choices out")
@@ -417,6 +422,10 @@ class SearchSpace:
         return "\n".join([f"SearchSpace of {len(self)} choices, {self.size:.3e} networks", *rows])
 
 
+def _refused(name: str, choice: AnyChoice, value: Number) -> NoReturn:
+    raise ChoiceError(f"{name}: {one_of(choice.values, value)}")
+
+
 def _components(links: Mapping[int, set[int]]) -> list[list[int]]:
     """Return the groups of entries that depend on one another."""
     group_of = {k: [k] for k in links}
@@ -449,12 +458,19 @@ def search_space(model: nn.Module) -> SearchSpace:
             f"{type(model).__name__} has no choices: build it from vitas.nn layers with Choices and Dims of several values"
         )
     _refuse_broken_ties(paths)
+    gates = {choice: _weakest(alternatives) for choice, alternatives in gates.items()}
     names = {choice: choice.name or _shortest(at) for choice, at in paths.items()}
     _refuse_equal_names(names, paths)
     for choice in paths:
         _claim(choice, model, names[choice])
     ordered = _gates_first(gates)
     return SearchSpace({names[choice]: (choice, gates[choice]) for choice in ordered})
+
+
+def _weakest(alternatives: Sequence[tuple[Gate, ...]]) -> list[tuple[Gate, ...]]:
+    """Drop the alternatives that another one implies: a holder inside a private copy of its own choice adds nothing."""
+    distinct = list(dict.fromkeys(alternatives))
+    return [gates for gates in distinct if not any(set(other) < set(gates) for other in distinct)]
 
 
 def _shortest(paths: list[tuple[str, ...]]) -> str:

@@ -1,0 +1,12 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request):
+    """Small tensors are slower on several threads, and the cores may be busy."""
+    before = torch.get_num_threads()
+    if request.node.get_closest_marker("heavy") is None:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,119 @@
+"""The tree is layered, and importing vitas is cheap."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vitas
+
+PACKAGE = Path(vitas.__file__).parent
+
+# In reading order: a file imports only from those above it (docs: DESIGN, section 4).
+ORDER = [
+    "vitas.errors",
+    "vitas.sharing",
+    "vitas.slicing",
+    "vitas.choice",
+    "vitas.subnet",
+    "vitas.space",
+    "vitas.plain",
+    "vitas.cost",
+    "vitas.nn.base",
+    "vitas.nn.private",
+    "vitas.nn.linear",
+    "vitas.nn.norm",
+    "vitas.nn.conv",
+    "vitas.nn.attention",
+    "vitas.nn.mlp",
+    "vitas.nn.embed",
+    "vitas.nn.identity",
+    "vitas.nn",
+    "vitas.superformer.deit",
+    "vitas.superformer.presets",
+    "vitas.superformer",
+    "vitas.sample",
+    "vitas.export",
+    "vitas.saving",
+    "vitas",
+]
+
+
+def module_name(file):
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported_by(name):
+    """Every module that a file imports: at its top, inside functions, and for type checkers only."""
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import in line {node.lineno}"
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ([module if module in FILES else node.module for module in submodules])
+
+
+def test_every_file_stands_in_the_order():
+    assert set(FILES) == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_file_imports_only_from_those_above_it(name):
+    above = set(ORDER[: ORDER.index(name)])
+    own = {module for module in imported_by(name) if module.split(".")[0] == "vitas"}
+    assert own <= above
+
+
+def test_plain_imports_torch_only():
+    roots = {module.split(".")[0] for module in imported_by("vitas.plain")}
+    assert roots - sys.stdlib_module_names == {"torch"}
+
+
+def test_what_is_imported_is_declared_as_a_core_need():
+    roots = {module.split(".")[0] for name in FILES for module in imported_by(name)}
+    assert roots - sys.stdlib_module_names <= {"vitas", "torch", "einops", "fvcore", "numpy", "safetensors"}
+
+
+MEASURE = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.perf_counter()
+import vitas
+seconds = time.perf_counter() - start
+print(json.dumps([vitas.__file__, seconds, sorted(set(sys.modules) - before)]))
+"""
+
+
+def import_vitas_afresh(folder):
+    """Import torch, then vitas, in a new process; return the seconds and the modules that vitas added."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    command = [sys.executable, "-W", "error", "-c", MEASURE]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    file, seconds, modules = json.loads(done.stdout)
+    assert file == vitas.__file__
+    return seconds, modules
+
+
+def test_import_is_quick_and_pulls_in_no_extra(tmp_path):
+    best = float("inf")
+    for _ in range(5):  # the quickest of several tries: other work on the machine only slows one down
+        seconds, modules = import_vitas_afresh(tmp_path)
+        best = min(best, seconds)
+        if best < 0.3:
+            break
+    assert best < 0.3
+
+    extras = {"timm", "torchvision", "fvcore", "optuna", "matplotlib", "sklearn", "tqdm", "pandas", "IPython"}
+    assert not extras & {module.split(".")[0] for module in modules}
+    assert not [module for module in modules if module.startswith(("torch._dynamo", "torch._inductor"))]
