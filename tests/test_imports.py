@@ -20,6 +20,7 @@ ORDER = [
     "vitas.slicing",
     "vitas.choice",
     "vitas.subnet",
+    "vitas.walk",
     "vitas.space",
     "vitas.plain",
     "vitas.cost",

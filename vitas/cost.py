@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from vitas import plain
 from vitas.choice import Choice
 from vitas.errors import ChoiceError, VitasError, one_of
-from vitas.space import SearchSpace, State, holders, search_space, unwrap
+from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number
+from vitas.walk import State, holders, unwrap
 
 Bases = tuple[Choice[Any], ...]
 Codes = Mapping[str, Number] | NDArray[Any] | Sequence[Sequence[int]]
@@ -116,6 +115,29 @@ class Cost:
                 tables[home] = tables[home] + table.reshape([len(b.values) if b in bases else 1 for b in home])
         return tables
 
+    def extremes(self, most: int = 10**7) -> tuple[int, int] | None:
+        """Return the smallest and the largest total; None if more than `most` combinations would have to be looked at.
+
+        Choices that stand in one table only are settled there; all combinations of the others are looked at.
+        """
+        tables = self.merged()
+        times = Counter(base for bases in tables for base in bases)
+        shared = [base for base, n in times.items() if n > 1]
+        if math.prod(len(base.values) for base in shared) > most:
+            return None
+        found = []
+        for best in (np.min, np.max):
+            total: Any = np.zeros([1] * len(shared), dtype=np.int64)
+            for bases, table in tables.items():
+                own = tuple(axis for axis, base in enumerate(bases) if base not in shared)
+                table = best(table, axis=own)
+                kept = [base for base in bases if base in shared]
+                order = sorted(range(len(kept)), key=lambda axis: shared.index(kept[axis]))
+                shape = [len(base.values) if base in kept else 1 for base in shared]
+                total = total + table.transpose(order).reshape(shape)
+            found.append(int(best(total)))
+        return found[0], found[1]
+
     def parts(self, indices: Mapping[Choice[Any], int]) -> Iterable[tuple[str, str, int]]:
         """Yield (path, operator, amount) for the subnet whose choices have the value numbers `indices`."""
         for (path, operator, bases), table in self.terms.items():
@@ -137,6 +159,9 @@ class _ActiveIndices(dict[Choice[Any], int]):
 
 def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, convention: str) -> FlopCount:
     """Count by running the active path."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import, and seldom used
+    from torch.utils.flop_counter import FlopCounterMode
+
     if convention != "exact":
         raise ChoiceError(f"convention: a count by running is exact, got {convention!r}")
     state = State.of_module(model)

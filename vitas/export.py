@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from vitas.errors import ChoiceError, ExportError, one_of
 from vitas.nn.base import exported
 from vitas.sample import use_subnet
-from vitas.space import search_space, unwrap
+from vitas.space import search_space
 from vitas.subnet import Number
 from vitas.superformer import create_superformer
+from vitas.walk import unwrap
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest max|a - b| / max|b| that `verify` accepts."""

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from vitas import plain
 from vitas.errors import FileError, listed, one_of
 from vitas.nn.embed import pixels
-from vitas.space import holders, search_space, unwrap
+from vitas.space import search_space
+from vitas.walk import holders, unwrap
 
 FORMAT, VERSION = "vitas-subnet", 1
 SUPERFORMER = "vitas-superformer"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from html import escape
 from itertools import accumulate
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,121 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vitas.choice import SIDES, Choice, Dim
+from vitas.choice import SIDES, Dim
 from vitas.errors import ChoiceError, listed, one_of
 from vitas.subnet import Number, Subnet
-
-AnyChoice = Choice[Any]
-
-
-class Gate(NamedTuple):
-    """A module runs only while `choice` has one of the values numbered `indices`."""
-
-    choice: AnyChoice
-    indices: frozenset[int]
-
-
-class Holder(NamedTuple):
-    """A module that holds a choice: where it stands, and what must hold for it to run."""
-
-    choice: AnyChoice
-    path: tuple[str, ...]
-    gates: tuple[Gate, ...]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside DistributedDataParallel, torch.compile, AveragedModel and the like."""
-    while (inner := _inside(model)) is not None:
-        model = inner
-    return model
-
-
-def _inside(module: nn.Module) -> nn.Module | None:
-    """Return the only child of a wrapper of torch or timm: it has just one, and calls it `module` or `_orig_mod`."""
-    if _looks_like_a_wrapper(module) and type(module).__module__.partition(".")[0] in ("torch", "timm"):
-        return next(iter(module._modules.values()))
-    return None
-
-
-def _looks_like_a_wrapper(module: nn.Module) -> bool:
-    return list(module._modules) in (["module"], ["_orig_mod"])
-
-
-def holders(module: nn.Module, path: tuple[str, ...] = (), gates: tuple[Gate, ...] = ()) -> Iterator[Holder]:
-    """Walk the modules and yield each searchable choice wherever it is held.
-
-    A module that runs only some of its children has a method `gate_of(name) -> Gate | None`.
-    """
-    module = unwrap(module)
-    for name, choice in held(module):
-        for base in choice.bases:
-            if not base.fixed:
-                yield Holder(base, (*path, name), gates)
-    gate_of = getattr(module, "gate_of", None)
-    for name, child in module._modules.items():
-        if child is not None:
-            gate: Gate | None = gate_of(name) if gate_of else None
-            inner = gates if gate is None or len(gate.indices) == len(gate.choice.values) else (*gates, gate)
-            yield from holders(child, path if _looks_like_a_wrapper(module) else (*path, name), inner)
-
-
-_TORCH_ATTRIBUTES = frozenset(vars(nn.Module()))
-
-
-def held(module: nn.Module) -> Iterator[tuple[str, AnyChoice]]:
-    """Yield the choices that a module itself holds, in attributes or in lists, tuples and dicts there."""
-    for attribute, value in vars(module).items():
-        if attribute not in _TORCH_ATTRIBUTES:
-            yield from _choices_in(attribute, value)
-
-
-def _choices_in(name: str, value: object) -> Iterator[tuple[str, AnyChoice]]:
-    if isinstance(value, Choice):
-        yield name, value
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            if isinstance(item, Choice):
-                yield f"{name}.{i}", item
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if isinstance(item, Choice):
-                yield f"{name}.{key}", item
-
-
-class State(NamedTuple):
-    """What was active in some choices, to be put back later."""
-
-    choices: tuple[AnyChoice, ...]
-    indices: tuple[int, ...]
-    sides: tuple[int, ...]
-
-    @classmethod
-    def of(cls, choices: Iterable[AnyChoice]) -> State:
-        """Return the present state of `choices`."""
-        choices = tuple(choices)
-        return cls(choices, tuple(c._index for c in choices), tuple(getattr(c, "_side", 0) for c in choices))
-
-    @classmethod
-    def of_module(cls, module: nn.Module) -> State:
-        """Return the present state of every choice that `module` holds."""
-        return cls.of({holder.choice: None for holder in holders(module)})
-
-    def put_back(self) -> None:
-        """Activate what was active."""
-        for choice, index, side in zip(*self, strict=True):
-            if isinstance(choice, Dim):
-                choice._side = side
-            choice._set(index)
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Activate what was active for the length of a with block."""
-        now = State.of(self.choices)
-        self.put_back()
-        try:
-            yield
-        finally:
-            now.put_back()
+from vitas.walk import AnyChoice, Gate, State, holders, unwrap
 
 
 class _Entry(NamedTuple):
@@ -151,7 +40,12 @@ class SearchSpace:
     changing the model. A choice is *live* if a module that holds it runs: a subnet names live choices only.
     """
 
-    def __init__(self, found: Mapping[str, tuple[AnyChoice, Sequence[tuple[Gate, ...]]]]) -> None:
+    def __init__(
+        self,
+        found: Mapping[str, tuple[AnyChoice, Sequence[tuple[Gate, ...]]]],
+        cost: Callable[[], Any] | None = None,
+    ) -> None:
+        self._cost = cost
         number = {choice: k for k, (choice, _) in enumerate(found.values())}
         conditions: dict[_Condition, int] = {((),): 0}
         self._entries: list[_Entry] = []
@@ -408,18 +302,50 @@ class SearchSpace:
             for entry in self._entries
         }
 
-    def __repr__(self) -> str:
-        lines: dict[tuple[str, tuple[Any, ...]], int] = {}
+    def costs(self) -> tuple[int, int, int] | None:
+        """Return the multiply-adds of the smallest, a middle (median of 101 draws) and the largest network.
+
+        None where the model states no cost, or where too many choices interact for the exact extremes.
+        """
+        try:
+            cost = self._cost() if self._cost is not None else None
+        except TypeError:  # a layer, whose cost depends on its tokens
+            cost = None
+        extremes = cost.extremes() if cost is not None else None
+        if cost is None or extremes is None:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        draws = sorted(cost.at(self.indices(self.sample(generator))) for _ in range(101))
+        return extremes[0], draws[50], extremes[1]
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Return the choices as a table shows them: blocks of equal choices in one row."""
+        rows: dict[tuple[str, tuple[Any, ...]], int] = {}
         for entry in self._entries:
             pattern = ".".join("*" if part.isdigit() else part for part in entry.name.split("."))
             key = (pattern, entry.choice.values)
-            lines[key] = lines.get(key, 0) + 1
-        width = max(len(pattern) for pattern, _ in lines)
-        rows = []
-        for (pattern, values), times in lines.items():
-            several = f"  (x{times})" if times > 1 else ""
-            rows.append(f"  {pattern:<{width}}  {', '.join(map(str, values))}{several}")
-        return "\n".join([f"SearchSpace of {len(self)} choices, {self.size:.3e} networks", *rows])
+            rows[key] = rows.get(key, 0) + 1
+        return [
+            (pattern, ", ".join(map(str, values)) + (f"  (x{times})" if times > 1 else ""))
+            for (pattern, values), times in rows.items()
+        ]
+
+    def _summary(self) -> str:
+        costs = self.costs()
+        if costs is None:
+            return ""
+        return " / ".join(f"{cost / 1e9:.3g} G" for cost in costs) + " multiply-adds (smallest / median / largest)"
+
+    def __repr__(self) -> str:
+        rows, summary = self._rows(), self._summary()
+        width = max(len(pattern) for pattern, _ in rows)
+        lines = [f"SearchSpace of {len(self)} choices, {self.size:.3e} networks", *([f"  {summary}"] if summary else [])]
+        return "\n".join([*lines, *(f"  {pattern:<{width}}  {values}" for pattern, values in rows)])
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self._rows())
+        head = f"<b>{len(self)} choices, {self.size:.3e} networks</b>"
+        return f"{head}<br>{escape(self._summary())}<table>{cells}</table>"
 
 
 def _refused(name: str, choice: AnyChoice, value: Number) -> NoReturn:
@@ -464,7 +390,7 @@ def search_space(model: nn.Module) -> SearchSpace:
     for choice in paths:
         _claim(choice, model, names[choice])
     ordered = _gates_first(gates)
-    return SearchSpace({names[choice]: (choice, gates[choice]) for choice in ordered})
+    return SearchSpace({names[choice]: (choice, gates[choice]) for choice in ordered}, getattr(model, "cost", None))
 
 
 def _weakest(alternatives: Sequence[tuple[Gate, ...]]) -> list[tuple[Gate, ...]]:

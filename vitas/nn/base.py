@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitas import plain
 from vitas.choice import Choice, Dim
 from vitas.errors import ExportError
-from vitas.space import held, unwrap
+from vitas.walk import held, unwrap
 
 M = TypeVar("M", bound=nn.Module)
 

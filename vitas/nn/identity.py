@@ -16,7 +16,7 @@ from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError
 from vitas.nn.base import exported, like
 from vitas.slicing import mark_sizes, outside_graphs
-from vitas.space import Gate, State
+from vitas.walk import Gate, State
 
 T = TypeVar("T")
 

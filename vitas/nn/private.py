@@ -10,7 +10,7 @@ from vitas.choice import Choice
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError
 from vitas.nn.base import exported
-from vitas.space import Gate
+from vitas.walk import Gate
 
 
 class Private(nn.ModuleDict):

@@ -23,7 +23,8 @@ from vitas.nn.base import exported, like
 from vitas.nn.embed import Table, active_table, make_table, patch_count
 from vitas.sharing import Sharing
 from vitas.slicing import outside_graphs
-from vitas.space import holders, search_space
+from vitas.space import search_space
+from vitas.walk import holders
 
 Count = int | Iterable[int] | Choice[int]
 Width = int | Iterable[int] | Dim
