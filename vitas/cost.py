@@ -50,8 +50,9 @@ class Cost:
     @classmethod
     def table(cls, choice: Choice[Any], values: Iterable[int]) -> Cost:
         """Return a cost of one number for each value of `choice`, such as the tokens of each patch size."""
+        amounts = dict(zip(choice.values, values, strict=True))
         cost = cls()
-        cost._add("", "", choice.bases, np.array(list(values)))
+        cost._add("", "", choice.bases, np.vectorize(amounts.__getitem__, otypes=[np.int64])(choice.table()))
         return cost
 
     @classmethod
@@ -185,7 +186,7 @@ def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, 
         if own:
             by_module[path.removeprefix(root).removeprefix(".")] = own
     by_operator: dict[str, int] = {}
-    for op, n in counts["Global"].items():
+    for op, n in counts.get("Global", {}).items():
         word = _OPERATORS.get(str(op).split(".")[-1], str(op))
         by_operator[word] = by_operator.get(word, 0) + n
     return FlopCount(sum(by_operator.values()), by_operator, by_module, NOT_COUNTED)
@@ -225,13 +226,13 @@ class FlopCount:
     def __str__(self) -> str:
         rows = self._rows()
         width = max(len(name) for name, _ in [*rows, ("total", 0)])
-        lines = [f"{name:<{width}}  {amount:>15,}  {amount / self.total:6.1%}" for name, amount in rows]
+        lines = [f"{name:<{width}}  {amount:>15,}  {amount / (self.total or 1):6.1%}" for name, amount in rows]
         lines.append(f"{'total':<{width}}  {self.total:>15,}  multiply-adds")
         lines.append(f"not counted: {', '.join(self.not_counted)}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = [(escape(name), f"{amount:,}", f"{amount / self.total:.1%}") for name, amount in self._rows()]
+        rows = [(escape(name), f"{amount:,}", f"{amount / (self.total or 1):.1%}") for name, amount in self._rows()]
         rows.append(("total", f"{self.total:,}", "multiply-adds"))
         cells = "".join(f"<tr><th>{name}</th><td>{amount}</td><td>{share}</td></tr>" for name, amount, share in rows)
         return f"<table>{cells}</table>"
@@ -339,6 +340,7 @@ class CostModel:
     def __init__(self, space: SearchSpace, flops: Cost, params: Cost) -> None:
         self.space = space
         place = {choice: k for k, choice in enumerate(space.choices.values())}
+        self._smallest = space.encode(space.smallest())
         self._flops, self._params = _Tables(flops, place), _Tables(params, place)
 
     def flops(self, codes: Codes) -> Any:
@@ -370,7 +372,8 @@ class CostModel:
         if codes.ndim != 2 or codes.shape[1] != len(self.space) or not np.issubdtype(codes.dtype, np.integer):
             raise ChoiceError(f"codes: expected ints of shape (n, {len(self.space)}), got {codes.dtype} {codes.shape}")
         most = np.array([len(choice.values) for choice in self.space.choices.values()])
-        if codes.size and (codes.min() < -1 or (codes.max(axis=0) >= most).any()):
+        least = np.minimum(self._smallest, 0)  # -1 for choices that are not live in some subnet
+        if codes.size and ((codes.min(axis=0) < least).any() or (codes.max(axis=0) >= most).any()):
             raise ChoiceError("codes: numbers out of range; space.encode makes them")
         return tables.many(codes)
 
@@ -415,7 +418,7 @@ class _Tables:
     def many(self, codes: NDArray[Any], chunk: int = 8192) -> NDArray[np.int64]:
         totals = np.zeros(len(codes), dtype=np.int64)
         for start in range(0, len(codes), chunk):
-            columns = np.ascontiguousarray(codes[start : start + chunk].T, dtype=np.int64)
+            columns = np.array(codes[start : start + chunk].T, dtype=np.int64, order="C")  # a copy of our own
             np.maximum(columns, 0, out=columns)  # not live: any number, its gate is 0
             total = totals[start : start + chunk]
             amounts = np.empty_like(total)

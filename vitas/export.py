@@ -13,7 +13,7 @@ from vitas.sample import use_subnet
 from vitas.space import search_space
 from vitas.subnet import Number
 from vitas.superformer import create_superformer
-from vitas.walk import unwrap
+from vitas.walk import holders, unwrap
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest max|a - b| / max|b| that `verify` accepts."""
@@ -90,7 +90,7 @@ def build_subnet(
     """
     with torch.device("meta"):
         model = create_superformer(name, num_classes=num_classes, img_size=img_size, in_chans=in_chans, **overrides)
-    plain = export_subnet(model, subnet)
+    plain = export_subnet(model, subnet if subnet or any(holders(model)) else None)
     size = sum(parameter.nbytes for parameter in plain.parameters())
     if size > _MOST_BYTES:
         raise ExportError(f"{name}: this subnet needs {size / 2**40:.1f} TiB")

@@ -26,6 +26,7 @@ FORMAT, VERSION = "vitas-subnet", 1
 SUPERFORMER = "vitas-superformer"
 _MOST_CONFIG_BYTES = 2**24
 _LARGEST_INT = 2**24
+_MOST_BLOCKS = 1024
 
 Path_ = str | os.PathLike[str]
 
@@ -43,7 +44,7 @@ def save_subnet(module: nn.Module, folder: Path_) -> None:
     module = unwrap(module)
     if any(holders(module)):
         raise FileError(f"{type(module).__name__} is searchable: save what export_subnet returns, or use save_superformer")
-    tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    tensors = _own_tensors(module)
     own = type(module) is not plain.VisionTransformer
     config: dict[str, Any] = {
         "format": FORMAT,
@@ -85,8 +86,11 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
         raise FileError("img_size: positions are resampled only where load_subnet builds the network, not with into=")
     else:
         model = unwrap(into)
-    _check_header(weights, {name: (tuple(t.shape), config["dtypes"].get(name)) for name, t in model.state_dict().items()})
-    tensors = load_file(weights)
+    state = model.state_dict()
+    _check_header(weights, {name: (tuple(t.shape), config["dtypes"].get(name)) for name, t in state.items()})
+    _same_keys(config["dtypes"], set(state), f"{folder / 'config.json'}: dtypes")
+    # Copies: the file's tensors lie at any address, and some kernels round differently where it is not aligned.
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
     if img_size is not None:
         model, tensors = _resized(config["model"], tensors, pixels(img_size), folder)
     model.load_state_dict(tensors, assign=into is None)
@@ -111,7 +115,7 @@ def save_superformer(model: nn.Module, path: Path_) -> None:
         "space": json.dumps(search_space(inner).description()),
         "img_size": json.dumps(_img_size(inner)),
     }
-    tensors = {name: tensor.detach().contiguous() for name, tensor in inner.state_dict().items()}
+    tensors = _own_tensors(inner)
     with _complete_or_not_at_all(Path(path)) as draft:
         save_file(tensors, draft, metadata)
 
@@ -132,18 +136,36 @@ def load_superformer(model: nn.Module, path: Path_) -> None:
     if metadata.get("format") != SUPERFORMER or metadata.get("version") != str(VERSION):
         raise FileError(f"{path}: expected format {SUPERFORMER!r} version {VERSION}, got {metadata.get('format')!r}")
     saved, own = _json(metadata.get("space", ""), path), search_space(inner).description()
+    _check(isinstance(saved, dict), f"{path}: space", "an object", saved)
     if saved != own:
         differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
         raise FileError(f"{path}: another search space; different in {listed(differing)}")
     state = inner.state_dict()
     old, new = _json(metadata.get("img_size", "null"), path), _img_size(inner)
+    _check(old == new or (new is not None and _size(old)), f"{path}: img_size", "two ints", old)
     resampled = [name for name in state if name.split(".")[0] == "pos_embed"] if old != new else []
     _check_header(path, {n: (tuple(t.shape), _dtype_name(t)) for n, t in state.items()}, ignore_shape=set(resampled))
     tensors = load_file(path)
     for name in resampled:
-        patch = _patch_of(inner, name)
+        patch, width, shape = _patch_of(inner, name), state[name].shape[-1], tuple(tensors[name].shape)
+        if len(shape) != 3 or (shape[0], shape[2]) != (1, width):
+            raise FileError(f"{path}: {name}: expected shape (1, positions, {width}), got {shape}")
         tensors[name] = _resampled(tensors[name], old, new, patch, inner.num_prefix_tokens, path)
     inner.load_state_dict(tensors)
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's tensors as safetensors takes them: contiguous, none sharing memory with another."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in module.state_dict().items():
+        if tensor.is_meta:
+            raise FileError(f"{name}: on the meta device, there is nothing to write")
+        tensor = tensor.detach().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return tensors
 
 
 # -- config ------------------------------------------------------------------------------------------------------------
@@ -153,17 +175,26 @@ def _expressed(module: nn.Module) -> dict[str, Any]:
     """Return a network's config, having made sure that it says all there is."""
     try:
         config: dict[str, Any] = module.config  # type: ignore[assignment]
+        _check_model(config, "config")
         with torch.device("meta"):
             again = plain.VisionTransformer.from_config(config)
-    except (AttributeError, TypeError, KeyError) as error:
+    except (AttributeError, TypeError, KeyError, ArithmeticError) as error:
         raise FileError(f"config: this network was changed in a way that its config cannot express ({error})") from None
     got = {name: tuple(tensor.shape) for name, tensor in again.state_dict().items()}
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    if got != expected or repr(again) != repr(module):
+    if got != expected or repr(again) != repr(module) or _parts(again) != _parts(module):
         different = [name for name in {**got, **expected} if got.get(name) != expected.get(name)]
         what = listed(different) if different else "its layers' options"
         raise FileError(f"config: this network was changed in a way that its config cannot express: {what}")
     return config
+
+
+def _parts(module: nn.Module) -> list[tuple[str, type, Any, Any]]:
+    """Return the class of every part and the options that it does not print in full."""
+    return [
+        (name, type(part), getattr(part, "drop_prob", None), getattr(part, "init_values", None))
+        for name, part in module.named_modules()
+    ]
 
 
 def _hash(config: Mapping[str, Any]) -> str:
@@ -194,7 +225,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileError(f"{path}: expected a JSON object, got {type(config).__name__}")
     if config.get("format") != FORMAT:
         raise FileError(f"{path}: format: expected {FORMAT!r}, got {config.get('format')!r}")
-    if config.get("version") != VERSION:
+    if config.get("version") != VERSION or isinstance(config.get("version"), bool):
         raise FileError(f"{path}: version: expected {VERSION}, got {config.get('version')!r}")
     _same_keys(config, wanted, f"{path}")
     if config["hash"] != _hash(config):
@@ -233,11 +264,21 @@ def _flag(value: object) -> bool:
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):  # one of many digits is no float
+        return not isinstance(value, bool) and abs(value) <= _LARGEST_INT
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _real_or_none(value: object) -> bool:
     return value is None or _real(value)
+
+
+def _eps(value: object) -> bool:
+    return _real(value) and value >= 0  # type: ignore[operator]
+
+
+def _eps_or_none(value: object) -> bool:
+    return value is None or _eps(value)
 
 
 def _rate(value: object) -> bool:
@@ -253,13 +294,14 @@ def _pooling(value: object) -> bool:
 
 
 def _list(value: object) -> bool:
-    return isinstance(value, list) and len(value) > 0
+    return isinstance(value, list) and 0 < len(value) <= _MOST_BLOCKS
 
 
 Fields = dict[str, tuple[Callable[[object], bool], str]]
 _COUNT = (_count, f"an int in 1..{_LARGEST_INT}")
 _RATE = (_rate, "a number in [0, 1)")
 _OPTIONAL = (_real_or_none, "a number or null")
+_EPS = (_eps_or_none, "a number of at least 0 or null")
 _MODEL: Fields = {
     "img_size": (_size, "two ints"),
     "patch_size": _COUNT,
@@ -268,17 +310,17 @@ _MODEL: Fields = {
     "embed_dim": _COUNT,
     "global_pool": (_pooling, "'token' or 'avg'"),
     "distilled": (_flag, "true or false"),
-    "norm_eps": _OPTIONAL,
-    "fc_norm_eps": _OPTIONAL,
-    "blocks": (_list, "a list of blocks"),
+    "norm_eps": _EPS,
+    "fc_norm_eps": _EPS,
+    "blocks": (_list, f"a list of blocks, at most {_MOST_BLOCKS}"),
 }
 _BLOCK: Fields = {
     "num_heads": _COUNT,
     "qkv_dim": _COUNT,
     "mlp_dim": _COUNT,
     "qkv_bias": (_flag, "true or false"),
-    "qk_norm_eps": _OPTIONAL,
-    "norm_eps": (_real, "a number"),
+    "qk_norm_eps": _EPS,
+    "norm_eps": (_eps, "a number of at least 0"),
     "init_values": _OPTIONAL,
     "attn_drop": _RATE,
     "proj_drop": _RATE,
@@ -322,6 +364,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
+_TYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64"}
+_TYPES |= {"U64": "uint64", "U32": "uint32", "U16": "uint16"}
 _TYPES |= {"U8": "uint8", "I8": "int8", "I16": "int16", "BOOL": "bool"}
 
 

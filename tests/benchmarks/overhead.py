@@ -10,13 +10,14 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 
 import vitas
 
 
-def cpu_time(step: Callable[[], None]) -> float:
+def cpu_time(step: Callable[[], object]) -> float:
     """Return the seconds of this thread's CPU time that a step takes."""
     start = time.thread_time()
     step()
@@ -97,6 +98,20 @@ def activation(repeats: int) -> None:
     print(f"search_space(model): median {statistics.median(seconds) * 1e3:.2f} ms")
 
 
+def counting(single: int = 300, many: int = 500_000) -> None:
+    """Counts of vitas_deit's subnets, one at a time and as arrays."""
+    model = vitas.create_superformer("vitas_deit")
+    seconds = cpu_time(lambda: vitas.cost_model(model))
+    costs = vitas.cost_model(model)
+    generator = torch.Generator().manual_seed(0)
+    subnets = [costs.space.sample(generator) for _ in range(single)]
+    each = min(cpu_time(lambda: [costs.flops(subnet) for subnet in subnets]) / single for _ in range(5))
+    codes = np.stack([costs.space.encode(subnet) for subnet in subnets])
+    codes = np.tile(codes, (many // single, 1))
+    rate = len(codes) / min(cpu_time(lambda: costs.flops(codes)) for _ in range(3))
+    print(f"cost_model: set-up {seconds:.2f} s, one count {each * 1e6:.0f} us, {rate / 1e6:.1f} million counts a second")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -105,6 +120,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     activation(200)
+    counting()
     repeats = 5 if quick else 15
     linear(1440, 384, (230, 864), 3152, repeats)
     linear(3072, 768, (461, 1843), 3152, repeats)

@@ -151,7 +151,7 @@ def pixels(img_size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         ChoiceError: not one or two positive ints.
     """
-    pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    pair = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
     if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair):
         raise ChoiceError(f"img_size: expected a positive int or (height, width), got {img_size!r}")
     return pair
