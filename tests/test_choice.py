@@ -530,3 +530,26 @@ def test_function_transforms(sharing):
         torch.testing.assert_close(torch.func.grad(loss)(weights[0]), expected)
         gradients = torch.func.vmap(torch.func.grad(loss))(weights)
         torch.testing.assert_close(gradients, torch.stack([torch.func.grad(loss)(weight) for weight in weights]))
+
+
+def test_a_ratio_of_whole_heads_is_the_rounded_product():
+    ratio, heads = Choice([3.5, 4.0]), Choice([3, 4])
+    hidden = ratio * (heads * 64)
+    for r in ratio.values:
+        for h in heads.values:
+            ratio.active, heads.active = r, h
+            assert hidden.active == int(r * h * 64)
+
+
+def test_slices_can_be_differentiated_twice_at_every_width():
+    dim = Dim([2, 5, 7])
+    weight = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    for width in dim.values:
+        dim.active = width
+        assert torch.autograd.gradgradcheck(lambda w: dim.take(w).pow(3), weight)
+
+
+def test_probabilities_go_with_the_values_as_given():
+    assert Choice([16, 14, 12], p=[0.5, 0.3, 0.2]).p == pytest.approx((0.2, 0.3, 0.5))
+    dim = Dim([8, 4], p=[0.75, 0.25])
+    assert (dim.values, dim.p) == ((4, 8), pytest.approx((0.25, 0.75)))

@@ -74,6 +74,25 @@ def test_an_export_compiles_to_one_graph():
     torch.testing.assert_close(compiled(x), plain(x))
 
 
+def test_drop_path_adds_no_graphs_and_drops_whole_samples():
+    model = randomize(small(num_heads=[2, 4], qkv_dim=[8, 12], depth=range(1, 6), drop_path_rate=0.5))
+    counter = Counter()
+    compiled = torch.compile(model, backend=counter)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, 8, 8)
+    for _ in range(10):
+        sample_subnet(compiled, generator=generator)
+        compiled(x).sum().backward()
+    assert counter.graphs == 2
+    torch.testing.assert_close(compiled.eval()(x), model(x))
+
+
+def test_checkpointed_blocks_run_eagerly_and_rightly():
+    model = randomize(small(num_heads=[2, 4], qkv_dim=[8, 12]).double())
+    model.set_grad_checkpointing()
+    compare_over_subnets(model, torch.randn(3, 2, 8, 8, dtype=torch.float64), 4)
+
+
 @pytest.mark.heavy
 def test_vitas_deit_compiles_to_at_most_four_graphs_over_100_subnets():
     model = randomize(create_superformer("vitas_deit", num_classes=10).double())

@@ -4,6 +4,7 @@ import itertools
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -286,3 +287,50 @@ def test_vitas_deit_exports_exactly_over_every_pattern_side_patch_head_count_and
                     assert relative_error(plain(x), model(x)) <= tolerance, (sharing, side, subnet)
             tried += 1
     assert tried == 100
+
+
+@dataclass
+class Settings:
+    """A place where nothing looks for choices."""
+
+    choice: vitas.Choice
+
+
+def test_a_choice_that_cannot_be_reached_stops_the_export():
+    layer = vitas.nn.CyclicLinear(2, vitas.Dim([2, 4]))
+    model = nn.Sequential(layer)
+    model.settings = Settings(vitas.Choice([1, 2]))
+    with pytest.raises(ExportError, match="still searchable"):
+        export_subnet(model)
+
+
+def test_requires_grad_is_kept_tensor_by_tensor():
+    model = small()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias") or name == "pos_embed.2")
+    for patch in (2, 4):
+        plain = export_subnet(model, {**search_space(model).largest(), "patch_size": patch})
+        for name, parameter in plain.named_parameters():
+            assert parameter.requires_grad == (name.endswith("bias") or (name == "pos_embed" and patch == 2)), name
+
+
+def test_an_unrelated_method_called_export_is_left_alone():
+    class Exporter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = vitas.nn.CyclicLinear(2, vitas.Dim([2, 4]))
+
+        def forward(self, x):
+            return self.fc(x)
+
+        def export(self, path):
+            raise AssertionError(path)
+
+    x = torch.randn(1, 2)
+    model = Exporter()
+    assert torch.equal(export_subnet(model)(x), model(x))
+
+
+def test_a_model_without_choices_exports_with_no_subnet_or_an_empty_one():
+    model = small(patch_size=4, embed_dim=8, depth=2, num_heads=2, qkv_dim=8, mlp_dim=8, private=None)
+    assert set(export_subnet(model, {}).state_dict()) == set(export_subnet(model).state_dict())

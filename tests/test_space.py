@@ -620,6 +620,25 @@ def test_part_of_a_model_in_another_is_refused():
 
 def test_it_prints_what_can_be_chosen():
     text = repr(search_space(micro()))
-    assert text.startswith("SearchSpace of 21 choices, 1.994e+09 networks")
+    assert text.startswith("SearchSpace of 21 choices, 1.994e+9 networks")
     assert "  embed_dim           32, 48, 64, 80, 96\n" in text
     assert text.endswith("  blocks.*.mlp_dim    48, 96, 144, 192  (x6)")
+
+
+def test_things_that_are_no_modules_or_generators_are_refused():
+    with pytest.raises(ChoiceError, match=r"expected a torch.nn.Module, got str"):
+        search_space("model")
+    with pytest.raises(ChoiceError, match=r"generator: expected a torch.Generator"):
+        search_space(nn.Sequential(CyclicLinear(2, Dim([2, 4])))).sample(generator=0)
+
+
+def test_printing_a_space_of_a_model_with_another_cost_or_a_huge_size_works():
+    class Priced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = [Choice(range(1, 11), name=f"choice{i}") for i in range(310)]
+
+        def cost(self):
+            return 3
+
+    assert "1.000e+310" in repr(search_space(Priced())).replace("E", "e")

@@ -31,7 +31,8 @@ class Choice(Generic[V]):
 
     Args:
         values: Legal values, in any order; kept ascending.
-        p: Probability (or weight) of each value *in ascending order*; None: equal. The only home of sampling probabilities.
+        p: Probability (or weight) of each value, in the order of `values`; None: equal. The only home of sampling
+            probabilities.
         name: Name in the search space; None: the shortest attribute path to a holder.
 
     Raises:
@@ -46,6 +47,7 @@ class Choice(Generic[V]):
         if name is not None and not isinstance(name, str):
             raise ChoiceError(f"name: expected a string, got {name!r}")
         self.name = name
+        values, p = _in_order(values, p)
         self.values = _checked_values(values, self.label, self._least)
         self.p = _checked_p(p, len(self.values), self.label)
         self._origin = uuid.uuid4().hex  # kept by copies: two of one origin in one model are a broken tie
@@ -197,6 +199,7 @@ class Dim(Choice[int]):
         p: Sequence[float] | None = None,
         name: str | None = None,
     ) -> None:
+        values, p = _in_order(values, p)
         values = _checked_values(values, name or self._kind, self._least)
         if not all(isinstance(value, int) for value in values):
             raise ChoiceError(f"{name or self._kind}: channel counts are ints, got {list(values)}")
@@ -331,7 +334,10 @@ def take(**weights: Any) -> dict[str, Tensor]:
 
 
 class _Product(Dim):
-    """A Dim that follows other choices: int(product of their values) * scale, in whole runs of `scale` channels."""
+    """A Dim that follows other choices: the product of their values and of ints, rounded down.
+
+    Where all are ints it is used in whole runs of `scale` channels: `heads * 64` in whole heads.
+    """
 
     _kind = "Dim"
 
@@ -362,10 +368,12 @@ class _Product(Dim):
             raise ChoiceError(f"{bases[0].label} stands twice in one product")
         self._bases, self.scale, self.sharing, self.name = bases, scale, sharing, None
         self._origin = uuid.uuid4().hex
+        whole_runs = all(isinstance(value, int) for base in bases for value in base.values)  # not for ratios
+        unit, times = (scale, 1) if whole_runs else (1, scale)
         weights: dict[int, float] = {}
         counts: dict[tuple[int, ...], int] = {}
         for indices in product(*(range(len(base.values)) for base in bases)):
-            count = int(math.prod(base.values[i] for base, i in zip(bases, indices, strict=True)))
+            count = int(math.prod(base.values[i] for base, i in zip(bases, indices, strict=True)) * times)
             if count < 1:
                 raise ChoiceError(f"{self.label}: a product of {count} channels")
             counts[indices] = count
@@ -373,17 +381,17 @@ class _Product(Dim):
             weights[count] = weights.get(count, 0.0) + p
         whole = sorted(weights)
         self._position = {indices: whole.index(count) for indices, count in counts.items()}
-        self._refuse_equal_followers()
-        self.values = tuple(count * scale for count in whole)
+        self._refuse_equal_products()
+        self.values = tuple(count * unit for count in whole)
         self.p = tuple(weights[count] for count in whole)
         follows = bases[0] if len(bases) == 1 and isinstance(bases[0], Dim) else None
         sides = follows.sides if follows else runs_of(sharing, whole, self.p)
-        self.sides = tuple(tuple((start * scale, length * scale) for start, length in side) for side in sides)
+        self.sides = tuple(tuple((start * unit, length * unit) for start, length in side) for side in sides)
         self._side = 0
         self._index = len(whole) - 1
         self._build()
 
-    def _refuse_equal_followers(self) -> None:
+    def _refuse_equal_products(self) -> None:
         """One network, one subnet: no two values of a factor may give one count, the other factors being equal."""
         for axis, base in enumerate(self._bases):
             seen: dict[tuple[Any, ...], Any] = {}
@@ -470,6 +478,18 @@ def plain_number(value: object, what: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ChoiceError(f"{what}: expected an int or a float, got {value!r}")
     return value
+
+
+def _in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[V], Sequence[float] | None]:
+    """Return values in ascending order and their probabilities with them; what cannot be ordered is refused later."""
+    if p is None or not isinstance(values, Iterable) or not isinstance(p, Iterable) or isinstance(values, str):
+        return values, p
+    listed, weights = list(values), list(p)
+    try:
+        order = sorted(range(len(listed)), key=lambda i: listed[i])
+    except TypeError:
+        return listed, weights
+    return [listed[i] for i in order], [weights[i] for i in order] if len(weights) == len(listed) else weights
 
 
 def _checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ...]:

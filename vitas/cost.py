@@ -293,7 +293,15 @@ def _stated_cost(model: nn.Module, convention: str) -> Cost:
             f"{type(model).__name__} states no cost: give it a method cost() -> vitas.cost.Cost, or count one subnet by"
             " running it with inputs=..."
         )
-    cost: Cost = state_cost() if convention == "exact" else state_cost(convention=convention)
+    try:
+        cost = state_cost() if convention == "exact" else state_cost(convention=convention)
+    except TypeError as error:
+        wanted = "this convention" if convention != "exact" else "one image"
+        raise VitasError(
+            f"{type(model).__name__} states no cost for {wanted} ({error}); inputs=... counts by running"
+        ) from error
+    if not isinstance(cost, Cost):
+        raise VitasError(f"{type(model).__name__}.cost() does not return a vitas.cost.Cost, got {type(cost).__name__}")
     return cost
 
 

@@ -54,6 +54,8 @@ def export_subnet(
     inner = unwrap(model)
     if not any(type(part).__module__.startswith("vitas.") or hasattr(part, "export") for part in inner.modules()):
         raise ExportError(f"{type(inner).__name__} has no elastic layers to export")
+    if not subnet and not any(holders(inner)):
+        subnet = None  # nothing to choose
     if subnet is None and side is not None:
         subnet = search_space(model).active()
     with use_subnet(model, subnet, side=side) if subnet is not None else nullcontext():
@@ -90,7 +92,7 @@ def build_subnet(
     """
     with torch.device("meta"):
         model = create_superformer(name, num_classes=num_classes, img_size=img_size, in_chans=in_chans, **overrides)
-    plain = export_subnet(model, subnet if subnet or any(holders(model)) else None)
+    plain = export_subnet(model, subnet)
     size = sum(parameter.nbytes for parameter in plain.parameters())
     if size > _MOST_BYTES:
         raise ExportError(f"{name}: this subnet needs {size / 2**40:.1f} TiB")

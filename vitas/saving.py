@@ -24,6 +24,7 @@ from vitas.walk import holders, unwrap
 
 FORMAT, VERSION = "vitas-subnet", 1
 SUPERFORMER = "vitas-superformer"
+_OURS = "vitas.plain.VisionTransformer"
 _MOST_CONFIG_BYTES = 2**24
 _LARGEST_INT = 2**24
 _MOST_BLOCKS = 1024
@@ -49,7 +50,7 @@ def save_subnet(module: nn.Module, folder: Path_) -> None:
     config: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "class": type(module).__qualname__ if own else "VisionTransformer",
+        "class": _class_name(module),
         "model": {} if own else _expressed(module),
         "dtypes": {name: _dtype_name(tensor) for name, tensor in tensors.items()},
     }
@@ -79,13 +80,14 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
     config = _read_config(folder / "config.json")
     weights = folder / "model.safetensors"
     if into is None:
-        if config["class"] != "VisionTransformer":
+        if config["class"] != _OURS:
             raise FileError(f"{folder}: a network of your own class {config['class']!r}; build one and pass it as into=")
         model: nn.Module = _on_meta(config["model"], folder)
     elif img_size is not None:
         raise FileError("img_size: positions are resampled only where load_subnet builds the network, not with into=")
     else:
         model = unwrap(into)
+        _check_class(model, config, folder)
     state = model.state_dict()
     _check_header(weights, {name: (tuple(t.shape), config["dtypes"].get(name)) for name, t in state.items()})
     _same_keys(config["dtypes"], set(state), f"{folder / 'config.json'}: dtypes")
@@ -197,6 +199,20 @@ def _parts(module: nn.Module) -> list[tuple[str, type, Any, Any]]:
     ]
 
 
+def _class_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _check_class(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a module of another class, or of ours with other options, than the one that was saved."""
+    name, wanted = type(model).__name__, config["class"].rpartition(".")[2]  # a script's classes live in __main__
+    _check(name == wanted, f"{folder}: class", f"a {wanted} as into=", name)
+    if config["class"] == _OURS:
+        got = _expressed(model)
+        for key, value in config["model"].items():
+            _check(got.get(key) == value, f"{folder}: into: {key}", str(value)[:60], got.get(key))
+
+
 def _hash(config: Mapping[str, Any]) -> str:
     content = {key: value for key, value in config.items() if key != "hash"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -232,7 +248,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileError(f"{path}: hash: does not fit the content; the file was changed or cut")
     _check(isinstance(config["class"], str), f"{path}: class", "a string", config["class"])
     _check(isinstance(config["dtypes"], dict), f"{path}: dtypes", "an object", config["dtypes"])
-    if config["class"] == "VisionTransformer":
+    if config["class"] == _OURS:
         _check_model(config["model"], f"{path}: model")
     return config
 

@@ -78,6 +78,27 @@ def select(tensor: Tensor, axis: int, mark: Tensor) -> Tensor:
     return tensor.index_select(axis, index)
 
 
+def noted(x: Tensor, *marks: Tensor | None) -> Tensor:
+    """Return `x`, having left `marks` for a checkpoint around it to compare with those of its recomputation."""
+    if by_selection() or not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return x
+    anchor = torch.empty(0, requires_grad=True)
+    return _Noted.apply(x, anchor, *(mark for mark in marks if mark is not None))  # type: ignore[no-any-return]
+
+
+class _Noted(torch.autograd.Function):
+    """Identity that saves marks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *marks: Tensor) -> Tensor:
+        ctx.save_for_backward(*marks)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *(None for _ in ctx.saved_tensors)
+
+
 class _Cut(torch.autograd.Function):
     """Slicing with one zeroed gradient for each tensor, where two `narrow` calls would make two.
 
@@ -122,6 +143,12 @@ def _gather(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
 
 def _scatter(grad: Tensor, shape: torch.Size, cuts: Sequence[Cut]) -> Tensor:
     """Return a gradient of the full size, zero outside the runs."""
+    if torch.is_grad_enabled():  # create_graph=True: out of place, so that it can be differentiated again
+        for axis, start, length in cuts:
+            index = (torch.arange(length, device=grad.device) + start) % shape[axis]
+            size = [*grad.shape[:axis], shape[axis], *grad.shape[axis + 1 :]]
+            grad = grad.new_zeros(size).index_copy(axis, index, grad)
+        return grad
     full = grad.new_zeros(shape)
     for target, source in _pieces(full, grad, cuts):
         target.copy_(source)

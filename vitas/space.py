@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property
 from html import escape
 from itertools import accumulate
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.choice import SIDES, Dim
-from vitas.errors import ChoiceError, listed, one_of
+from vitas.errors import ChoiceError, VitasError, listed, one_of
 from vitas.subnet import Number, Subnet
 from vitas.walk import AnyChoice, Gate, State, holders, unwrap
 
@@ -145,6 +146,8 @@ class SearchSpace:
         Args:
             generator: Source of randomness; None: torch's default one. A draw takes the same amount of it every time.
         """
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ChoiceError(f"generator: expected a torch.Generator or None, got {generator!r}")
         device = generator.device if generator is not None else "cpu"
         uniform = torch.rand(len(self._entries), generator=generator, dtype=torch.float64, device=device).tolist()
         indices = [-1] * len(self._entries)
@@ -309,9 +312,9 @@ class SearchSpace:
         """
         try:
             cost = self._cost() if self._cost is not None else None
-        except TypeError:  # a layer, whose cost depends on its tokens
-            cost = None
-        extremes = cost.extremes() if cost is not None else None
+        except (TypeError, VitasError):  # a layer, whose cost depends on its tokens; a model with a part that states none
+            return None
+        extremes = getattr(cost, "extremes", lambda: None)()
         if cost is None or extremes is None:
             return None
         generator = torch.Generator().manual_seed(0)
@@ -339,12 +342,15 @@ class SearchSpace:
     def __repr__(self) -> str:
         rows, summary = self._rows(), self._summary()
         width = max(len(pattern) for pattern, _ in rows)
-        lines = [f"SearchSpace of {len(self)} choices, {self.size:.3e} networks", *([f"  {summary}"] if summary else [])]
+        lines = [
+            f"SearchSpace of {len(self)} choices, {Decimal(self.size):.3e} networks",
+            *([f"  {summary}"] if summary else []),
+        ]
         return "\n".join([*lines, *(f"  {pattern:<{width}}  {values}" for pattern, values in rows)])
 
     def _repr_html_(self) -> str:
         cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self._rows())
-        head = f"<b>{len(self)} choices, {self.size:.3e} networks</b>"
+        head = f"<b>{len(self)} choices, {Decimal(self.size):.3e} networks</b>"
         return f"{head}<br>{escape(self._summary())}<table>{cells}</table>"
 
 
@@ -434,7 +440,7 @@ def _claim(choice: AnyChoice, model: nn.Module, name: str) -> None:
         if not inside and not around:
             raise ChoiceError(
                 f"{name} stands in two models ({type(other).__name__} and {type(model).__name__}): activating one would"
-                " change the other; give each its own, for instance by copy.deepcopy(model)"
+                " change the other; give each its own, for instance by copy.deepcopy(model), or call with the model inside"
             )
         if inside:
             return

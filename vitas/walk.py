@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from vitas.choice import Choice, Dim
+from vitas.errors import ChoiceError
 
 AnyChoice = Choice[Any]
 
@@ -30,6 +31,8 @@ class Holder(NamedTuple):
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside DistributedDataParallel, torch.compile, AveragedModel and the like."""
+    if not isinstance(model, nn.Module):
+        raise ChoiceError(f"expected a torch.nn.Module, got {type(model).__name__}")
     while (inner := _inside(model)) is not None:
         model = inner
     return model

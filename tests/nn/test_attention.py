@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tests.contract import Contract, randomize
 from vitas import Choice, ChoiceError, Dim
@@ -179,3 +180,22 @@ def test_private_copies_for_a_single_head_count_are_refused():
 def test_private_copies_need_a_choice_of_ints():
     with pytest.raises(ChoiceError, match="choice of ints"):
         Private(Choice([0.5, 1.0]), lambda value: torch.nn.Identity())
+
+
+def test_a_foreign_checkpoint_notices_another_private_copy():
+    choice = Choice([1, 2])
+    layer = randomize(Private(choice, lambda value: torch.nn.Linear(4, 4)))
+    choice.active = 1
+    out = checkpoint(lambda x: layer(x).tanh(), torch.randn(2, 4, requires_grad=True), use_reentrant=False)
+    choice.active = 2
+    with pytest.raises(RuntimeError, match="different metadata"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("heads", "options"),
+    [(0, {}), (2.0, {}), (Choice([0, 2]), {"qkv_dim": 8}), (2, {"head_dim": 4.0}), (2, {"head_dim": 0})],
+)
+def test_heads_and_head_widths_that_are_no_positive_ints_are_refused(heads, options):
+    with pytest.raises(ChoiceError, match="expected positive ints"):
+        ElasticAttention(8, heads, **options)

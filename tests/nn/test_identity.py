@@ -4,6 +4,7 @@ from math import comb
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.contract import Contract, is_plain, randomize
 from vitas import ChoiceError, Dim, activate_subnet, active_subnet, export_subnet, search_space
@@ -142,3 +143,20 @@ def test_nested_rows_name_only_choices_that_run():
     assert space.size == (2) + (2 * 2)
     activate_subnet(outer, {"depth": 1, "0.depth": 2})
     assert dict(active_subnet(outer)) == {"depth": 1, "0.depth": 2}
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_a_foreign_checkpoint_notices_other_blocks_of_equal_shape(shift):
+    row = randomize(ShiftableIdentity([nn.Linear(4, 4), nn.Linear(4, 4)], shift=shift))
+    x = torch.randn(2, 4, requires_grad=True)
+    if shift:
+        row.depth.active = 1
+    else:
+        activate_subnet(row, {"use.0": 1, "use.1": 0})
+    out = checkpoint(lambda z: row(z).tanh(), x, use_reentrant=False)
+    if shift:
+        row.depth.active = 2
+    else:
+        activate_subnet(row, {"use.0": 0, "use.1": 1})
+    with pytest.raises(RuntimeError, match="different"):
+        out.sum().backward()

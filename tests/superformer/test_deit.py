@@ -230,3 +230,24 @@ def test_spaces_that_do_not_fit_are_refused_when_built(options, message):
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(ShapeError, match=r"images: expected shape \(batch, 2, 8, 8\)"):
         small()(torch.randn(shape))
+
+
+def test_printing_never_fails_where_the_space_does():
+    width = Dim([4, 8])
+    first, second = small(embed_dim=width), small(embed_dim=width)
+    assert "active" in repr(first)
+    assert "stands in two models" in repr(second)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distilled": True, "fc_norm": True}, "distilled"),
+        ({"drop_path_rate": 1.5}, "drop_path_rate"),
+        ({"proj_drop_rate": "a"}, "proj_drop_rate"),
+        ({"patch_size": 4.0}, "patch_size"),
+    ],
+)
+def test_more_options_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ChoiceError, match=message):
+        small(**options)

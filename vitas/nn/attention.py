@@ -61,6 +61,10 @@ class ElasticAttention(plain.Attention):
         norm_eps: float = 1e-5,
     ) -> None:
         dim, heads = as_dim(dim, "dim"), as_choice(num_heads, "num_heads")
+        for what, counts in ((heads.name or "num_heads", heads.values), ("head_dim", (head_dim,))):
+            for count in counts:
+                if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+                    raise ChoiceError(f"{what}: expected positive ints, got {count!r}")
         if qkv_dim is None:
             head_dim = _head_dim(dim, heads) if head_dim is None else head_dim
             inner = heads * head_dim

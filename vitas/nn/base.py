@@ -9,6 +9,7 @@ Containers need none of these: `vitas.cost.cost_of`, `vitas.cost.params_of` and 
 """
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -33,6 +34,10 @@ def exported(module: M) -> nn.Module:
     own_weights: list[nn.Module] = []
     _replace(module, replaced, own_weights)
     result = copy.deepcopy(module, replaced)
+    if any(isinstance(made, Choice) for made in replaced.values()):
+        raise ExportError(
+            "still searchable: a choice is held elsewhere than in attributes of modules or in lists, tuples, dicts there"
+        )
     for source in own_weights:
         target = replaced[id(source)]
         for name, weight in source.active_weights().items():  # type: ignore[operator]
@@ -46,7 +51,7 @@ def exported(module: M) -> nn.Module:
 def _replace(module: nn.Module, replaced: dict[int, Any], own_weights: list[nn.Module]) -> None:
     """Note for each elastic layer and each Choice what stands in its place; deepcopy does the rest."""
     inner = unwrap(module)
-    if hasattr(inner, "export"):
+    if _exports_itself(inner):
         replaced[id(module)] = replaced[id(inner)] = inner.export()  # type: ignore[operator]
         return
     if inner is not module:
@@ -58,6 +63,15 @@ def _replace(module: nn.Module, replaced: dict[int, Any], own_weights: list[nn.M
         own_weights.append(inner)
     for child in inner.children():
         _replace(child, replaced, own_weights)
+
+
+def _exports_itself(module: nn.Module) -> bool:
+    """Say whether a module has the `export()` of an elastic layer, and not one that wants a path, say."""
+    method = getattr(module, "export", None)
+    if not callable(method):
+        return False
+    parameters = inspect.signature(method).parameters.values()
+    return all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
 def _fixed(choice: Choice[Any]) -> plain.Fixed:
@@ -77,9 +91,8 @@ def filled(layer: nn.Module, empty: M, weights: Mapping[str, Tensor]) -> M:
     The meta device keeps an export from touching the random number generator.
     """
     empty.load_state_dict({name: _own(weight) for name, weight in weights.items()}, assign=True)
-    flags = {name: parameter.requires_grad for name, parameter in layer.named_parameters()}
     for name, parameter in empty.named_parameters():
-        parameter.requires_grad_(flags.get(name, any(flags.values())))
+        parameter.requires_grad_(any(p.requires_grad for key, p in layer.named_parameters() if name in key.split(".")))
     return like(layer, empty)
 
 

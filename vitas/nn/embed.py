@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -151,6 +152,7 @@ def pixels(img_size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         ChoiceError: not one or two positive ints.
     """
+    img_size = img_size.item() if isinstance(img_size, np.integer) else img_size
     pair = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
     if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair):
         raise ChoiceError(f"img_size: expected a positive int or (height, width), got {img_size!r}")
@@ -175,7 +177,7 @@ def check_patches(patch_size: Choice[int], img_size: tuple[int, int]) -> None:
     """
     height, width = img_size
     for patch in patch_size.values:
-        if patch < 1 or height % patch or width % patch:
+        if not isinstance(patch, int) or patch < 1 or height % patch or width % patch:
             fitting = [n for n in range(1, min(img_size) + 1) if height % n == 0 and width % n == 0]
             raise ChoiceError(
                 f"{patch_size.name or 'patch_size'}: {patch} does not divide an image of {height} x {width} pixels;"

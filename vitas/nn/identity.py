@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import comb
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ from vitas.choice import Choice
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError
 from vitas.nn.base import exported, like
-from vitas.slicing import mark_sizes, outside_graphs
+from vitas.slicing import mark, mark_sizes, marked, noted, outside_graphs
 from vitas.walk import Gate, State
 
 T = TypeVar("T")
+_noted_eagerly = outside_graphs(noted)
 
 
 class ShiftableIdentity(plain.Blocks):
@@ -95,14 +96,19 @@ class ShiftableIdentity(plain.Blocks):
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks of the active subnet; torch.compile compiles a block, not the row, so depth adds no graphs."""
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        x = _noted_eagerly(x, *(choice._mark for choice in ([self.depth] if self.shift else self.use)))
         for block in self.running():
             mark_sizes(x)
             x = self.recomputed(block, x) if recompute else block(x)
         mark_sizes(x)
         return x
 
+    @outside_graphs(recursive=False)
     def recomputed(self, block: nn.Module, x: Tensor) -> Tensor:
-        """Run a block without keeping its activations; the recomputation runs the same subnet, whatever is active then."""
+        """Run a block without keeping its activations; the recomputation runs the same subnet, whatever is active then.
+
+        Under torch.compile such a block runs eagerly.
+        """
         state = State.of_module(block)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -158,8 +164,8 @@ class DropPath(plain.DropPath):
     """
 
     def __init__(self, drop_prob: float = 0.0) -> None:
-        self._slot, self._uses = 0, ()  # type: tuple[int, Sequence[Choice[int]]]
         super().__init__(drop_prob)
+        self.lay(drop_prob, 0, ())
 
     def lay(self, rate: float, slot: int, uses: Sequence[Choice[int]]) -> None:
         """Take the rate from the slot's place among those that run: 0 for the first, `rate` for the last.
@@ -170,6 +176,7 @@ class DropPath(plain.DropPath):
             uses: The depth choice, or one on/off choice for each slot.
         """
         self._rate, self._slot, self._uses = rate, slot, uses
+        self._mark = mark(slot)
 
     @property
     def drop_prob(self) -> float:
@@ -186,6 +193,21 @@ class DropPath(plain.DropPath):
     @drop_prob.setter
     def drop_prob(self, rate: float) -> None:
         self._rate = rate
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._mark = mark(self._slot)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
+        if not torch.compiler.is_compiling() or len(self._uses) != 1:
+            return super().forward(x)
+        if not self.training:
+            return x
+        depth = self._uses[0].active
+        keep = 1 - self._rate * marked(self._mark, 0) / torch.sym_max(depth - 1, 1)
+        mask = torch.empty((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device).uniform_() < keep
+        return x * (mask.to(x.dtype) / keep)  # type: ignore[return-value]
 
     def cost(self, tokens: Cost) -> Cost:
         """Return nothing."""

@@ -10,6 +10,7 @@ from vitas.choice import Choice
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError
 from vitas.nn.base import exported
+from vitas.slicing import noted
 from vitas.walk import Gate
 
 
@@ -65,7 +66,8 @@ class Private(nn.ModuleDict):
 
     def forward(self, *inputs: Any) -> Any:
         """Run the chosen copy."""
-        return self.chosen()(*inputs)
+        first, *rest = inputs
+        return self.chosen()(noted(first, self.choice._mark), *rest)
 
     def _each(self) -> Iterator[tuple[Cost, nn.Module]]:
         for value in self.choice.values:

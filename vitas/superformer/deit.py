@@ -1,12 +1,12 @@
 """The DeiT family as one searchable model."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_choice
+from vitas.choice import Choice, Dim, as_choice, plain_number
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, one_of
 from vitas.nn import (
@@ -107,7 +107,10 @@ class DeiTSuperformer(plain.VisionTransformer):
         depth_p: float | Sequence[float] | None = None,
         shift: bool = True,
     ) -> None:
-        _check_pooling(global_pool, distilled)
+        for name, rate in (("proj_drop", proj_drop_rate), ("attn_drop", attn_drop_rate), ("drop_path", drop_path_rate)):
+            if not 0 <= plain_number(rate, f"{name}_rate") < 1:
+                raise ChoiceError(f"{name}_rate: expected a number in [0, 1), got {rate!r}")
+        _check_pooling(global_pool, distilled, fc_norm)
         min_depth, slots = _depths(depth)
         width = _dim(embed_dim, "embed_dim", sharing)
         patch = _choice(patch_size, "patch_size")
@@ -219,20 +222,24 @@ class DeiTSuperformer(plain.VisionTransformer):
         parts = {name: exported(child) for name, child in self.named_children() if name not in tables}
         model = plain.VisionTransformer(**parts, **tables, global_pool=self.global_pool)  # type: ignore[arg-type]
         for name in tables:
-            stored = next(p for key, p in self.named_parameters() if key.split(".")[0] == name)
-            getattr(model, name).requires_grad_(stored.requires_grad)
+            stored: Any = getattr(self, name)
+            chosen = stored[str(self.patch_size.active)] if isinstance(stored, nn.ParameterDict) else stored
+            getattr(model, name).requires_grad_(chosen.requires_grad)
         model.distilled_training = self.distilled_training
         return like(self, model)
 
     def extra_repr(self) -> str:
-        return f"active: {search_space(self).active()!r}" if any(holders(self)) else ""
+        try:
+            return f"active: {search_space(self).active()!r}" if any(holders(self)) else ""
+        except ChoiceError as error:  # printing must not fail where the space does
+            return f"no search space: {error}"
 
 
-def _check_pooling(global_pool: str, distilled: bool) -> None:
+def _check_pooling(global_pool: str, distilled: bool, fc_norm: bool | None) -> None:
     if global_pool not in ("token", "avg"):
         raise ChoiceError(f"global_pool: {one_of(['token', 'avg'], global_pool)}")
-    if distilled and global_pool != "token":
-        raise ChoiceError("global_pool: a distilled model classifies from its tokens, got 'avg'")
+    if distilled and (global_pool != "token" or fc_norm):
+        raise ChoiceError("global_pool, fc_norm: a distilled model classifies from its tokens, normed before pooling")
 
 
 def _depths(depth: int | Iterable[int]) -> tuple[int, int]:
