@@ -497,3 +497,12 @@ def test_a_count_of_nothing_prints():
     assert count.total == 0
     assert "total" in str(count)
     assert "total" in count._repr_html_()
+
+
+def test_the_displayed_range_of_a_space_is_exact():
+    model = small(patch_size=[2, 4], embed_dim=[4, 8], depth=range(1, 3), mlp_dim=[3, 8])
+    space = search_space(model)
+    every = itertools.product(*(choice.values for choice in space.choices.values()))
+    counts = [count_flops(model, space.subnet(dict(zip(space.choices, values, strict=True)))).total for values in every]
+    assert space.costs()[::2] == (min(counts), max(counts))
+    assert "(cheapest / median / costliest)" in repr(space)

@@ -13,7 +13,7 @@ import vitas
 
 PACKAGE = Path(vitas.__file__).parent
 
-# In reading order: a file imports only from those above it (docs: DESIGN, section 4).
+# In reading order: a file imports only from those above it.
 ORDER = [
     "vitas.errors",
     "vitas.sharing",

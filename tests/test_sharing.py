@@ -246,7 +246,7 @@ def test_a_rule_is_called_with_widths_ring_and_probabilities():
     calls = []
     Dim([4, 2], p=[1, 3], sharing=lambda *arguments: calls.append(arguments) or [0, 0])
     ((values, largest, p),) = calls
-    assert (list(values), largest, list(p)) == ([2, 4], 4, [0.25, 0.75])
+    assert (list(values), largest, list(p)) == ([2, 4], 4, [0.75, 0.25])
 
 
 @pytest.mark.parametrize("starts", [[0, 1], [0, 1, 2, 3], [0, 1, 0.5], ["0", "1", "2"], None, 3])

@@ -306,7 +306,7 @@ class SearchSpace:
         }
 
     def costs(self) -> tuple[int, int, int] | None:
-        """Return the multiply-adds of the smallest, a middle (median of 101 draws) and the largest network.
+        """Return the multiply-adds of the cheapest, a middle (median of 101 draws) and the costliest network.
 
         None where the model states no cost, or where too many choices interact for the exact extremes.
         """
@@ -337,21 +337,32 @@ class SearchSpace:
         costs = self.costs()
         if costs is None:
             return ""
-        return " / ".join(f"{cost / 1e9:.3g} G" for cost in costs) + " multiply-adds (smallest / median / largest)"
+        return " / ".join(map(_readable, costs)) + " multiply-adds (cheapest / median / costliest)"
 
     def __repr__(self) -> str:
         rows, summary = self._rows(), self._summary()
         width = max(len(pattern) for pattern, _ in rows)
         lines = [
-            f"SearchSpace of {len(self)} choices, {Decimal(self.size):.3e} networks",
+            f"SearchSpace of {len(self)} choices, {_networks(self.size)} networks",
             *([f"  {summary}"] if summary else []),
         ]
         return "\n".join([*lines, *(f"  {pattern:<{width}}  {values}" for pattern, values in rows)])
 
     def _repr_html_(self) -> str:
         cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self._rows())
-        head = f"<b>{len(self)} choices, {Decimal(self.size):.3e} networks</b>"
+        head = f"<b>{len(self)} choices, {_networks(self.size)} networks</b>"
         return f"{head}<br>{escape(self._summary())}<table>{cells}</table>"
+
+
+def _networks(size: int) -> str:
+    return f"{size:,}" if size < 10**6 else f"{Decimal(size):.3e}"
+
+
+def _readable(cost: int) -> str:
+    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "K")):
+        if cost >= unit:
+            return f"{cost / unit:.3g} {name}"
+    return str(cost)
 
 
 def _refused(name: str, choice: AnyChoice, value: Number) -> NoReturn:
