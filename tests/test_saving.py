@@ -731,3 +731,13 @@ def test_into_another_network_of_ours_is_refused_by_the_option_that_differs(tmp_
     with pytest.raises(FileError, match="into: blocks"):
         load_subnet(tmp_path / "net", into=two)
     load_subnet(tmp_path / "net", into=export_subnet(small(num_heads=4, **options)))
+
+
+def test_a_superformer_with_another_fixed_head_count_is_refused(tmp_path):
+    options = {"qkv_dim": [8, 16], "private": None}
+    save_superformer(small(num_heads=2, **options), tmp_path / "model")
+    target = small(num_heads=4, **options)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(FileError, match=r"model: blocks.0.attn.num_heads: expected 4, got '2'"):
+        load_superformer(target, tmp_path / "model")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())

@@ -20,7 +20,7 @@ from vitas import plain
 from vitas.errors import FileError, listed, one_of
 from vitas.nn.embed import pixels
 from vitas.space import search_space
-from vitas.walk import holders, unwrap
+from vitas.walk import held, holders, unwrap
 
 FORMAT, VERSION = "vitas-subnet", 1
 SUPERFORMER = "vitas-superformer"
@@ -115,6 +115,7 @@ def save_superformer(model: nn.Module, path: Path_) -> None:
         "format": SUPERFORMER,
         "version": str(VERSION),
         "space": json.dumps(search_space(inner).description()),
+        "fixed": json.dumps(_fixed_values(inner)),
         "img_size": json.dumps(_img_size(inner)),
     }
     tensors = _own_tensors(inner)
@@ -147,6 +148,10 @@ def load_superformer(model: nn.Module, path: Path_) -> None:
     _check(old == new or (new is not None and _size(old)), f"{path}: img_size", "two ints", old)
     resampled = [name for name in state if name.split(".")[0] == "pos_embed"] if old != new else []
     _check_header(path, {n: (tuple(t.shape), _dtype_name(t)) for n, t in state.items()}, ignore_shape=set(resampled))
+    fixed = _json(metadata.get("fixed", "{}"), path)
+    _check(isinstance(fixed, dict), f"{path}: fixed", "an object", fixed)
+    for name, value in _fixed_values(inner).items():  # equal shapes do not tell how many heads there are
+        _check(fixed.get(name) == value, f"{path}: {name}", str(value), fixed.get(name))
     tensors = load_file(path)
     for name in resampled:
         patch, width, shape = _patch_of(inner, name), state[name].shape[-1], tuple(tensors[name].shape)
@@ -432,6 +437,16 @@ def _resampled(table: Tensor, old: Any, new: Any, patch: int, prefix: Any, where
     if table.shape[1] != prefix + grids[0][0] * grids[0][1]:
         raise FileError(f"{where}: pos_embed: {table.shape[1]} positions do not fit an image of {old[0]} x {old[1]} pixels")
     return plain.resample_positions(table, grids[0], grids[1], prefix)
+
+
+def _fixed_values(model: nn.Module) -> dict[str, int | float]:
+    """Return the values that are not searched, such as a head count given as an int, by module path."""
+    return {
+        f"{path}.{name}": choice.largest
+        for path, module in model.named_modules()
+        for name, choice in held(module)
+        if choice.fixed
+    }
 
 
 def _img_size(model: nn.Module) -> list[int] | None:
