@@ -43,7 +43,7 @@ def one_of(values: Sequence[object], got: object, most: int = 20) -> str:
 
 def _nearest(values: Sequence[object], got: object) -> str:
     if isinstance(got, str):
-        close = difflib.get_close_matches(got, [str(value) for value in values], n=1)
+        close = difflib.get_close_matches(got.lower(), [str(value) for value in values], n=1)
         return f" (nearest: {close[0]})" if close else ""
     if isinstance(got, bool) or not isinstance(got, (int, float)) or got != got:
         return ""
