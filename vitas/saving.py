@@ -470,7 +470,7 @@ def _complete_or_not_at_all(target: Path) -> Iterator[Path]:
     try:
         yield scratch / target.name
         os.replace(scratch / target.name, target)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError) as error:  # a KeyError for a type that safetensors does not know
         raise FileError(f"{target}: cannot be written ({error})") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
