@@ -9,7 +9,6 @@ from torch import nn
 
 import vitas
 from vitas import (
-    BudgetError,
     ChoiceError,
     Dim,
     SubnetSampler,
@@ -121,18 +120,6 @@ def test_policies_without_chance_use_the_left_side():
         search_space(model).activate(search_space(model).largest(), side="right")
         sample_subnet(model, policy=policy)
         assert side_of(model) == "left"
-
-
-@pytest.mark.parametrize("budget", [{"flops": 1e9}, {"params": (None, 5e6)}, {"flops": "60%"}, {"flops": 0}])
-def test_budgets_are_refused_for_now(budget):
-    model = micro()
-    before = active_subnet(model)
-    ((name, value),) = budget.items()
-    for ask in (sample_subnet, SubnetSampler):
-        with pytest.raises(BudgetError) as error:
-            ask(model, **budget)
-        assert str(error.value) == f"{name}={value!r}: sampling inside a budget is not available in this version of vitas"
-    assert active_subnet(model) == before
 
 
 @pytest.mark.parametrize(

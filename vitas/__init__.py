@@ -5,7 +5,7 @@ from vitas.choice import Choice, Dim
 from vitas.cost import CostModel, FlopCount, cost_model, count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, VitasError
 from vitas.export import build_subnet, export_subnet
-from vitas.sample import SubnetSampler, activate_subnet, active_subnet, sample_subnet, use_subnet
+from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
 from vitas.saving import load_subnet, load_superformer, save_subnet, save_superformer
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Subnet
@@ -30,6 +30,7 @@ __all__ = [
     "cost_model",
     "count_flops",
     "count_params",
+    "count_subnets",
     "create_superformer",
     "export_subnet",
     "list_published_subnets",

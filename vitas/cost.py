@@ -284,7 +284,13 @@ def _indices(model: nn.Module, subnet: Mapping[str, Number] | None) -> Mapping[C
     return search_space(model).indices(subnet)
 
 
-def _stated_cost(model: nn.Module, convention: str) -> Cost:
+def stated_cost(model: nn.Module, convention: str = "exact") -> Cost:
+    """Return what a model says that its subnets cost for one image.
+
+    Raises:
+        ChoiceError: another convention.
+        VitasError: a model that states no cost, or not for one image.
+    """
     if convention not in ("exact", "vitas"):
         raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
     state_cost = getattr(model, "cost", None)
@@ -329,7 +335,7 @@ def count_flops(
     model = unwrap(model)
     if inputs is not None:
         return _traced(model, subnet, inputs, convention)
-    cost = _stated_cost(model, convention)
+    cost = stated_cost(model, convention)
     by_operator: dict[str, int] = {}
     by_module: dict[str, int] = {}
     for path, operator, amount in cost.parts(_indices(model, subnet)):
@@ -451,7 +457,7 @@ def cost_model(model: nn.Module, *, convention: str = "exact") -> CostModel:
         ChoiceError: a model without choices, or another convention.
         VitasError: a model that states no cost.
     """
-    return CostModel(search_space(model), _stated_cost(unwrap(model), convention), params_of(model))
+    return CostModel(search_space(model), stated_cost(unwrap(model), convention), params_of(model))
 
 
 def count_params(model: nn.Module, subnet: Mapping[str, Number] | None = None) -> int:

@@ -1,19 +1,29 @@
-"""Draw subnets and activate them: shortcuts through the search space of a model."""
+"""Draw subnets and activate them, from the prior or from the prior conditioned on a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from vitas.budget import Window, window_of
 from vitas.choice import SIDES
+from vitas.conditional import Conditional, extremes
+from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
+from vitas.counting import SubnetCount, count_inside
+from vitas.elimination import Chain, TooManyRows
 from vitas.errors import BudgetError, ChoiceError, one_of
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number, Subnet
+from vitas.walk import unwrap
+
+_BLOCK = 64  # subnets that a sampler draws at once
 
 
 def sample_subnet(
@@ -24,24 +34,36 @@ def sample_subnet(
     generator: torch.Generator | None = None,
     policy: str = "random",
     activate: bool = True,
+    inputs: Any = None,
 ) -> Subnet:
-    """Draw a subnet from the prior and make it the active one; in bilateral sharing a random side of it.
+    """Draw a subnet and make it the active one; in bilateral sharing a random side of it.
+
+    With a budget the draw is exact: from the prior conditioned on the window. Setting a budget up takes a fraction of a
+    second, so in a training loop use a SubnetSampler, which does it once.
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile.
-        flops: Budgets are not available yet.
-        params: Budgets are not available yet.
+        flops: Budget in multiply-adds for one image: an upper bound, (low, high) of which either may be None, or
+            percentages of the costliest subnet such as "60%" or ("40%", "60%"). Bounds are included.
+        params: Budget in parameters, spelled likewise; with both, both hold.
         generator: Source of randomness; None: torch's default one.
-        policy: "random", "largest" or "smallest".
+        policy: "random", "largest" or "smallest"; the latter two take no budget.
         activate: Whether to activate the subnet.
+        inputs: For a model that states no cost: tensors on which a subnet is run and counted, see count_flops.
 
     Raises:
         ChoiceError: a model without choices, or another policy.
-        BudgetError: a budget.
+        BudgetError: a malformed budget; an empty window, with the nearest costs that can be reached.
+        VitasError: a FLOPs budget for a model that states no cost, without `inputs`.
     """
-    _refuse_budgets(flops, params)
     if policy not in ("random", "largest", "smallest"):
         raise ChoiceError(f"policy: {one_of(['random', 'largest', 'smallest'], policy)}")
+    if policy != "random" and (flops is not None or params is not None):
+        raise BudgetError(f"policy {policy!r} takes no budget; draw at random, or leave the budget out")
+    if flops is not None or params is not None:
+        sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs)
+        rng = np.random.default_rng(_word(generator))
+        return sampler._activated(sampler.draw(1, rng)[0], rng, activate)
     space = search_space(model)
     if policy == "random":
         return _draw(space, generator, activate)
@@ -49,6 +71,14 @@ def sample_subnet(
     if activate:
         space.activate(subnet)
     return subnet
+
+
+def _word(generator: torch.Generator | None) -> int:
+    """Draw a seed from a generator."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ChoiceError(f"generator: expected a torch.Generator or None, got {generator!r}")
+    device = generator.device if generator is not None else "cpu"
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 
 
 def _draw(space: SearchSpace, generator: torch.Generator | None, activate: bool) -> Subnet:
@@ -62,30 +92,54 @@ def _draw(space: SearchSpace, generator: torch.Generator | None, activate: bool)
     return subnet
 
 
-def _refuse_budgets(flops: Any, params: Any) -> None:
-    for name, budget in (("flops", flops), ("params", params)):
-        if budget is not None:
-            raise BudgetError(f"{name}={budget!r}: sampling inside a budget is not available in this version of vitas")
-
-
 class SubnetSampler:
     """Draws subnets as a pure function of (seed, step): the same on all ranks and after a resume.
 
+    A budget is set up once, here; draws inside it are then exact and quick.
+
+    Source: ours; see vitas.conditional.
+
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile.
-        flops: Budgets are not available yet.
-        params: Budgets are not available yet.
+        flops: As in sample_subnet.
+        params: As in sample_subnet.
         seed: Any int of at least 0.
+        inputs: As in sample_subnet.
+
+    Attributes:
+        space: The search space.
+        windows: Measure -> (low, high), both included, of the budgets given.
 
     Raises:
         ChoiceError: a model without choices, or a seed that is not such an int.
-        BudgetError: a budget.
+        BudgetError: a malformed budget, or an empty window.
+        VitasError: a FLOPs budget for a model that states no cost, without `inputs`.
     """
 
-    def __init__(self, model: nn.Module, *, flops: Any = None, params: Any = None, seed: int = 0) -> None:
-        _refuse_budgets(flops, params)
+    def __init__(
+        self, model: nn.Module, *, flops: Any = None, params: Any = None, seed: int = 0, inputs: Any = None
+    ) -> None:
         self.seed = _counted(seed, "seed")
         self.space = search_space(model)
+        self._model = unwrap(model)
+        budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
+        self._traced = inputs if "flops" in budgets and getattr(self._model, "cost", None) is None else None
+        self._conditional: Conditional | None = None
+        self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 0), dtype=np.int64))
+        try:
+            if self._traced is not None:
+                raise TooManyRows("costs by running")
+            costs = {name: stated_cost(self._model) if name == "flops" else params_of(self._model) for name in budgets}
+            chain = Chain(self.space, list(costs.values()))
+            greatest = dict(zip(budgets, extremes(chain)[1].tolist(), strict=True))
+        except TooManyRows:
+            largest = self.space.encode(self.space.largest())[None]
+            self.windows: dict[str, Window] = {}
+            greatest = {name: int(self._measure(name, largest)[0]) for name in budgets}
+            self.windows = {name: window_of(budget, name, greatest[name]) for name, budget in budgets.items()}
+            return
+        self.windows = {name: window_of(budget, name, greatest[name]) for name, budget in budgets.items()}
+        self._conditional = conditional_of(chain, self.windows)
 
     def sample(self, step: int, activate: bool = True) -> Subnet:
         """Return the subnet of a step and make it the active one; in bilateral sharing with the step's side.
@@ -96,10 +150,194 @@ class SubnetSampler:
 
         Raises:
             ChoiceError: a step that is not such an int.
+            BudgetError: no subnet inside the budget was found in a bounded number of proposals.
         """
-        words = np.random.SeedSequence([self.seed, _counted(step, "step")]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(words[0]) >> 1)
-        return _draw(self.space, generator, activate)
+        step = _counted(step, "step")
+        if not self.windows:
+            words = np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)
+            return _draw(self.space, torch.Generator().manual_seed(int(words[0]) >> 1), activate)
+        number, place = divmod(step, _BLOCK)
+        if self._block[0] != number:
+            self._block = (number, self.draw(_BLOCK, np.random.default_rng([self.seed, number])))
+        return self._activated(self._block[1][place], np.random.default_rng([self.seed, step, 1]), activate)
+
+    def _activated(self, codes: NDArray[np.int64], rng: np.random.Generator, activate: bool) -> Subnet:
+        subnet = self.space.decode(codes)
+        if activate:
+            side = SIDES[int(rng.integers(2))] if self.space.bilateral else None
+            self.space.activate(subnet, side=side)
+        return subnet
+
+    def draw(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return `n` subnets inside the budget, encoded as by `space.encode`, (n, choices); nothing is activated.
+
+        Raises:
+            ChoiceError: n is not an int of at least 0, or rng no numpy Generator.
+            BudgetError: not found in a bounded number of proposals.
+        """
+        n = _counted(n, "n")
+        if not isinstance(rng, np.random.Generator):
+            raise ChoiceError(f"rng: expected a numpy.random.Generator, got {rng!r}")
+        found: list[NDArray[np.int64]] = [np.empty((0, len(self.space)), dtype=np.int64)]
+        arrived, proposed, batch = 0, 0, n
+        most = _PROPOSALS_BY_RUNNING if self._traced is not None else 10**6 + 1000 * n
+        while arrived < n:
+            if proposed >= most:
+                raise BudgetError(self._not_found(proposed, arrived))
+            batch = min(max(batch, 16), 8192, most - proposed)
+            codes = self._propose(batch, rng)
+            proposed += batch
+            found.append(codes)
+            arrived += len(codes)
+            batch = int(1.2 * (n - arrived) * proposed / max(arrived, 1)) + 1
+        return np.concatenate(found)[:n]
+
+    def _propose(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        if self._conditional is not None:
+            codes, _ = self._conditional.propose(n, rng)
+            return self.space.completed(codes, self._conditional.chain.free, rng)
+        codes = self.space.completed(np.zeros((n, len(self.space)), dtype=np.int64), range(len(self.space)), rng)
+        return codes[self.contains(codes)]
+
+    def _not_found(self, proposed: int, arrived: int) -> str:
+        asked = " and ".join(f"{name} from {window}" for name, window in self.windows.items())
+        share = f"; at most {self._conditional.bound:.1e} of the prior lies there" if self._conditional else ""
+        return f"{asked}: {arrived} subnets found in {proposed:,} proposals{share}; widen the budget"
+
+    def contains(self, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which encoded subnets, (n, choices), are inside the budget, (n,).
+
+        Raises:
+            ChoiceError: not encoded subnets of the space.
+        """
+        inside = np.ones(len(codes), dtype=bool)
+        for name, (low, high) in self.windows.items():
+            costs = self._measure(name, codes)
+            inside &= (costs >= low) & (costs <= high)
+        return inside
+
+    def costs(self, codes: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """Return what encoded subnets, (n, choices), cost: "flops" where the model states it, and "params", (n,) each.
+
+        Raises:
+            ChoiceError: not encoded subnets of the space.
+        """
+        names = ["flops", "params"] if self._traced is not None or hasattr(self._model, "cost") else ["params"]
+        return {name: self._measure(name, codes) for name in names}
+
+    @cached_property
+    def _costs(self) -> CostModel:
+        stated = hasattr(self._model, "cost")
+        return CostModel(self.space, stated_cost(self._model) if stated else Cost(), params_of(self._model))
+
+    def _measure(self, name: str, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        if name == "params":
+            return self._costs.params(codes)  # type: ignore[no-any-return]
+        if self._traced is None:
+            return self._costs.flops(codes)  # type: ignore[no-any-return]
+        subnets = [self.space.decode(code) for code in codes]
+        return np.array([int(count_flops(self._model, subnet, inputs=self._traced)) for subnet in subnets], np.int64)
+
+
+_PROPOSALS_BY_RUNNING = 500
+
+
+def conditional_of(chain: Chain, windows: Mapping[str, Window]) -> Conditional:
+    """Return the prior inside the windows, with bins fine enough that a fair share of proposals arrives.
+
+    Raises:
+        BudgetError: the windows are empty.
+    """
+    conditional = Conditional(chain, list(windows.values()))
+    for finer in (4, 16):
+        if not conditional.bound:
+            raise BudgetError(_empty(chain, windows))
+        arrived = len(conditional.propose(512, np.random.default_rng(0))[0])
+        if arrived >= 16 or not windows:
+            return conditional
+        most = 4096 if len(windows) == 1 else 96
+        conditional = Conditional(chain, list(windows.values()), bins=finer * most, memory=40_000_000)
+    if not conditional.bound:
+        raise BudgetError(_empty(chain, windows))
+    return conditional
+
+
+def _empty(chain: Chain, windows: Mapping[str, Window]) -> str:
+    """Say what can be reached instead of empty windows."""
+    least, greatest = (ends.tolist() for ends in extremes(chain))
+    parts = []
+    for measure, (name, window) in enumerate(windows.items()):
+        low, high = least[measure], greatest[measure]
+        part = f"{name} from {window}: the subnets reach from {low:,} to {high:,}"
+        below, above = (_nearest(chain, list(windows.values()), measure, side) for side in (-1, 1))
+        if len(windows) > 1:
+            part += ", inside the other budget"
+        near = [f"{cost:,} {word}" for cost, word in ((below, "below"), (above, "above")) if cost is not None]
+        parts.append(part + (f", nearest are {' and '.join(near)}" if near else " none"))
+    return "no subnet costs " + "; ".join(parts)
+
+
+def _nearest(chain: Chain, windows: list[Window], measure: int, side: int) -> int | None:
+    """Return the cost nearest to a window below (side -1) or above (1) it, inside the other windows; None: there is none.
+
+    A zone beside the window is widened until a draw from it arrives, and then closed in on until nothing nearer is left.
+    """
+    window = windows[measure]
+    limit = int(extremes(chain)[0 if side < 0 else 1][measure])
+    edge = window.low - 1 if side < 0 else window.high + 1
+    best: int | None = None
+    reach, rng = max(abs(limit - edge) // 10**4, 1), np.random.default_rng(0)
+    near = edge
+    for _ in range(60):
+        if (near < limit) if side < 0 else (near > limit):
+            return best
+        far = near + side * reach
+        zone = Window(max(far, 0), near) if side < 0 else Window(near, far)
+        conditional = Conditional(chain, [*windows[:measure], zone, *windows[measure + 1 :]])
+        if not conditional.bound:
+            if best is not None and (far < best if side < 0 else far > best):
+                return best
+            near, reach = far + side, reach * 8
+            continue
+        costs = np.concatenate([conditional.propose(4096, rng)[1][:, measure] for _ in range(4)])
+        if not len(costs):
+            reach = max(reach // 4, 1)
+            if reach == 1:
+                return best
+            continue
+        best = int(costs.max() if side < 0 else costs.min())
+        if best == near:
+            return best
+        reach = max(abs(near - best) - 1, 0)
+    return best
+
+
+def count_subnets(model: nn.Module, *, flops: Any = None, params: Any = None) -> SubnetCount:
+    """Return the number of distinct networks inside a budget, whatever their prior.
+
+    Args:
+        model: A model with choices that states its cost, possibly wrapped by DDP or torch.compile.
+        flops: As in sample_subnet.
+        params: As in sample_subnet.
+
+    Returns:
+        An int; its `exact` says whether it is the number itself, else an estimate with a `standard_error`.
+
+    Raises:
+        ChoiceError: a model without choices.
+        BudgetError: a malformed budget. An empty window is no error: 0.
+        VitasError: a model that states no cost, or so many choices that interact that it cannot be counted.
+    """
+    space = search_space(model)
+    model = unwrap(model)
+    budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
+    costs = [stated_cost(model) if name == "flops" else params_of(model) for name in budgets]
+    ends = extremes(Chain(space, costs, counting=True))
+    windows = [window_of(budget, name, top) for (name, budget), top in zip(budgets.items(), ends[1].tolist(), strict=True)]
+    binding = [k for k, w in enumerate(windows) if w.low > ends[0][k] or w.high < ends[1][k]]
+    if not binding:
+        return SubnetCount(space.size)
+    return count_inside(Chain(space, [costs[k] for k in binding], counting=True), [windows[k] for k in binding])
 
 
 def _counted(number: int, what: str) -> int:

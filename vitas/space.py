@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
 from html import escape
@@ -259,6 +259,23 @@ class SearchSpace:
         """
         values = subnet._values if isinstance(subnet, Subnet) else Subnet(subnet)._values
         return [index if index > 0 else 0 for index in self._encoded(values)]
+
+    def completed(self, codes: NDArray[np.int64], drawn: Iterable[int], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return encoded subnets, (n, choices), with the entries `drawn` drawn from the prior and -1 where not live."""
+        codes = codes.copy()
+        for k in drawn:
+            cumulative = self._entries[k].cumulative
+            codes[:, k] = np.searchsorted(cumulative, rng.random(len(codes)) * cumulative[-1], side="right")
+        lives: dict[int, NDArray[np.bool_]] = {}
+        for k, entry in enumerate(self._entries):
+            if entry.condition not in lives:
+                alternatives = [
+                    np.all([np.isin(codes[:, gate], list(allowed)) for gate, allowed in conjunction], axis=0)
+                    for conjunction in self._conditions[entry.condition]
+                ]
+                lives[entry.condition] = np.broadcast_to(np.any(alternatives, axis=0), len(codes))
+            codes[~lives[entry.condition], k] = -1
+        return codes
 
     def indices(self, subnet: Mapping[str, Number]) -> dict[AnyChoice, int]:
         """Return the number of each choice's value; 0 for choices that are not live.

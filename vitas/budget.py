@@ -1,0 +1,74 @@
+"""Budgets as people type them, made into windows of whole numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vitas.errors import BudgetError
+
+
+class Window(NamedTuple):
+    """Costs from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low:,} to {self.high:,}"
+
+
+def window_of(budget: Any, what: str, largest: int) -> Window:
+    """Return the window of a budget.
+
+    Args:
+        budget: A number, an upper bound; (low, high), either may be None; percentages of the largest cost are strings
+            such as "60%".
+        what: "flops" or "params", for errors.
+        largest: Cost of the costliest subnet, to which percentages refer.
+
+    Raises:
+        BudgetError: NaN, negative, reversed or empty bounds, a fraction where a percentage was meant, other types.
+    """
+    if isinstance(budget, (tuple, list)):
+        if len(budget) != 2:
+            raise BudgetError(f"{what}: expected (low, high), got {budget!r}")
+        low, high = (_bound(bound, what, largest) for bound in budget)
+        if low is None and high is None:
+            raise BudgetError(f"{what}: got {budget!r}, which bounds nothing; leave {what} out")
+    else:
+        low, high = None, _bound(budget, what, largest)
+    window = Window(max(0, math.ceil(low)) if low is not None else 0, math.floor(high) if high is not None else largest)
+    if low is not None and high is not None and low > high:
+        raise BudgetError(f"{what}: the lower bound {low:,} is above the upper bound {high:,}; they read (low, high)")
+    return window
+
+
+def _bound(bound: Any, what: str, largest: int) -> float | None:
+    if bound is None:
+        return None
+    if isinstance(bound, str):
+        return _percentage(bound, what) * largest / 100
+    if isinstance(bound, np.generic):
+        bound = bound.item()
+    if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+        raise BudgetError(f"{what}: expected a number, (low, high) or a percentage such as '60%', got {bound!r}")
+    if math.isnan(bound) or bound < 0:
+        raise BudgetError(f"{what}: expected a number of at least 0, got {bound!r}")
+    if isinstance(bound, float) and 0 < bound < 2:
+        raise BudgetError(f"{what}: got {bound!r}; a share of the largest is written as a string, '{100 * bound:g}%'")
+    if math.isinf(bound):
+        return None
+    return bound
+
+
+def _percentage(text: str, what: str) -> float:
+    try:
+        share = float(text.strip().removesuffix("%")) if text.strip().endswith("%") else math.nan
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 100:
+        raise BudgetError(f"{what}: expected a percentage from '0%' to '100%', got {text!r}")
+    return share
