@@ -97,13 +97,15 @@ class Chain:
             for bases, table in totals.items():
                 self._split(amounts[measure], *_without_constant_axes(bases, table))
             self.start[measure] = amounts[measure].pop((), np.zeros((), dtype=np.int64))
-        priced = {variable.entry for tables in amounts for variables in tables for variable in variables}
+        deciding = {variable.entry for tables in amounts for variables in tables for variable in variables}
         gating = {k for condition in space._conditions for gates in condition for k, _ in gates}
-        self.free = [k for k in range(len(space)) if k not in priced and k not in gating]
+        self.free = [k for k in range(len(space)) if k not in deciding and k not in gating]
         weights = [factor for k in range(len(space)) for factor in self._weights(k, counting)]
         self.times = math.prod(round(float(table)) for gates, table in weights if not gates)
         weights = [factor for factor in weights if factor[0]]
-        self.steps = self._in_steps(self._order(), weights, [list(tables.items()) for tables in amounts], most)
+        priced = [list(tables.items()) for tables in amounts]
+        order = self._order([*weights, *(factor for tables in priced for factor in tables)])
+        self.steps = self._in_steps(order, weights, priced, most)
 
     def _variables(self, entry: int) -> list[_Variable]:
         size = len(self._entries[entry].choice.values)
@@ -177,24 +179,44 @@ class Chain:
             live[values] = any(all(value[variable] in allowed for variable, allowed in test) for test in tests)
         return gates, live
 
-    def _order(self) -> list[_Variable]:
-        """Return the decisions in the order of the space, those about depth just before the first that needs them."""
-        order: dict[_Variable, None] = {}
+    def _order(self, factors: Iterable[_Factor]) -> list[_Variable]:
+        """Return an order of the decisions that leaves few rows to remember.
 
-        def place(variable: _Variable) -> None:
-            if variable.threshold > 1:
-                place(_Variable(variable.entry, variable.threshold - 1, 2))
-            order.setdefault(variable)
-
-        for entry in range(len(self.space)):
-            if entry not in self.free and entry not in self._chained:
-                for gate in self._live(entry)[0]:
-                    place(gate)
-                place(self._variables(entry)[0])
-        for entry in sorted(self._chained):
-            if entry not in self.free:
-                place(self._variables(entry)[-1])
-        return list(order)
+        Taking decisions away one by one, always one that meets the fewest combinations of others, makes a tree: a decision
+        hangs below the first of its partners that is taken away after it. The order goes down that tree, the
+        largest branch last, so that what only the smaller branches need is forgotten before.
+        """
+        near: dict[_Variable, set[_Variable]] = {
+            variable: set() for k in range(len(self.space)) if k not in self.free for variable in self._variables(k)
+        }
+        for variables, _ in factors:
+            for variable in variables:
+                near[variable].update(variables)
+        partners = {variable: others - {variable} for variable, others in near.items()}
+        left = list(reversed(near))  # of equals the last is taken away first
+        taken: dict[_Variable, set[_Variable]] = {}  # in that order, with the partners that each had left
+        while left:
+            lightest = min(left, key=lambda variable: math.prod(other.size for other in partners[variable]))
+            left.remove(lightest)
+            taken[lightest] = partners.pop(lightest)
+            for other in taken[lightest]:
+                partners[other] |= taken[lightest]
+                partners[other] -= {lightest, other}
+        number = {variable: n for n, variable in enumerate(taken)}
+        branches: dict[_Variable | None, list[_Variable]] = {}
+        size: dict[_Variable | None, int] = {None: 0, **dict.fromkeys(taken, 1)}
+        for variable, rest in taken.items():
+            parent = min(rest, key=number.__getitem__, default=None)
+            branches.setdefault(parent, []).append(variable)
+            size[parent] += size[variable]
+        order: list[_Variable] = []
+        stack: list[_Variable | None] = [None]
+        while stack:
+            here = stack.pop()
+            if here is not None:
+                order.append(here)
+            stack += sorted(branches.get(here, []), key=lambda branch: (-size[branch], branch))  # the last comes next
+        return order
 
     def _in_steps(self, order: list[_Variable], weights: list[_Factor], costs: list[list[_Factor]], most: int) -> list[Step]:
         place = {variable: t for t, variable in enumerate(order)}
