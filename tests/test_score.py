@@ -20,9 +20,7 @@ def micro(**overrides):
 
 def batches(sizes=(7, 7, 3), classes=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(n, 1, 8, 8, generator=generator), torch.randint(classes, (n,), generator=generator)) for n in sizes
-    ]
+    return [(torch.randn(n, 1, 8, 8, generator=generator), torch.randint(classes, (n,), generator=generator)) for n in sizes]
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ def measure_latency(
     _check_count("warmup", warmup, 0)
     _check_count("runs", runs, 1)
     device = device_of(module)
-    arguments = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), _arguments(inputs))
+    arguments = _arguments(inputs, device)
     with eval_mode(module), torch.no_grad(), torch.autocast(device.type, enabled=amp):
         for _ in range(warmup):
             module(*arguments)
@@ -81,11 +81,11 @@ def _check_count(what: str, number: int, least: int) -> None:
         raise VitasError(f"{what}: expected an int of at least {least}, got {number!r}")
 
 
-def _arguments(inputs: Any) -> tuple[Any, ...]:
+def _arguments(inputs: Any, device: torch.device) -> tuple[Any, ...]:
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(arguments)):
         raise VitasError(f"inputs: expected a tensor or a tuple of arguments, got {type(inputs).__name__}")
-    return arguments
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), arguments)  # type: ignore[no-any-return]
 
 
 def _seconds(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> float:
@@ -155,7 +155,7 @@ def latency_table(
 
     A part is an elastic layer (attention, MLP, norm, patch embedding) or a layer without choices. Each is exported and timed
     at every configuration that occurs: the values of the choices that it holds, and of those that change the shape of its
-    input, which is found by running the model on the meta device. Equal parts are measured once. What belongs to no part
+    input, which is found by running the model. Equal parts are measured once. What belongs to no part
     (residual adds, tokens, pooling, calls) is put right by a line, offset + factor * sum, fitted to whole subnets. The
     model's active subnet and training mode come back.
 
@@ -174,7 +174,7 @@ def latency_table(
 
     Raises:
         ChoiceError: a model without choices.
-        VitasError: inputs that are no tensors; counts out of range; a model that torch cannot run on the meta device.
+        VitasError: inputs that are no tensors; numbers out of range.
     """
     for what, number, least in (("warmup", warmup, 0), ("runs", runs, 1), ("calibrate", calibrate, 0), ("most", most, 1)):
         _check_count(what, number, least)
@@ -182,12 +182,13 @@ def latency_table(
     space = search_space(model)
     state = space.state()
     timer = _Timer(device_of(model), warmup, runs, amp)
+    arguments = _arguments(inputs, timer.device)
     try:
         with eval_mode(model), torch.no_grad():
-            parts = _Parts(model, space, _arguments(inputs), timer, most)
+            parts = _Parts(model, space, arguments, timer, most)
             cost = sum((table for table in parts.visit(model, (), ())), Cost())
             if calibrate:
-                cost = _fitted(cost, model, space, timer.to_device(_arguments(inputs)), timer, calibrate)
+                cost = _fitted(cost, model, space, arguments, timer, calibrate)
     finally:
         state.put_back()
     return LatencyTable(space, cost, parts.configurations)
@@ -199,9 +200,6 @@ class _Timer:
     def __init__(self, device: torch.device, warmup: int, runs: int, amp: bool) -> None:
         self.device, self.warmup, self.runs, self.amp = device, warmup, runs, amp
         self.tensors: dict[_Shape, Tensor] = {}
-
-    def to_device(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), arguments)  # type: ignore[no-any-return]
 
     def tensor(self, shape: _Shape) -> Tensor:
         if shape not in self.tensors:
@@ -240,9 +238,7 @@ class _Parts:
         self.model, self.timer, self.most = model, timer, most
         self.choices: tuple[AnyChoice, ...] = tuple(space.choices.values())
         self.number = {choice: k for k, choice in enumerate(self.choices)}
-        self.arguments = pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), arguments)
-        stored = (*model.named_parameters(), *model.named_buffers())
-        self.weights = {name: tensor.to("meta") for name, tensor in stored}
+        self.arguments = arguments
         self.known_calls: dict[tuple[int, ...], dict[nn.Module, list[_Call]]] = {}
         self.known_times: dict[str, NDArray[np.int64]] = {}
         self.configurations = 0
@@ -253,7 +249,8 @@ class _Parts:
         if isinstance(module, _IDLE):
             return
         leaf = not any(True for _ in module.children())
-        if leaf or (path and (exports_itself(module) or not any(holders(module)))):
+        slots = hasattr(module, "gate_of")  # of which not all run: blocks, private copies
+        if leaf or (path and not slots and (exports_itself(module) or not any(holders(module)))):
             part = self.part(module, gates)
             if part is not None and (leaf or part.size <= self.most):
                 yield self.cost(part, module, gates).under(".".join(path))
@@ -274,7 +271,7 @@ class _Parts:
         return _Part(base, axes, shaping, math.prod(len(self.choices[k].values) for k in axes))
 
     def calls(self, indices: Sequence[int]) -> dict[nn.Module, list[_Call]]:
-        """Return what each module is called with in a subnet, found on the meta device."""
+        """Return what each module is called with in a subnet, found by running it."""
         key = tuple(indices)
         if key not in self.known_calls:
             self.activate(indices)
@@ -286,9 +283,7 @@ class _Parts:
 
             hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for part in self.model.modules()]
             try:
-                torch.func.functional_call(self.model, self.weights, self.arguments)
-            except (RuntimeError, NotImplementedError) as error:
-                raise VitasError(f"{type(self.model).__name__} does not run on the meta device: {error}") from error
+                self.model(*self.arguments)
             finally:
                 for hook in hooks:
                     hook.remove()
