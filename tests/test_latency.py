@@ -128,7 +128,7 @@ def counting(monkeypatch):
 
 
 class Own(nn.Module):
-    """A model of a user's own: a layer that runs twice, one called by keyword, a plain one, a fixed convolution."""
+    """A model of a user's own: a layer that stands in two places and runs twice, one called by keyword, plain ones."""
 
     def __init__(self):
         super().__init__()
@@ -137,13 +137,14 @@ class Own(nn.Module):
         self.embed = CyclicLinear(5, self.width)
         self.mix = CyclicLinear(self.width, self.width)
         self.act = nn.GELU()
-        self.scale = nn.Bilinear(1, 1, 1)
+        self.again = self.mix
+        self.never = nn.Bilinear(1, 1, 1)
         self.head = CyclicLinear(self.width, 3)
 
-    def forward(self, x, *, flip=False):
+    def forward(self, x):
         x = self.embed(self.stem(x).flatten(2).transpose(1, 2))
-        x = self.act(self.mix(self.mix(x)))
-        return self.head(input=x) if False else self.head(x.mean(dim=1))
+        x = self.act(self.again(x=self.mix(x)))
+        return self.head(x.mean(dim=1))
 
 
 MODELS = {

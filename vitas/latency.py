@@ -147,7 +147,7 @@ def latency_table(
     *,
     warmup: int = 2,
     runs: int = 10,
-    calibrate: int = 16,
+    calibrate: int = 8,
     most: int = 5000,
     amp: bool = False,
 ) -> LatencyTable:
@@ -159,14 +159,14 @@ def latency_table(
     (residual adds, tokens, pooling, calls) is put right by a line, offset + factor * sum, fitted to whole subnets. The
     model's active subnet and training mode come back.
 
-    Source: sums of measured layer times as in ProxylessNAS (Cai et al., arXiv:1812.00332, appendix B); finding the
+    Source: sums of measured layer times as in ProxylessNAS (Cai et al., arXiv:1812.00332); finding the
     choices that a layer's time depends on, and the fitted line, are ours.
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile; it is timed as exported, not compiled.
         inputs: A batch, or a tuple of arguments, of the shapes to predict for.
         warmup: Runs of each part that are not timed.
-        runs: Runs of each part of which the fastest counts; whole subnets count by the median of three times as many.
+        runs: Runs that are timed: of a part the fastest counts, of a whole subnet the median.
         calibrate: How many whole subnets are timed, drawn from the prior with a fixed seed, besides the smallest and the
             largest; 0: no line is fitted and the sum stands as it is.
         most: Most configurations of a part; a part with more is taken apart into its children.
@@ -186,7 +186,7 @@ def latency_table(
     try:
         with eval_mode(model), torch.no_grad():
             parts = _Parts(model, space, arguments, timer, most)
-            cost = sum((table for table in parts.visit(model, (), ())), Cost())
+            cost = sum(parts.visit(model, (), ()), Cost())
             if calibrate:
                 cost = _fitted(cost, model, space, arguments, timer, calibrate)
     finally:
@@ -242,12 +242,14 @@ class _Parts:
         self.known_calls: dict[tuple[int, ...], dict[nn.Module, list[_Call]]] = {}
         self.known_times: dict[str, NDArray[np.int64]] = {}
         self.configurations = 0
+        self.visited: set[nn.Module] = set()
 
     def visit(self, module: nn.Module, path: tuple[str, ...], gates: tuple[Gate, ...]) -> Iterator[Cost]:
-        """Yield the cost of each part in a module, in nanoseconds."""
+        """Yield the cost of each part in a module, in nanoseconds; of a module that stands in two places once."""
         module = unwrap(module)
-        if isinstance(module, _IDLE):
+        if isinstance(module, _IDLE) or module in self.visited:
             return
+        self.visited.add(module)
         leaf = not any(True for _ in module.children())
         slots = hasattr(module, "gate_of")  # of which not all run: blocks, private copies
         if leaf or (path and not slots and (exports_itself(module) or not any(holders(module)))):
@@ -359,7 +361,7 @@ def _fitted(cost: Cost, model: nn.Module, space: SearchSpace, arguments: tuple[A
     sums, measured = np.zeros(len(subnets)), np.zeros(len(subnets))
     for number, subnet in enumerate(subnets):
         space.activate(subnet)
-        latency = measure_latency(exported(model), arguments, warmup=timer.warmup, runs=3 * timer.runs, amp=timer.amp)
+        latency = measure_latency(exported(model), arguments, warmup=timer.warmup, runs=timer.runs, amp=timer.amp)
         sums[number], measured[number] = cost.at(space.indices(subnet)), latency.median * 1e6
     relative = np.stack([1 / measured, sums / measured], axis=1)
     offset, factor = np.linalg.lstsq(relative, np.ones(len(subnets)), rcond=None)[0]
