@@ -143,7 +143,7 @@ class Own(nn.Module):
 
     def forward(self, x):
         x = self.embed(self.stem(x).flatten(2).transpose(1, 2))
-        x = self.act(self.again(x=self.mix(x)))
+        x = self.act(input=self.again(self.mix(x)))
         return self.head(x.mean(dim=1))
 
 
