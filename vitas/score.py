@@ -146,7 +146,7 @@ def zero_cost(model: nn.Module, inputs: Tensor) -> float:
     Synaptic diversity of the attention, the sum over its linear layers of |dR/dW|_nuc * |W|_nuc, plus synaptic saliency of
     the MLPs, the sum over their weights of dR/dW * W. R is the sum of the outputs for an image of ones, every parameter
     replaced by its absolute value. It is meant for weights as they are drawn, before training. Model, gradients and active
-    subnet are untouched.
+    subnet are untouched. On a small space it ranked networks no better than their number of parameters (docs/benchmarks.md).
 
     Source: Zhou et al. (TF-TAS), arXiv:2203.12217; absolute weights and ones as in Tanaka et al. (SynFlow),
     arXiv:2006.05467. Ours: float64, q, k and v as the one layer that they are in an export, no other linear layers.
