@@ -5,8 +5,10 @@ from vitas.choice import Choice, Dim
 from vitas.cost import CostModel, FlopCount, cost_model, count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, VitasError
 from vitas.export import build_subnet, export_subnet
+from vitas.latency import Latency, LatencyTable, latency_table, measure_latency
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
 from vitas.saving import load_subnet, load_superformer, save_subnet, save_superformer
+from vitas.score import accuracy, zero_cost
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Subnet
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
@@ -20,10 +22,13 @@ __all__ = [
     "CostModel",
     "Dim",
     "FlopCount",
+    "Latency",
+    "LatencyTable",
     "SearchSpace",
     "Subnet",
     "SubnetSampler",
     "VitasError",
+    "accuracy",
     "activate_subnet",
     "active_subnet",
     "build_subnet",
@@ -33,10 +38,12 @@ __all__ = [
     "count_subnets",
     "create_superformer",
     "export_subnet",
+    "latency_table",
     "list_published_subnets",
     "list_superformers",
     "load_subnet",
     "load_superformer",
+    "measure_latency",
     "nn",
     "plain",
     "published_subnet",
@@ -47,4 +54,5 @@ __all__ = [
     "sharing",
     "superformer",
     "use_subnet",
+    "zero_cost",
 ]

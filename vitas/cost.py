@@ -25,7 +25,7 @@ from vitas.choice import Choice
 from vitas.errors import ChoiceError, VitasError, one_of
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number
-from vitas.walk import State, holders, unwrap
+from vitas.walk import State, eval_mode, holders, unwrap
 
 Bases = tuple[Choice[Any], ...]
 Codes = Mapping[str, Number] | NDArray[Any] | Sequence[Sequence[int]]
@@ -166,17 +166,14 @@ def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, 
     if convention != "exact":
         raise ChoiceError(f"convention: a count by running is exact, got {convention!r}")
     state = State.of_module(model)
-    training = {part: part.training for part in model.modules()}
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
         if subnet is not None:
             search_space(model).activate(subnet)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model.eval()(*arguments)
+        with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(*arguments)
     finally:
         state.put_back()
-        for part, flag in training.items():
-            part.training = flag
     by_module: dict[str, int] = {}
     counts = {path: {op: n // 2 for op, n in ops.items()} for path, ops in counter.get_flop_counts().items()}
     root = type(model).__name__

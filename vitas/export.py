@@ -13,7 +13,7 @@ from vitas.sample import use_subnet
 from vitas.space import search_space
 from vitas.subnet import Number
 from vitas.superformer import create_superformer
-from vitas.walk import holders, unwrap
+from vitas.walk import eval_mode, holders, unwrap
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest max|a - b| / max|b| that `verify` accepts."""
@@ -114,12 +114,8 @@ def _reset(module: nn.Module, path: str = "") -> None:
 
 @torch.no_grad()
 def _verify(model: nn.Module, plain: nn.Module, inputs: Tensor) -> None:
-    training = {part: part.training for part in (*model.modules(), *plain.modules())}
-    try:
-        expected, got = model.eval()(inputs), plain.eval()(inputs)
-    finally:
-        for part, flag in training.items():
-            part.training = flag
+    with eval_mode(model, plain):
+        expected, got = model(inputs), plain(inputs)
     error = relative_error(got, expected)
     if not error <= TOLERANCE.get(expected.dtype, 0.0):
         raise ExportError(f"export and active path differ by {error:.2g} (max|a - b| / max|b|) on the given inputs")

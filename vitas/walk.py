@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from vitas.choice import Choice, Dim
@@ -59,12 +61,18 @@ def holders(module: nn.Module, path: tuple[str, ...] = (), gates: tuple[Gate, ..
         for base in choice.bases:
             if not base.fixed:
                 yield Holder(base, (*path, name), gates)
+    for name, child, gate in gated_children(module):
+        inner = path if _looks_like_a_wrapper(module) else (*path, name)
+        yield from holders(child, inner, gates if gate is None else (*gates, gate))
+
+
+def gated_children(module: nn.Module) -> Iterator[tuple[str, nn.Module, Gate | None]]:
+    """Yield name and child, and the gate where the child runs for some values of a choice only."""
     gate_of = getattr(module, "gate_of", None)
     for name, child in module._modules.items():
         if child is not None:
             gate: Gate | None = gate_of(name) if gate_of else None
-            inner = gates if gate is None or len(gate.indices) == len(gate.choice.values) else (*gates, gate)
-            yield from holders(child, path if _looks_like_a_wrapper(module) else (*path, name), inner)
+            yield name, child, None if gate is None or len(gate.indices) == len(gate.choice.values) else gate
 
 
 _TORCH_ATTRIBUTES = frozenset(vars(nn.Module()))
@@ -124,3 +132,22 @@ class State(NamedTuple):
             yield
         finally:
             now.put_back()
+
+
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put modules in eval mode for the length of a with block; then each of their parts gets its own flag back."""
+    training = {part: part.training for module in modules for part in module.modules()}
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, flag in training.items():
+            part.training = flag
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of the first parameter or buffer; the CPU where there is none."""
+    first = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if first is None else first.device

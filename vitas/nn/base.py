@@ -51,7 +51,7 @@ def exported(module: M) -> nn.Module:
 def _replace(module: nn.Module, replaced: dict[int, Any], own_weights: list[nn.Module]) -> None:
     """Note for each elastic layer and each Choice what stands in its place; deepcopy does the rest."""
     inner = unwrap(module)
-    if _exports_itself(inner):
+    if exports_itself(inner):
         replaced[id(module)] = replaced[id(inner)] = inner.export()  # type: ignore[operator]
         return
     if inner is not module:
@@ -65,7 +65,7 @@ def _replace(module: nn.Module, replaced: dict[int, Any], own_weights: list[nn.M
         _replace(child, replaced, own_weights)
 
 
-def _exports_itself(module: nn.Module) -> bool:
+def exports_itself(module: nn.Module) -> bool:
     """Say whether a module has the `export()` of an elastic layer, and not one that wants a path, say."""
     method = getattr(module, "export", None)
     if not callable(method):
