@@ -7,6 +7,8 @@ checkpoint keys are timm's (timm 1.0.23, `timm/models/vision_transformer.py` and
 Letters: B images, C channels, H x W pixels, P patch size, N tokens, D embedding width, h heads, d width of q, k and v each.
 """
 
+import itertools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -168,9 +170,9 @@ class WindowAttention(Attention):
         rows, columns = -(-height // side), -(-width // side)
         if rows * side > height or columns * side > width:
             x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
-        x = x.unflatten(2, (columns, side)).unflatten(1, (rows, side))  # (B, rows, side, columns, side, D)
+        x = torch.unflatten(torch.unflatten(x, 2, (columns, side)), 1, (rows, side))  # (B, rows, side, columns, side, D)
         x = self.attend(x.transpose(2, 3).flatten(3, 4).flatten(0, 2))  # (B * rows * columns, side^2, d)
-        x = x.unflatten(1, (side, side)).unflatten(0, (-1, rows, columns))
+        x = torch.unflatten(torch.unflatten(x, 1, (side, side)), 0, (-1, rows, columns))
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]
         return self.proj_drop(self.proj(x))  # type: ignore[no-any-return]
 
@@ -278,7 +280,7 @@ def attention_from(config: Mapping[str, Any], dim: int) -> nn.Module:
     if "window_size" in config:
         return WindowAttention(qkv, proj, heads, config["window_size"], *drops)
     norms = [nn.LayerNorm(width // heads, config["qk_norm_eps"]) if config["qk_norm_eps"] else None for _ in range(2)]
-    return Attention(qkv, proj, heads, *norms, *drops)
+    return Attention(qkv, proj, heads, norms[0], norms[1], *drops)
 
 
 def attention_config(attn: Any) -> dict[str, Any]:
@@ -290,8 +292,8 @@ def attention_config(attn: Any) -> dict[str, Any]:
         "proj_drop": attn.proj_drop.p,
     }
     if isinstance(attn, SubsampledAttention):
-        ratio, eps = (1, None) if attn.sr is None else (attn.sr.stride[0], attn.norm.eps)
-        return {**config, "qkv_bias": attn.q.bias is not None, "sr_ratio": ratio, "sr_norm_eps": eps}
+        config["qkv_bias"] = attn.q.bias is not None
+        return {**config, "sr_ratio": getattr(attn.sr, "stride", (1,))[0], "sr_norm_eps": getattr(attn.norm, "eps", None)}
     config["qkv_bias"] = attn.qkv.bias is not None
     if isinstance(attn, WindowAttention):
         return {**config, "window_size": attn.window_size}
@@ -335,22 +337,29 @@ class Blocks(nn.Sequential):
         """Return the blocks that run, in order."""
         return list(self)
 
-    def forward(self, x: Tensor, after_first: nn.Module | None = None, taken: dict[int, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        after_first: nn.Module | None = None,
+        taken: dict[int, Tensor] | None = None,
+        last: int | None = None,
+    ) -> Tensor:
         """Run the blocks.
 
         Args:
             x: Input of the first block.
             after_first: A layer that runs behind the first block, whichever that is, or alone where there is none.
             taken: Its keys are numbers of blocks that run; the output of each becomes its value.
+            last: Number of the last block to run; None: all run.
         """
         row = self.running()
-        for number, block in enumerate(row):
+        for number, block in enumerate(row if last is None else row[: last + 1]):
             x = self.run(block, x)
             if number == 0 and after_first is not None:
                 x = after_first(x)
             if taken is not None and number in taken:
                 taken[number] = x
-        return x if row or after_first is None else after_first(x)  # type: ignore[no-any-return]
+        return x if row or after_first is None else after_first(x)
 
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
         """Run one block."""
@@ -385,17 +394,35 @@ class PatchEmbed(nn.Module):
             self.refuse(x)
         return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
-    def refuse(self, x: Tensor) -> NoReturn:
+    def patch(self) -> int:
+        """Return the side of a patch in pixels."""
+        proj: Any = self.proj
+        return int(proj.kernel_size[0])
+
+    def grid(self, size: Sequence[int]) -> tuple[int, int]:
+        """Return how many rows and columns of patches an image has, the last ones padded."""
+        return -(-size[0] // self.patch()), -(-size[1] // self.patch())
+
+    def embed_any_size(self, x: Tensor) -> Tensor:
+        """Embed images of any size, padded with zeros to whole patches: (B, C, H, W) -> (B, N, D)."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            self.refuse(x, any_size=True)
+        (height, width), (rows, columns), side = x.shape[2:], self.grid(x.shape[2:]), self.patch()
+        x = F.pad(x, (0, columns * side - width, 0, rows * side - height))
+        return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+    def refuse(self, x: Tensor, any_size: bool = False) -> NoReturn:
         """Raise for images of another shape.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError(self.expected(x))
+        raise ValueError(self.expected(x, any_size))
 
-    def expected(self, x: Tensor) -> str:
+    def expected(self, x: Tensor, any_size: bool = False) -> str:
         """Say which images are accepted and which came."""
-        shape = ", ".join(map(str, ("batch", self.in_chans, *self.img_size)))
+        size = ("height", "width") if any_size else self.img_size
+        shape = ", ".join(map(str, ("batch", self.in_chans, *size)))
         return f"images: expected shape ({shape}), got {tuple(x.shape)}"
 
 
@@ -544,10 +571,20 @@ class VisionTransformer(nn.Module):
         names = ("cls_token", "dist_token", "pos_embed") if self.distilled else ("cls_token", "pos_embed")
         return {name: getattr(self, name) for name in names}
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Return the tokens that enter the blocks: (B, C, H, W) -> (B, T + N, D)."""
+    def embed(self, x: Tensor, any_size: bool = False) -> Tensor:
+        """Return the tokens that enter the blocks: (B, C, H, W) -> (B, T + N, D).
+
+        Args:
+            x: Images.
+            any_size: Whether they may have another size: they are padded to whole patches, and positions are resampled.
+        """
         *tokens, pos_embed = self.tables().values()
-        return add_tokens(self.patch_embed(x), tokens, pos_embed)
+        if not any_size:
+            return add_tokens(self.patch_embed(x), tokens, pos_embed)
+        embed: Any = self.patch_embed
+        patches = embed.embed_any_size(x)
+        grids = embed.grid(embed.img_size), embed.grid(x.shape[2:])
+        return add_tokens(patches, tokens, resample_positions(pos_embed, *grids, self.num_prefix_tokens))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return all tokens after the last norm: (B, C, H, W) -> (B, T + N, D)."""
@@ -568,6 +605,66 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x = self.blocks(self.embed(x))
         return self.forward_head(self.norm(x))
+
+    def width(self) -> int:
+        """Return the channels of the tokens."""
+        embed: Any = self.patch_embed
+        return int(embed.proj.out_channels)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What `forward_intermediates` returns: for each block its channels and how many pixels a position stands for."""
+        embed: Any = self.patch_embed
+        blocks: Any = self.blocks
+        sizes = {"num_chs": self.width(), "reduction": embed.patch()}
+        return [{"module": f"blocks.{i}", **sizes} for i in range(len(blocks.running()))]
+
+    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return the numbers of the blocks that `indices` means, see `feature_indices`."""
+        return feature_indices(len(self.feature_info), indices)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return all tokens after the last norm and the maps behind some blocks, as timm's method of this name does.
+
+        Images may have any size: they are padded to whole patches, and positions are resampled.
+
+        Args:
+            x: Images (B, C, H, W).
+            indices: Numbers of blocks that run, negative ones from the end; an int: so many last ones; None: all.
+            return_prefix_tokens: Whether each map comes with its class (and distillation) token.
+            norm: Whether the maps pass the last norm.
+            stop_early: Whether to leave out the blocks behind the last one that is asked for.
+            output_fmt: "NCHW": maps (B, D, H / P, W / P); "NLC": tokens (B, N, D).
+            intermediates_only: Whether to return just the list of maps.
+
+        Raises:
+            ValueError: indices out of range, another format, images of other channels.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}")
+        wanted = self.feature_indices(indices)
+        taken: dict[int, Any] = dict.fromkeys(wanted)
+        height, width = x.shape[-2:]
+        x = self.blocks(self.embed(x, any_size=True), None, taken, max(wanted) if stop_early else None)
+        x = self.norm(x)
+        outputs = []
+        for number in sorted(taken):
+            tokens = self.norm(taken[number]) if norm else taken[number]
+            prefix, tokens = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+            if output_fmt == "NCHW":
+                grid = self.patch_embed.grid((height, width))  # type: ignore[operator]
+                tokens = tokens.transpose(1, 2).unflatten(2, grid).contiguous()
+            outputs.append((tokens, prefix) if return_prefix_tokens else tokens)
+        return outputs if intermediates_only else (x, outputs)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights: truncated normal (std 0.02) for linear layers and positions, as timm does."""
@@ -594,6 +691,27 @@ class VisionTransformer(nn.Module):
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """Return the classifier; of a distilled model both."""
         return (self.head, self.head_dist) if self.distilled else self.head
+
+
+def feature_indices(number: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Return which of `number` features `indices` means: all (None), so many last ones (an int), or those listed.
+
+    Raises:
+        ValueError: out of range.
+    """
+    if indices is None:
+        return list(range(number))
+    if isinstance(indices, int):
+        if not 0 < indices <= number:
+            raise ValueError(f"indices: expected 1 to {number} last features, got {indices}")
+        return list(range(number - indices, number))
+    wanted = [index + number if index < 0 else index for index in indices]
+    for index, given in zip(wanted, indices, strict=True):
+        if not 0 <= index < number:
+            raise ValueError(f"indices: expected numbers in {-number}..{number - 1}, got {given}")
+    if not wanted:
+        raise ValueError("indices: expected at least one, got none")
+    return wanted
 
 
 def _registered(table: Tensor | nn.ParameterDict) -> nn.Parameter | nn.ParameterDict:
@@ -742,16 +860,75 @@ class Twins(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
+    def widths(self) -> list[int]:
+        """Return the channels of each stage."""
+        return [embed.proj.out_channels for embed in self.patch_embeds]  # type: ignore[union-attr, misc]
+
+    def strides(self) -> list[int]:
+        """Return how many pixels a position of each stage's map stands for, in each direction."""
+        embeds: Any = self.patch_embeds
+        return list(itertools.accumulate((embed.proj.stride[0] for embed in embeds), operator.mul))
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What `forward_intermediates` returns: for each stage its channels and how many pixels a position stands for."""
+        sizes = zip(self.widths(), self.strides(), strict=True)
+        return [{"module": f"blocks.{k}", "num_chs": width, "reduction": stride} for k, (width, stride) in enumerate(sizes)]
+
+    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return the numbers of the stages that `indices` means, see `feature_indices`."""
+        return feature_indices(len(self.blocks), indices)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return the last map and the maps of some stages, as timm's method of this name does.
+
+        Args:
+            x: Images (B, C, H, W) of any size.
+            indices: Numbers of stages, negative ones from the end; an int: so many last ones; None: all.
+            norm: Whether the map of the last stage passes the last norm; it fits no other.
+            stop_early: Whether to leave out the stages behind the last one that is asked for.
+            output_fmt: "NCHW": maps (B, D, H / stride, W / stride).
+            intermediates_only: Whether to return just the list of maps; else they come after the normed positions of the
+                last map (B, N, D), or, with `stop_early` before the last stage, after the map of the stage that ran last.
+
+        Raises:
+            ValueError: indices out of range, another format, images that `check` refuses.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt: expected 'NCHW', got {output_fmt!r}")
+        self.check(x)
+        wanted = self.feature_indices(indices)
+        maps = []
+        for number in range(max(wanted) + 1 if stop_early else len(self.blocks)):
+            x = self.stage(number, x)
+            if number in wanted:
+                maps.append(x)
+        if number == len(self.blocks) - 1:
+            x = self.norm(x.permute(0, 2, 3, 1))  # (B, H, W, D)
+            if norm and number in wanted:
+                maps[-1] = x.permute(0, 3, 1, 2)
+            x = x.flatten(1, 2)
+        maps = [map.contiguous() for map in maps]
+        return maps if intermediates_only else (x, maps)
+
     def sizes(self) -> tuple[int, int]:
         """Return the image channels and the least side of an image: one position for every layer of every stage."""
         embeds: Any = self.patch_embeds
         rows: Any = self.blocks
-        stride, least = 1, 1
-        for embed, row in zip(embeds, rows, strict=True):
-            stride *= embed.proj.stride[0]
-            ratios = [getattr(getattr(block.attn, "sr", None), "stride", (1,))[0] for block in row]
-            least = max(least, stride * max(ratios, default=1))
-        return embeds[0].proj.in_channels, least
+        least = [
+            stride * getattr(getattr(block.attn, "sr", None), "stride", (1,))[0]
+            for stride, row in zip(self.strides(), rows, strict=True)
+            for block in row
+        ]
+        return embeds[0].proj.in_channels, max(self.strides()[-1], *least)
 
     def check(self, x: Tensor) -> None:
         """Refuse images of another shape, or too small for a position in every map.

@@ -1,7 +1,7 @@
 """Searchable layers. With plain ints each is its torch (or timm) counterpart; with Choices and Dims it is elastic.
 
-Letters: B images, N tokens, H x W a map of them, D embedding width, H hidden width (of an MLP), h heads, d width of q, k and v each, P patch size; L the
-channels of a shared weight and K those in use; I and O input and output channels in use.
+Letters: B images, N tokens, H x W a map of them, D embedding width, H (in an MLP) hidden width, h heads, d width of q, k
+and v each, P patch size; L the channels of a shared weight and K those in use; I and O input and output channels in use.
 """
 
 from vitas.nn.attention import ElasticAttention

@@ -105,13 +105,19 @@ class ShiftableIdentity(plain.Blocks):
         return [block for slot, block in enumerate(self) if self.runs(slot)]
 
     @outside_graphs(recursive=False)
-    def forward(self, x: Tensor, after_first: nn.Module | None = None, taken: dict[int, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        after_first: nn.Module | None = None,
+        taken: dict[int, Tensor] | None = None,
+        last: int | None = None,
+    ) -> Tensor:
         """Run the blocks of the active subnet, see plain.Blocks.
 
         torch.compile compiles a block, not the row, so depth adds no graphs.
         """
         x = _noted_eagerly(x, *(choice._mark for choice in self.uses))
-        x = super().forward(x, after_first, taken)
+        x = super().forward(x, after_first, taken, last)
         mark_sizes(x)
         return x
 

@@ -176,9 +176,24 @@ class DeiTSuperformer(plain.VisionTransformer):
     active_weights = tables
 
     @outside_graphs
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor, any_size: bool = False) -> Tensor:
         """Return the tokens that enter the blocks; not compiled, since each patch size would be a graph of its own."""
-        return super().embed(x)
+        return super().embed(x, any_size)
+
+    def width(self) -> int:
+        """Return the channels of the tokens."""
+        return self.embed_dim.active
+
+    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return the numbers of the blocks that `indices` means, of those that run in the active subnet.
+
+        Raises:
+            ChoiceError: out of range.
+        """
+        try:
+            return super().feature_indices(indices)
+        except ValueError as error:
+            raise ChoiceError(str(error)) from None
 
     def cost(self, tokens: Cost | None = None, *, convention: str = "exact") -> Cost:
         """Return the multiply-adds for one image.

@@ -75,8 +75,8 @@ _DEIT: dict[str, dict[str, Any]] = {
 }
 
 _TWINS: dict[str, dict[str, Any]] = {
-    # Twins-SVT with every width in tenths. Reconstructed: the widths, heads and depths of the ViTAS paper's Twins space were not
-    # at hand; stage 3 has the 18 slots that Twins-SVT-L needs.
+    # Twins-SVT with every width in tenths. Reconstructed: the ViTAS paper's own numbers for Twins were not at hand; stage 3
+    # has the 18 slots that Twins-SVT-L needs.
     "vitas_twins": {
         "embed_dims": [_tenths(128), _tenths(256), _tenths(512), _tenths(1024)],
         "depths": [range(1, 5), range(1, 5), range(1, 19), range(1, 7)],

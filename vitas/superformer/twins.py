@@ -188,7 +188,8 @@ class TwinsSuperformer(plain.Twins):
         if min(self.img_size) < least:
             height, width = self.img_size
             raise ChoiceError(
-                f"img_size: {height} x {width} pixels are too few for these stages and sr_ratios; sides of at least {least} do"
+                f"img_size: an image of {height} x {width} pixels leaves some layer without a position; the stages and"
+                f" sr_ratios need sides of at least {least}"
             )
         self.reset_parameters()
 
@@ -200,15 +201,25 @@ class TwinsSuperformer(plain.Twins):
         """
         raise ShapeError(message)
 
+    def widths(self) -> list[int]:
+        """Return the channels of each stage."""
+        return [dim.active for dim in self.embed_dims]
+
+    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return the numbers of the stages that `indices` means.
+
+        Raises:
+            ChoiceError: out of range.
+        """
+        try:
+            return super().feature_indices(indices)
+        except ValueError as error:
+            raise ChoiceError(str(error)) from None
+
     def maps(self) -> list[Map]:
         """Return the size of each stage's map, for images of `img_size`."""
         height, width = self.img_size
-        sizes = []
-        for embed in self.patch_embeds:
-            patch = embed.proj.stride[0]  # type: ignore[union-attr, index]
-            height, width = height // patch, width // patch
-            sizes.append(Map(height, width))
-        return sizes
+        return [Map(height // stride, width // stride) for stride in self.strides()]
 
     def cost(self, tokens: Cost | None = None) -> Cost:
         """Return the multiply-adds for one image of `img_size`; `tokens` is not used, the image gives the maps."""
