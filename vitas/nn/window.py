@@ -89,13 +89,10 @@ class ElasticWindowAttention(plain.WindowAttention):
 
     def export(self) -> plain.WindowAttention:
         """Return plain window attention with its own copy of the active weights."""
-        attention = plain.WindowAttention(
-            exported(self.qkv),
-            exported(self.proj),
-            self.heads(),
-            self.window(),
-        )
-        attention.attn_drop, attention.proj_drop = exported(self.attn_drop), exported(self.proj_drop)  # type: ignore[assignment]
+        parts = {name: exported(child) for name, child in self.named_children()}
+        attention = plain.WindowAttention(parts["qkv"], parts["proj"], self.heads(), self.window())
+        for name, part in parts.items():
+            setattr(attention, name, part)
         return like(self, attention)
 
     def extra_repr(self) -> str:
