@@ -242,7 +242,7 @@ class FlopCount:
         """Return the parts as a table shows them: a row for each block, one for each other module."""
         rows: dict[str, int] = {}
         for path, amount in self.by_module.items():
-            numbered = re.match(r"(.*?\bblocks\.\d+)\.", path)
+            numbered = re.match(r"(.*?\bblocks(\.\d+)+)\.", path)
             name = (numbered[1] if numbered else path) or "model"
             rows[name] = rows.get(name, 0) + amount
         return list(rows.items())
