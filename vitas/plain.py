@@ -841,16 +841,21 @@ class Twins(nn.Module):
         )
 
     def stage(self, number: int, x: Tensor) -> Tensor:
-        """Run one stage: (B, C, H, W) -> (B, D, H / P, W / P)."""
-        x = self.pos_drops[number](self.patch_embeds[number](x))
-        return self.blocks[number](x, self.pos_block[number]).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+        """Run one stage: (B, H, W, C) -> (B, H / P, W / P, D)."""
+        x = self.patch_embeds[number](x.permute(0, 3, 1, 2))
+        return self.blocks[number](self.pos_drops[number](x), self.pos_block[number])  # type: ignore[no-any-return]
+
+    def last_map(self, x: Tensor) -> Tensor:
+        """Run all stages: (B, C, H, W) -> (B, H / stride, W / stride, D)."""
+        self.check(x)
+        x = x.permute(0, 2, 3, 1)
+        for number in range(len(self.blocks)):
+            x = self.stage(number, x)
+        return x
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the positions of the last map after the last norm: (B, C, H, W) -> (B, N, D)."""
-        self.check(x)
-        for number in range(len(self.blocks)):
-            x = self.stage(number, x)
-        return self.norm(x.permute(0, 2, 3, 1)).flatten(1, 2)  # type: ignore[no-any-return]
+        return self.norm(self.last_map(x)).flatten(1, 2)  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify: (B, N, D) -> (B, classes), or (B, D) with `pre_logits`."""
@@ -858,7 +863,8 @@ class Twins(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+        x = self.last_map(x)  # in a step of its own: compiled, norm and head are one graph
+        return self.forward_head(self.norm(x).flatten(1, 2))
 
     def widths(self) -> list[int]:
         """Return the channels of each stage."""
@@ -906,17 +912,19 @@ class Twins(nn.Module):
             raise ValueError(f"output_fmt: expected 'NCHW', got {output_fmt!r}")
         self.check(x)
         wanted = self.feature_indices(indices)
-        maps = []
+        x, maps = x.permute(0, 2, 3, 1), []
         for number in range(max(wanted) + 1 if stop_early else len(self.blocks)):
             x = self.stage(number, x)
             if number in wanted:
                 maps.append(x)
         if number == len(self.blocks) - 1:
-            x = self.norm(x.permute(0, 2, 3, 1))  # (B, H, W, D)
+            normed = self.norm(x)
             if norm and number in wanted:
-                maps[-1] = x.permute(0, 3, 1, 2)
-            x = x.flatten(1, 2)
-        maps = [map.contiguous() for map in maps]
+                maps[-1] = normed
+            x = normed.flatten(1, 2)
+        else:
+            x = x.permute(0, 3, 1, 2)
+        maps = [map.permute(0, 3, 1, 2).contiguous() for map in maps]
         return maps if intermediates_only else (x, maps)
 
     def sizes(self) -> tuple[int, int]:
