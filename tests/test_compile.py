@@ -70,9 +70,9 @@ def test_a_superformer_compiles_to_a_few_graphs_all_at_the_first_step(options):
 
 def test_a_twins_compiles_to_a_few_graphs_for_each_stage_all_at_the_first_step():
     model = randomize(small_twins(num_heads=[[2, 4]] * 2, qkv_dims=[[8, 12]] * 2).double())
-    history = compare_over_subnets(model, images(), 4)
+    history = compare_over_subnets(model, images(), 3)
     # For each stage merging, two kinds of block, position generator; norm and head.
-    assert history == [2 * 4 + 1] * 5
+    assert history == [2 * 4 + 1] * 4
 
 
 @pytest.mark.parametrize(("build", "size"), [(small, (8, 8)), (small_twins, (12, 10))])
@@ -115,7 +115,8 @@ def test_vitas_deit_compiles_to_at_most_four_graphs_over_100_subnets():
 
 
 @pytest.mark.heavy
-def test_vitas_twins_compiles_to_17_graphs_and_no_code_object_to_more_than_8():
-    model = randomize(create_superformer("vitas_twins", num_classes=10, img_size=64, drop_path_rate=0.0).double())
-    history = compare_over_subnets(model, torch.randn(1, 3, 64, 64, dtype=torch.float64), 12)
-    assert history == [4 * 4 + 1] * 13  # the recompile limit of 8 for a code object is torch's own, and fails the test
+def test_a_twins_of_four_stages_compiles_to_17_graphs_and_no_code_object_to_more_than_8():
+    model = randomize(create_superformer("twins_micro", num_classes=10, img_size=32).double())
+    history = compare_over_subnets(model, torch.randn(2, 3, 32, 32, dtype=torch.float64), 20)
+    assert history == [4 * 4 + 1] * 21
+    assert torch._dynamo.config.recompile_limit == 8  # for one code object; beyond it the step fails
