@@ -1,7 +1,7 @@
 """Use an exported Twins subnet as the backbone of an object detector: feature pyramid, Faster R-CNN, COCO's format and mAP.
 
 Trains a superformer to tell shapes apart, exports a subnet of it, trains a detector on that, and draws detection.png. By
-default on generated scenes of coloured shapes, in about four minutes on two cores; with --coco on a folder with COCO's own
+default on generated scenes of coloured shapes, in under five minutes on two cores; with --coco on a folder with COCO's own
 layout (annotations/instances_train2017.json, train2017/, and the same for val2017):
 
     python examples/detection.py [--coco FOLDER]
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--coco", type=Path, help="folder with COCO's annotations and images; default: generated scenes")
     parser.add_argument("--size", type=int, default=96, help="shorter side of an image in pixels")
     parser.add_argument("--superformer-steps", type=int, default=150)
-    parser.add_argument("--steps", type=int, default=500, help="training steps of the detector")
+    parser.add_argument("--steps", type=int, default=400, help="training steps of the detector")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--picture", type=Path, default=Path("detection.png"))
     options = parser.parse_args()
