@@ -67,8 +67,8 @@ def is_plain(module: nn.Module) -> bool:
 class Contract:
     """Inherited by the test class of every elastic layer."""
 
-    tokens = 1
-    """What `cost` is to be told: tokens, or output positions of a convolution."""
+    tokens: int | Cost = 1
+    """What `cost` is to be told: tokens, output positions of a convolution, or a Map."""
 
     def build(self, sharing: str) -> tuple[nn.Module, list[Choice[Any]]]:
         raise NotImplementedError
@@ -158,7 +158,8 @@ class Contract:
         for _ in self.subnets(choices):
             plain = exported(layer)
             assert params_of(layer).active() == sum(parameter.numel() for parameter in plain.parameters())
-            assert cost_of(layer, Cost(self.tokens)).active() == macs(plain, self.inputs(layer)[:1])
+            tokens = self.tokens if isinstance(self.tokens, Cost) else Cost(self.tokens)
+            assert cost_of(layer, tokens).active() == macs(plain, self.inputs(layer)[:1])
 
     def test_copies_keep_the_active_subnet_and_their_own_ties(self) -> None:
         layer, choices = self.build("cyclic")

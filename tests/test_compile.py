@@ -8,6 +8,8 @@ import torch._dynamo
 
 from tests.contract import randomize
 from tests.superformer.test_deit import small
+from tests.superformer.test_twins import images
+from tests.superformer.test_twins import small as small_twins
 from vitas import activate_subnet, active_subnet, create_superformer, export_subnet, sample_subnet, search_space
 
 # torch's own tracer looks at .grad of the tensors between graphs.
@@ -33,14 +35,17 @@ def no_silent_fall_back():
 
 
 def compare_over_subnets(model, x, number):
-    """Return the graphs after each of `number` random subnets, having compared outputs and gradients with eager."""
+    """Return the graphs after the largest and after each of `number` random subnets, all compared with eager.
+
+    Outputs and gradients are compared.
+    """
     counter = Counter()
     eager = copy.deepcopy(model)
     compiled = torch.compile(model, backend=counter)
     generator = torch.Generator().manual_seed(0)
     history = []
-    for _ in range(number):
-        subnet = sample_subnet(compiled, generator=generator)
+    for n in range(1 + number):
+        subnet = sample_subnet(compiled, generator=generator, policy="random" if n else "largest")
         activate_subnet(eager, subnet, side=search_space(model).side)
         assert active_subnet(compiled) == subnet
         got, expected = compiled(x), eager(x)
@@ -60,14 +65,22 @@ def compare_over_subnets(model, x, number):
 def test_a_superformer_compiles_to_a_few_graphs_all_at_the_first_step(options):
     model = randomize(small(num_heads=[2, 4], qkv_dim=[8, 12], mlp_dim=[4, 6, 8], **options).double())
     history = compare_over_subnets(model, torch.randn(3, 2, 8, 8, dtype=torch.float64), 12)
-    assert history == [2] * 12
+    assert history == [2] * 13
 
 
-def test_an_export_compiles_to_one_graph():
-    model = randomize(small())
+def test_a_twins_compiles_to_a_few_graphs_for_each_stage_all_at_the_first_step():
+    model = randomize(small_twins(num_heads=[[2, 4]] * 2, qkv_dims=[[8, 12]] * 2).double())
+    history = compare_over_subnets(model, images(), 3)
+    # For each stage merging, two kinds of block, position generator; norm and head.
+    assert history == [2 * 4 + 1] * 4
+
+
+@pytest.mark.parametrize(("build", "size"), [(small, (8, 8)), (small_twins, (12, 10))])
+def test_an_export_compiles_to_one_graph(build, size):
+    model = randomize(build())
     sample_subnet(model, generator=torch.Generator().manual_seed(0))
     plain = export_subnet(model).eval()
-    x = torch.randn(2, 2, 8, 8)
+    x = torch.randn(2, 2, *size)
     compiled = torch.compile(plain, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), plain(x))
 
@@ -89,7 +102,7 @@ def test_checkpointed_blocks_run_eagerly_and_rightly():
     model = randomize(small(num_heads=[2, 4], qkv_dim=[8, 12]).double())
     model.set_grad_checkpointing()
     history = compare_over_subnets(model, torch.randn(3, 2, 8, 8, dtype=torch.float64), 4)
-    assert history == [1] * 4  # norm and head; no block is compiled
+    assert history == [1] * 5  # norm and head; no block is compiled
 
 
 @pytest.mark.heavy
@@ -99,3 +112,11 @@ def test_vitas_deit_compiles_to_at_most_four_graphs_over_100_subnets():
     assert history[-1] <= 4
     assert history[0] == history[-1]
     assert search_space(model).choices
+
+
+@pytest.mark.heavy
+def test_a_twins_of_four_stages_compiles_to_17_graphs_and_no_code_object_to_more_than_8():
+    model = randomize(create_superformer("twins_micro", num_classes=10, img_size=32).double())
+    history = compare_over_subnets(model, torch.randn(2, 3, 32, 32, dtype=torch.float64), 8)
+    assert history == [4 * 4 + 1] * 9
+    assert torch._dynamo.config.recompile_limit == 8  # for one code object; beyond it the step fails

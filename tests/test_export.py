@@ -14,6 +14,7 @@ from torch import nn
 import vitas
 from tests.contract import PLAIN_LEAVES, is_plain, leaves, randomize, relative_error
 from tests.superformer.test_deit import small
+from tests.superformer.test_twins import small as small_twins
 from vitas import ChoiceError, activate_subnet, active_subnet, export_subnet, sample_subnet, search_space
 from vitas.errors import ExportError
 
@@ -31,19 +32,26 @@ def modules_in(pickled: bytes) -> set[str]:
     return found
 
 
-def test_a_pickled_export_names_only_torch_and_vitas_plain():
-    model = small(drop_path_rate=0.1, init_values=0.1, distilled=True)
-    plain = export_subnet(model)
+FAMILIES = pytest.mark.parametrize(("build", "size"), [(small, (8, 8)), (small_twins, (12, 10))], ids=["deit", "twins"])
+
+
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [(small, {"drop_path_rate": 0.1, "init_values": 0.1, "distilled": True}), (small_twins, {"drop_path_rate": 0.1})],
+)
+def test_a_pickled_export_names_only_torch_and_vitas_plain(build, options):
+    plain = export_subnet(build(**options))
     names = modules_in(pickle.dumps(plain))
     allowed = {"torch", "collections", "vitas.plain", "builtins"}
     assert {name if name == "vitas.plain" else name.split(".")[0] for name in names} <= allowed
     assert "vitas.plain" in names
 
 
-def test_plain_works_as_a_lone_file(tmp_path):
-    model = randomize(small()).eval()
+@FAMILIES
+def test_plain_works_as_a_lone_file(build, size, tmp_path):
+    model = randomize(build()).eval()
     plain = export_subnet(model)
-    x = torch.randn(2, 2, 8, 8)
+    x = torch.randn(2, 2, *size)
     (tmp_path / "plain.py").write_text(Path(vitas.plain.__file__).read_text())
     torch.save({"x": x, "y": plain(x), "weights": plain.state_dict()}, tmp_path / "data.pt")
     buffer = io.BytesIO()
@@ -63,16 +71,18 @@ assert not any(name.startswith("vitas.") and name != "vitas.plain" for name in s
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
 
 
-def test_leaves_are_exactly_torchs():
-    plain = export_subnet(small(drop_path_rate=0.1))
+@FAMILIES
+def test_leaves_are_exactly_torchs(build, size):
+    plain = export_subnet(build(drop_path_rate=0.1))
     assert {type(leaf) for leaf in leaves(plain)} <= PLAIN_LEAVES | {vitas.plain.DropPath}
 
 
-def test_exports_survive_deepcopy_pickle_and_torch_export():
-    model = randomize(small()).eval()
+@FAMILIES
+def test_exports_survive_deepcopy_pickle_and_torch_export(build, size):
+    model = randomize(build()).eval()
     sample_subnet(model, generator=torch.Generator().manual_seed(3))
     plain = export_subnet(model)
-    x = torch.randn(2, 2, 8, 8)
+    x = torch.randn(2, 2, *size)
     expected = model(x)
     assert torch.equal(plain(x), expected)
     assert torch.equal(copy.deepcopy(plain)(x), expected)

@@ -5,6 +5,7 @@ import torch
 
 from tests.contract import randomize
 from tests.superformer.test_deit import small
+from tests.superformer.test_twins import small as small_twins
 from vitas import create_superformer, export_subnet, search_space
 
 missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -21,10 +22,12 @@ def superformer(kind):
         return small(init_values=0.3), (2, 8, 8)
     if kind == "distilled":
         return small(distilled=True, private="v"), (2, 8, 8)
+    if kind == "twins":
+        return small_twins(), (2, 12, 10)
     return create_superformer("deit_micro", img_size=(16, 32), num_classes=7, global_pool="avg"), (3, 16, 32)
 
 
-@pytest.mark.parametrize("kind", ["small", "distilled", "micro"])
+@pytest.mark.parametrize("kind", ["small", "distilled", "micro", "twins"])
 def test_exports_run_in_onnxruntime_at_any_batch(kind, tmp_path):
     import onnxruntime
 

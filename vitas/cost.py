@@ -153,6 +153,30 @@ class Cost:
         return self.at(_ActiveIndices())
 
 
+class Map(Cost):
+    """The positions of a map, height * width, for layers whose cost depends on both.
+
+    Args:
+        height: Positions from top to bottom.
+        width: Positions from left to right.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__(height * width)
+        self.height, self.width = height, width
+
+
+def as_map(tokens: Cost) -> Map:
+    """Return `tokens` as the map that it has to be.
+
+    Raises:
+        VitasError: tokens of which only the number is known.
+    """
+    if not isinstance(tokens, Map):
+        raise VitasError("a layer that works on maps states its cost for a map: give it vitas.cost.Map(height, width)")
+    return tokens
+
+
 class _ActiveIndices(dict[Choice[Any], int]):
     def __missing__(self, choice: Choice[Any]) -> int:
         return choice.index_of(choice.active)
@@ -215,7 +239,7 @@ class FlopCount:
         """Return the parts as a table shows them: a row for each block, one for each other module."""
         rows: dict[str, int] = {}
         for path, amount in self.by_module.items():
-            numbered = re.match(r"(.*?\bblocks\.\d+)\.", path)
+            numbered = re.match(r"(.*?\bblocks(\.\d+)+)\.", path)
             name = (numbered[1] if numbered else path) or "model"
             rows[name] = rows.get(name, 0) + amount
         return list(rows.items())
@@ -243,7 +267,7 @@ def product_of(*counts: int | Choice[Any]) -> Cost:
     return math.prod((Cost(count) for count in counts), start=Cost(1))
 
 
-_SAME_TOKENS = (plain.Block, plain.Blocks, plain.Mlp, nn.Sequential)
+_SAME_TOKENS = (plain.Block, plain.Blocks, plain.Mlp, plain.PatchMerging, plain.PositionGenerator, nn.Sequential)
 _FREE = (nn.LayerNorm, plain.LayerScale)
 
 

@@ -1,13 +1,15 @@
-"""What exports are made of: a Vision Transformer in plain torch. This file imports torch only and works alone.
+"""What exports are made of: Vision Transformer and Twins in plain torch. This file imports torch only and works alone.
 
 The forward passes of block, attention, MLP and model stand here and nowhere else. Each class is given its layers: with
 torch.nn layers it is a plain network, with those of `vitas.nn` the same code is searchable. Attribute names and
-checkpoint keys are timm's (timm 1.0.23, `timm/models/vision_transformer.py`).
+checkpoint keys are timm's (timm 1.0.23, `timm/models/vision_transformer.py` and `twins.py`).
 
 Letters: B images, C channels, H x W pixels, P patch size, N tokens, D embedding width, h heads, d width of q, k and v each.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -118,19 +120,123 @@ class Attention(nn.Module):
         """Return the number of heads in use."""
         return self.num_heads
 
-    def forward(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor) -> Tensor:
+        """Return what the heads gather, before the projection: (B, N, D) -> (B, N, d)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads(), -1))  # (B, N, 3, h, d / h)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d / h) each
         dropout = self.attn_drop.p if self.training else 0.0
         x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, dropout_p=dropout)
-        x = x.transpose(1, 2).flatten(2)  # (B, N, d)
+        return x.transpose(1, 2).flatten(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj_drop(self.proj(self.attend(x)))  # type: ignore[no-any-return]
+
+
+class WindowAttention(Attention):
+    """Self-attention inside square windows of a map; the map is padded with zeros to whole windows.
+
+    The padding takes part as tokens, as in timm. A window larger than the map is one window, mostly padding.
+
+    Shapes: (B, H, W, D) -> (B, H, W, D).
+    Source: locally-grouped self-attention, Chu et al. (Twins), arXiv:2104.13840v4, section 3.2.
+
+    Args:
+        qkv: Layer (B, N, D) -> (B, N, 3d): all of q, then k, then v.
+        proj: Layer (..., d) -> (..., D).
+        num_heads: Number of heads.
+        window_size: Side of a window, in tokens.
+        attn_drop: Dropout on the attention weights.
+        proj_drop: Dropout on the output.
+    """
+
+    def __init__(
+        self,
+        qkv: nn.Module,
+        proj: nn.Module,
+        num_heads: int,
+        window_size: int,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__(qkv, proj, num_heads, attn_drop=attn_drop, proj_drop=proj_drop)
+        self.window_size = window_size
+
+    def window(self) -> int:
+        """Return the side of a window."""
+        return self.window_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width, side = x.shape[1], x.shape[2], self.window()
+        rows, columns = -(-height // side), -(-width // side)
+        if rows * side > height or columns * side > width:
+            x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
+        x = torch.unflatten(torch.unflatten(x, 2, (columns, side)), 1, (rows, side))  # (B, rows, side, columns, side, D)
+        x = self.attend(x.transpose(2, 3).flatten(3, 4).flatten(0, 2))  # (B * rows * columns, side^2, d)
+        x = torch.unflatten(torch.unflatten(x, 1, (side, side)), 0, (-1, rows, columns))
+        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]
         return self.proj_drop(self.proj(x))  # type: ignore[no-any-return]
+
+
+class SubsampledAttention(nn.Module):
+    """Attention of all positions of a map to the positions of a coarser one, which a convolution makes.
+
+    Shapes: (B, H, W, D) -> (B, H, W, D); k, v (B, h, (H / R) * (W / R), d / h), R the stride of `sr`.
+    Source: global sub-sampled attention, Chu et al. (Twins), arXiv:2104.13840v4, section 3.2.
+
+    Args:
+        q: Layer (B, N, D) -> (B, N, d).
+        kv: Layer (B, N, D) -> (B, N, 2d): all of k, then v.
+        proj: Layer (B, N, d) -> (B, N, D).
+        num_heads: Number of heads.
+        sr: Layer (B, D, H, W) -> (B, D, H / R, W / R), or None for R = 1.
+        norm: Layer on the channels of the coarser map, or None.
+        attn_drop: Dropout on the attention weights.
+        proj_drop: Dropout on the output.
+    """
+
+    def __init__(
+        self,
+        q: nn.Module,
+        kv: nn.Module,
+        proj: nn.Module,
+        num_heads: int,
+        sr: nn.Module | None = None,
+        norm: nn.Module | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = q
+        self.kv = kv
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = proj
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.sr = sr
+        self.norm = norm
+
+    def heads(self) -> int:
+        """Return the number of heads in use."""
+        return self.num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, heads = x.shape[1], self.heads()
+        q = self.q(x.flatten(1, 2)).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, h, N, d / h)
+        if self.sr is not None:
+            x = self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.norm is not None:
+            x = self.norm(x)
+        kv = self.kv(x.flatten(1, 2)).unflatten(-1, (2, heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        x = self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
+        return self.proj_drop(x).unflatten(1, (height, -1))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention, then x + MLP.
 
-    Shapes: (B, N, D) -> (B, N, D).
+    Shapes: (B, N, D) -> (B, N, D), or (B, H, W, D) -> (B, H, W, D) where its attention works on maps.
     Source: Dosovitskiy et al., arXiv:2010.11929v2, section 3.1.
     """
 
@@ -160,19 +266,50 @@ class Block(nn.Module):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
 
 
+def attention_from(config: Mapping[str, Any], dim: int) -> nn.Module:
+    """Return attention of the sizes that `attention_config` returned."""
+    heads, width, bias = config["num_heads"], config["qkv_dim"], config["qkv_bias"]
+    drops, proj = (config["attn_drop"], config["proj_drop"]), nn.Linear(width, dim)
+    if "sr_ratio" in config:
+        q, kv, ratio = nn.Linear(dim, width, bias), nn.Linear(dim, 2 * width, bias), config["sr_ratio"]
+        if ratio == 1:
+            return SubsampledAttention(q, kv, proj, heads, None, None, *drops)
+        sr, norm = nn.Conv2d(dim, dim, ratio, ratio), nn.LayerNorm(dim, config["sr_norm_eps"])
+        return SubsampledAttention(q, kv, proj, heads, sr, norm, *drops)
+    qkv = nn.Linear(dim, 3 * width, bias)
+    if "window_size" in config:
+        return WindowAttention(qkv, proj, heads, config["window_size"], *drops)
+    norms = [nn.LayerNorm(width // heads, config["qk_norm_eps"]) if config["qk_norm_eps"] else None for _ in range(2)]
+    return Attention(qkv, proj, heads, norms[0], norms[1], *drops)
+
+
+def attention_config(attn: Any) -> dict[str, Any]:
+    """Return the sizes and options of attention of the kinds that exports have."""
+    config = {
+        "num_heads": attn.num_heads,
+        "qkv_dim": attn.proj.in_features,
+        "attn_drop": attn.attn_drop.p,
+        "proj_drop": attn.proj_drop.p,
+    }
+    if isinstance(attn, SubsampledAttention):
+        config["qkv_bias"] = attn.q.bias is not None
+        return {**config, "sr_ratio": getattr(attn.sr, "stride", (1,))[0], "sr_norm_eps": getattr(attn.norm, "eps", None)}
+    config["qkv_bias"] = attn.qkv.bias is not None
+    if isinstance(attn, WindowAttention):
+        return {**config, "window_size": attn.window_size}
+    return {**config, "qk_norm_eps": getattr(attn.q_norm, "eps", None)}
+
+
 def block_from(config: Mapping[str, Any], dim: int) -> Block:
     """Return a block of the sizes that `block_config` returned."""
-    drop, eps = config["proj_drop"], config["norm_eps"]
-    heads, width, hidden = config["num_heads"], config["qkv_dim"], config["mlp_dim"]
-    norms = [nn.LayerNorm(width // heads, config["qk_norm_eps"]) if config["qk_norm_eps"] else None for _ in range(2)]
+    hidden, eps = config["mlp_dim"], config["norm_eps"]
     scales = [None if config["init_values"] is None else LayerScale(dim, config["init_values"]) for _ in range(2)]
     drops = [DropPath(config["drop_path"]) if config["drop_path"] else None for _ in range(2)]
-    qkv, proj = nn.Linear(dim, 3 * width, config["qkv_bias"]), nn.Linear(width, dim)
     return Block(
         nn.LayerNorm(dim, eps),
-        Attention(qkv, proj, heads, norms[0], norms[1], config["attn_drop"], drop),
+        attention_from(config, dim),
         nn.LayerNorm(dim, eps),
-        Mlp(nn.Linear(dim, hidden), nn.Linear(hidden, dim), nn.GELU(), drop),
+        Mlp(nn.Linear(dim, hidden), nn.Linear(hidden, dim), nn.GELU(), config["proj_drop"]),
         *scales,
         *drops,
     )
@@ -180,19 +317,13 @@ def block_from(config: Mapping[str, Any], dim: int) -> Block:
 
 def block_config(block: Block) -> dict[str, Any]:
     """Return the sizes and options of a block of the kind that exports have."""
-    attn: Any = block.attn
     mlp: Any = block.mlp
     norm1: Any = block.norm1
     return {
-        "num_heads": attn.num_heads,
-        "qkv_dim": attn.proj.in_features,
+        **attention_config(block.attn),
         "mlp_dim": mlp.fc1.out_features,
-        "qkv_bias": attn.qkv.bias is not None,
-        "qk_norm_eps": getattr(attn.q_norm, "eps", None),
         "norm_eps": norm1.eps,
         "init_values": getattr(block.ls1, "init_values", None),
-        "attn_drop": attn.attn_drop.p,
-        "proj_drop": attn.proj_drop.p,
         "drop_path": getattr(block.drop_path1, "drop_prob", 0.0),
     }
 
@@ -202,11 +333,43 @@ class Blocks(nn.Sequential):
 
     grad_checkpointing = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        recompute = self.grad_checkpointing and torch.is_grad_enabled()
-        for block in self:
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-        return x
+    def running(self) -> list[nn.Module]:
+        """Return the blocks that run, in order."""
+        return list(self)
+
+    def forward(
+        self,
+        x: Tensor,
+        after_first: nn.Module | None = None,
+        taken: dict[int, Tensor] | None = None,
+        last: int | None = None,
+    ) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            x: Input of the first block.
+            after_first: A layer that runs behind the first block, whichever that is, or alone where there is none.
+            taken: Its keys are numbers of blocks that run; the output of each becomes its value.
+            last: Number of the last block to run; None: all run.
+        """
+        row = self.running()
+        for number, block in enumerate(row if last is None else row[: last + 1]):
+            x = self.run(block, x)
+            if number == 0 and after_first is not None:
+                x = after_first(x)
+            if taken is not None and number in taken:
+                taken[number] = x
+        return x if row or after_first is None else after_first(x)
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Run one block."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return self.recomputed(block, x)
+        return block(x)  # type: ignore[no-any-return]
+
+    def recomputed(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Run a block without keeping its activations."""
+        return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 class PatchEmbed(nn.Module):
@@ -231,17 +394,35 @@ class PatchEmbed(nn.Module):
             self.refuse(x)
         return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
-    def refuse(self, x: Tensor) -> NoReturn:
+    def patch(self) -> int:
+        """Return the side of a patch in pixels."""
+        proj: Any = self.proj
+        return int(proj.kernel_size[0])
+
+    def grid(self, size: Sequence[int]) -> tuple[int, int]:
+        """Return how many rows and columns of patches an image has, the last ones padded."""
+        return -(-size[0] // self.patch()), -(-size[1] // self.patch())
+
+    def embed_any_size(self, x: Tensor) -> Tensor:
+        """Embed images of any size, padded with zeros to whole patches: (B, C, H, W) -> (B, N, D)."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            self.refuse(x, any_size=True)
+        (height, width), (rows, columns), side = x.shape[2:], self.grid(x.shape[2:]), self.patch()
+        x = F.pad(x, (0, columns * side - width, 0, rows * side - height))
+        return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+    def refuse(self, x: Tensor, any_size: bool = False) -> NoReturn:
         """Raise for images of another shape.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError(self.expected(x))
+        raise ValueError(self.expected(x, any_size))
 
-    def expected(self, x: Tensor) -> str:
+    def expected(self, x: Tensor, any_size: bool = False) -> str:
         """Say which images are accepted and which came."""
-        shape = ", ".join(map(str, ("batch", self.in_chans, *self.img_size)))
+        size = ("height", "width") if any_size else self.img_size
+        shape = ", ".join(map(str, ("batch", self.in_chans, *size)))
         return f"images: expected shape ({shape}), got {tuple(x.shape)}"
 
 
@@ -390,10 +571,20 @@ class VisionTransformer(nn.Module):
         names = ("cls_token", "dist_token", "pos_embed") if self.distilled else ("cls_token", "pos_embed")
         return {name: getattr(self, name) for name in names}
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Return the tokens that enter the blocks: (B, C, H, W) -> (B, T + N, D)."""
+    def embed(self, x: Tensor, any_size: bool = False) -> Tensor:
+        """Return the tokens that enter the blocks: (B, C, H, W) -> (B, T + N, D).
+
+        Args:
+            x: Images.
+            any_size: Whether they may have another size: they are padded to whole patches, and positions are resampled.
+        """
         *tokens, pos_embed = self.tables().values()
-        return add_tokens(self.patch_embed(x), tokens, pos_embed)
+        if not any_size:
+            return add_tokens(self.patch_embed(x), tokens, pos_embed)
+        embed: Any = self.patch_embed
+        patches = embed.embed_any_size(x)
+        grids = embed.grid(embed.img_size), embed.grid(x.shape[2:])
+        return add_tokens(patches, tokens, resample_positions(pos_embed, *grids, self.num_prefix_tokens))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return all tokens after the last norm: (B, C, H, W) -> (B, T + N, D)."""
@@ -414,6 +605,66 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x = self.blocks(self.embed(x))
         return self.forward_head(self.norm(x))
+
+    def width(self) -> int:
+        """Return the channels of the tokens."""
+        embed: Any = self.patch_embed
+        return int(embed.proj.out_channels)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What `forward_intermediates` returns: for each block its channels and how many pixels a position stands for."""
+        embed: Any = self.patch_embed
+        blocks: Any = self.blocks
+        sizes = {"num_chs": self.width(), "reduction": embed.patch()}
+        return [{"module": f"blocks.{i}", **sizes} for i in range(len(blocks.running()))]
+
+    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return the numbers of the blocks that `indices` means, see `feature_indices`."""
+        return feature_indices(len(self.feature_info), indices)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return all tokens after the last norm and the maps behind some blocks, as timm's method of this name does.
+
+        Images may have any size: they are padded to whole patches, and positions are resampled.
+
+        Args:
+            x: Images (B, C, H, W).
+            indices: Numbers of blocks that run, negative ones from the end; an int: so many last ones; None: all.
+            return_prefix_tokens: Whether each map comes with its class (and distillation) token.
+            norm: Whether the maps pass the last norm.
+            stop_early: Whether to leave out the blocks behind the last one that is asked for.
+            output_fmt: "NCHW": maps (B, D, H / P, W / P); "NLC": tokens (B, N, D).
+            intermediates_only: Whether to return just the list of maps.
+
+        Raises:
+            ValueError: indices out of range, another format, images of other channels.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}")
+        wanted = self.feature_indices(indices)
+        taken: dict[int, Any] = dict.fromkeys(wanted)
+        height, width = x.shape[-2:]
+        x = self.blocks(self.embed(x, any_size=True), None, taken, max(wanted) if stop_early else None)
+        x = self.norm(x)
+        outputs = []
+        for number in sorted(taken):
+            tokens = self.norm(taken[number]) if norm else taken[number]
+            prefix, tokens = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+            if output_fmt == "NCHW":
+                grid = self.patch_embed.grid((height, width))  # type: ignore[operator]
+                tokens = tokens.transpose(1, 2).unflatten(2, grid).contiguous()
+            outputs.append((tokens, prefix) if return_prefix_tokens else tokens)
+        return outputs if intermediates_only else (x, outputs)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights: truncated normal (std 0.02) for linear layers and positions, as timm does."""
@@ -442,8 +693,294 @@ class VisionTransformer(nn.Module):
         return (self.head, self.head_dist) if self.distilled else self.head
 
 
+def feature_indices(number: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Return which of `number` features `indices` means: all (None), so many last ones (an int), or those listed.
+
+    Raises:
+        ValueError: out of range.
+    """
+    if indices is None:
+        return list(range(number))
+    if isinstance(indices, int):
+        if not 0 < indices <= number:
+            raise ValueError(f"indices: expected 1 to {number} last features, got {indices}")
+        return list(range(number - indices, number))
+    wanted = [index + number if index < 0 else index for index in indices]
+    for index, given in zip(wanted, indices, strict=True):
+        if not 0 <= index < number:
+            raise ValueError(f"indices: expected numbers in {-number}..{number - 1}, got {given}")
+    if not wanted:
+        raise ValueError("indices: expected at least one, got none")
+    return wanted
+
+
 def _registered(table: Tensor | nn.ParameterDict) -> nn.Parameter | nn.ParameterDict:
     return nn.Parameter(table) if isinstance(table, Tensor) else table
+
+
+class PatchMerging(nn.Module):
+    """Merge each square of pixels, or of positions of a map, into one position and normalise it.
+
+    Shapes: (B, C, H, W) -> (B, H / P, W / P, D), rounded down.
+
+    Args:
+        proj: Layer (B, C, H, W) -> (B, D, H / P, W / P).
+        norm: Layer on D channels.
+    """
+
+    def __init__(self, proj: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.proj = proj
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+
+
+class PositionGenerator(nn.Module):
+    """Positions made from the map itself: x + a depth-wise 3 x 3 convolution of x.
+
+    Shapes: (B, H, W, D) -> (B, H, W, D).
+    Source: conditional position encodings, Chu et al., arXiv:2102.10882v3, section 3.3.
+
+    Args:
+        conv: Layer (B, D, H, W) -> (B, D, H, W).
+    """
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(conv)  # timm's key: proj.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+
+
+class Twins(nn.Module):
+    """Hierarchical Vision Transformer of stages, each a coarser map with more channels; images of any size.
+
+    A stage merges patches, then runs blocks of window and sub-sampled attention, with a position generator after the first.
+
+    Shapes: (B, C, H, W) -> (B, classes); without pooling (B, N, classes), N the positions of the last map.
+    Source: Chu et al. (Twins), arXiv:2104.13840v4.
+
+    Args:
+        patch_embeds: For each stage a layer (B, C, H, W) -> (B, H / P, W / P, D).
+        blocks: For each stage its blocks, (B, H, W, D) -> (B, H, W, D).
+        pos_block: For each stage a layer (B, H, W, D) -> (B, H, W, D).
+        norm: Layer norm on the channels of the last stage.
+        head: Classifier (B, D) -> (B, classes), or None.
+        global_pool: "avg" (mean over the positions) or "" (none).
+        drop_rate: Dropout before the classifier.
+        pos_drop_rate: Dropout after each merging of patches.
+    """
+
+    def __init__(
+        self,
+        patch_embeds: Iterable[nn.Module],
+        blocks: Iterable[nn.Module],
+        pos_block: Iterable[nn.Module],
+        norm: nn.Module,
+        head: nn.Module | None = None,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.global_pool = global_pool
+        self.patch_embeds = nn.ModuleList(patch_embeds)
+        self.pos_drops = nn.ModuleList(nn.Dropout(pos_drop_rate) for _ in self.patch_embeds)
+        self.blocks = nn.ModuleList(blocks)
+        self.pos_block = nn.ModuleList(pos_block)
+        self.norm = norm
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = head or nn.Identity()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The sizes and options that `from_config` needs, as plain JSON values."""
+        embeds: Any = self.patch_embeds
+        rows: Any = self.blocks
+        norm: Any = self.norm
+        pos_drop: Any = self.pos_drops[0]
+        return {
+            "in_chans": embeds[0].proj.in_channels,
+            "num_classes": getattr(self.head, "out_features", 0),
+            "global_pool": self.global_pool,
+            "norm_eps": norm.eps,
+            "drop_rate": self.head_drop.p,
+            "pos_drop_rate": pos_drop.p,
+            "stages": [
+                {
+                    "embed_dim": embed.proj.out_channels,
+                    "patch_size": embed.proj.stride[0],
+                    "norm_eps": embed.norm.eps,
+                    "blocks": [block_config(block) for block in row],
+                }
+                for embed, row in zip(embeds, rows, strict=True)
+            ],
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Twins":
+        """Return a network of these sizes; its layers are as torch draws them."""
+        stages, classes, channels = config["stages"], config["num_classes"], config["in_chans"]
+        dims = [stage["embed_dim"] for stage in stages]
+        embeds = []
+        for stage, before, dim in zip(stages, [channels, *dims], dims):  # noqa: B905 -- the last is not before any
+            conv = nn.Conv2d(before, dim, stage["patch_size"], stage["patch_size"])
+            embeds.append(PatchMerging(conv, nn.LayerNorm(dim, stage["norm_eps"])))
+        return cls(
+            embeds,
+            [Blocks(*(block_from(block, stage["embed_dim"]) for block in stage["blocks"])) for stage in stages],
+            [PositionGenerator(nn.Conv2d(dim, dim, 3, padding=1, groups=dim)) for dim in dims],
+            nn.LayerNorm(dims[-1], config["norm_eps"]),
+            nn.Linear(dims[-1], classes) if classes else None,
+            config["global_pool"],
+            config["drop_rate"],
+            config["pos_drop_rate"],
+        )
+
+    def stage(self, number: int, x: Tensor) -> Tensor:
+        """Run one stage: (B, H, W, C) -> (B, H / P, W / P, D)."""
+        x = self.patch_embeds[number](x.permute(0, 3, 1, 2))
+        return self.blocks[number](self.pos_drops[number](x), self.pos_block[number])  # type: ignore[no-any-return]
+
+    def last_map(self, x: Tensor) -> Tensor:
+        """Run all stages: (B, C, H, W) -> (B, H / stride, W / stride, D)."""
+        self.check(x)
+        x = x.permute(0, 2, 3, 1)
+        for number in range(len(self.blocks)):
+            x = self.stage(number, x)
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the positions of the last map after the last norm: (B, C, H, W) -> (B, N, D)."""
+        return self.norm(self.last_map(x)).flatten(1, 2)  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify: (B, N, D) -> (B, classes), or (B, D) with `pre_logits`."""
+        x = self.head_drop(x.mean(dim=1) if self.global_pool == "avg" else x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last_map(x)  # in a step of its own: compiled, norm and head are one graph
+        return self.forward_head(self.norm(x).flatten(1, 2))
+
+    def widths(self) -> list[int]:
+        """Return the channels of each stage."""
+        return [embed.proj.out_channels for embed in self.patch_embeds]  # type: ignore[union-attr, misc]
+
+    def strides(self) -> list[int]:
+        """Return how many pixels a position of each stage's map stands for, in each direction."""
+        embeds: Any = self.patch_embeds
+        return list(itertools.accumulate((embed.proj.stride[0] for embed in embeds), operator.mul))
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What `forward_intermediates` returns: for each stage its channels and how many pixels a position stands for."""
+        sizes = zip(self.widths(), self.strides(), strict=True)
+        return [{"module": f"blocks.{k}", "num_chs": width, "reduction": stride} for k, (width, stride) in enumerate(sizes)]
+
+    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return the numbers of the stages that `indices` means, see `feature_indices`."""
+        return feature_indices(len(self.blocks), indices)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return the last map and the maps of some stages, as timm's method of this name does.
+
+        Args:
+            x: Images (B, C, H, W) of any size.
+            indices: Numbers of stages, negative ones from the end; an int: so many last ones; None: all.
+            norm: Whether the map of the last stage passes the last norm; it fits no other.
+            stop_early: Whether to leave out the stages behind the last one that is asked for.
+            output_fmt: "NCHW": maps (B, D, H / stride, W / stride).
+            intermediates_only: Whether to return just the list of maps; else they come after the normed positions of the
+                last map (B, N, D), or, with `stop_early` before the last stage, after the map of the stage that ran last.
+
+        Raises:
+            ValueError: indices out of range, another format, images that `check` refuses.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt: expected 'NCHW', got {output_fmt!r}")
+        self.check(x)
+        wanted = self.feature_indices(indices)
+        x, maps = x.permute(0, 2, 3, 1), []
+        for number in range(max(wanted) + 1 if stop_early else len(self.blocks)):
+            x = self.stage(number, x)
+            if number in wanted:
+                maps.append(x)
+        if number == len(self.blocks) - 1:
+            normed = self.norm(x)
+            if norm and number in wanted:
+                maps[-1] = normed
+            x = normed.flatten(1, 2)
+        else:
+            x = x.permute(0, 3, 1, 2)
+        maps = [map.permute(0, 3, 1, 2).contiguous() for map in maps]
+        return maps if intermediates_only else (x, maps)
+
+    def sizes(self) -> tuple[int, int]:
+        """Return the image channels and the least side of an image: one position for every layer of every stage."""
+        embeds: Any = self.patch_embeds
+        rows: Any = self.blocks
+        least = [
+            stride * getattr(getattr(block.attn, "sr", None), "stride", (1,))[0]
+            for stride, row in zip(self.strides(), rows, strict=True)
+            for block in row
+        ]
+        return embeds[0].proj.in_channels, max(self.strides()[-1], *least)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse images of another shape, or too small for a position in every map.
+
+        Raises:
+            ValueError: with the shape that is accepted.
+        """
+        channels, least = self.sizes()
+        if x.ndim != 4 or x.shape[1] != channels or min(x.shape[2:]) < least:
+            self.refuse(
+                f"images: expected shape (batch, {channels}, height, width), sides of at least {least}, got {tuple(x.shape)}"
+            )
+
+    def refuse(self, message: str) -> NoReturn:
+        """Raise for images of another shape.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(message)
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights as timm does: truncated normal (std 0.02) for linear layers, by fan-out for convolutions."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+                nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations in the backward pass: less memory, about a third more time."""
+        for row in self.blocks:
+            row.grad_checkpointing = enable  # type: ignore[assignment]
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that timm's optimisers should not decay."""
+        return {name for name, _ in self.named_parameters() if name.split(".")[0] == "pos_block"}
+
+    def get_classifier(self) -> nn.Module:
+        """Return the classifier."""
+        return self.head
 
 
 class Fixed:

@@ -24,7 +24,7 @@ from vitas.walk import held, holders, unwrap
 
 FORMAT, VERSION = "vitas-subnet", 1
 SUPERFORMER = "vitas-superformer"
-_OURS = "vitas.plain.VisionTransformer"
+_CLASSES: dict[str, Any] = {f"vitas.plain.{one.__name__}": one for one in (plain.VisionTransformer, plain.Twins)}
 _MOST_CONFIG_BYTES = 2**24
 _LARGEST_INT = 2**24
 _MOST_BLOCKS = 1024
@@ -46,7 +46,7 @@ def save_subnet(module: nn.Module, folder: Path_) -> None:
     if any(holders(module)):
         raise FileError(f"{type(module).__name__} is searchable: save what export_subnet returns, or use save_superformer")
     tensors = _own_tensors(module)
-    own = type(module) is not plain.VisionTransformer
+    own = type(module) not in _CLASSES.values()
     config: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -70,7 +70,8 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
     Args:
         folder: Folder with `config.json` and `model.safetensors`.
         into: A module of your own class to load into, where the network is not of vitas.plain.
-        img_size: Another image size: the positions are resampled (bicubic, antialiased) as timm does.
+        img_size: Another image size: the positions are resampled (bicubic, antialiased) as timm does. A Twins has none
+            and takes images of any size.
 
     Raises:
         FileError: a file that is missing, cut short or of another version; a hash, a field, a tensor's name, shape or type
@@ -80,9 +81,9 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
     config = _read_config(folder / "config.json")
     weights = folder / "model.safetensors"
     if into is None:
-        if config["class"] != _OURS:
+        if config["class"] not in _CLASSES:
             raise FileError(f"{folder}: a network of your own class {config['class']!r}; build one and pass it as into=")
-        model: nn.Module = _on_meta(config["model"], folder)
+        model: nn.Module = _on_meta(config, folder)
     elif img_size is not None:
         raise FileError("img_size: positions are resampled only where load_subnet builds the network, not with into=")
     else:
@@ -94,7 +95,7 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
     # Copies: the file's tensors lie at any address, and some kernels round differently where it is not aligned.
     tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
     if img_size is not None:
-        model, tensors = _resized(config["model"], tensors, pixels(img_size), folder)
+        model, tensors = _resized(config, tensors, pixels(img_size), folder)
     model.load_state_dict(tensors, assign=into is None)
     return model
 
@@ -182,9 +183,9 @@ def _expressed(module: nn.Module) -> dict[str, Any]:
     """Return a network's config, having made sure that it says all there is."""
     try:
         config: dict[str, Any] = module.config  # type: ignore[assignment]
-        _check_model(config, "config")
+        _check_model(_class_name(module), config, "config")
         with torch.device("meta"):
-            again = plain.VisionTransformer.from_config(config)
+            again = type(module).from_config(config)  # type: ignore[attr-defined]
     except (AttributeError, TypeError, KeyError, ArithmeticError) as error:
         raise FileError(f"config: this network was changed in a way that its config cannot express ({error})") from None
     got = {name: tuple(tensor.shape) for name, tensor in again.state_dict().items()}
@@ -212,7 +213,7 @@ def _check_class(model: nn.Module, config: Mapping[str, Any], folder: Path) -> N
     """Refuse a module of another class, or of ours with other options, than the one that was saved."""
     name, wanted = type(model).__name__, config["class"].rpartition(".")[2]  # a script's classes live in __main__
     _check(name == wanted, f"{folder}: class", f"a {wanted} as into=", name)
-    if config["class"] == _OURS:
+    if config["class"] in _CLASSES:
         got = _expressed(model)
         for key, value in config["model"].items():
             _check(got.get(key) == value, f"{folder}: into: {key}", str(value)[:60], got.get(key))
@@ -253,8 +254,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileError(f"{path}: hash: does not fit the content; the file was changed or cut")
     _check(isinstance(config["class"], str), f"{path}: class", "a string", config["class"])
     _check(isinstance(config["dtypes"], dict), f"{path}: dtypes", "an object", config["dtypes"])
-    if config["class"] == _OURS:
-        _check_model(config["model"], f"{path}: model")
+    if config["class"] in _CLASSES:
+        _check_model(config["class"], config["model"], f"{path}: model")
     return config
 
 
@@ -314,6 +315,10 @@ def _pooling(value: object) -> bool:
     return value in ("token", "avg")
 
 
+def _pooling_or_none(value: object) -> bool:
+    return value in ("avg", "")
+
+
 def _list(value: object) -> bool:
     return isinstance(value, list) and 0 < len(value) <= _MOST_BLOCKS
 
@@ -323,7 +328,9 @@ _COUNT = (_count, f"an int in 1..{_LARGEST_INT}")
 _RATE = (_rate, "a number in [0, 1)")
 _OPTIONAL = (_real_or_none, "a number or null")
 _EPS = (_eps_or_none, "a number of at least 0 or null")
-_MODEL: Fields = {
+_SOME_EPS = (_eps, "a number of at least 0")
+_BLOCKS = (_list, f"a list of blocks, at most {_MOST_BLOCKS}")
+_VIT: Fields = {
     "img_size": (_size, "two ints"),
     "patch_size": _COUNT,
     "in_chans": _COUNT,
@@ -333,20 +340,32 @@ _MODEL: Fields = {
     "distilled": (_flag, "true or false"),
     "norm_eps": _EPS,
     "fc_norm_eps": _EPS,
-    "blocks": (_list, f"a list of blocks, at most {_MOST_BLOCKS}"),
+    "blocks": _BLOCKS,
 }
+_TWINS: Fields = {
+    "in_chans": _COUNT,
+    "num_classes": (_count_or_zero, "an int of at least 0"),
+    "global_pool": (_pooling_or_none, "'avg' or ''"),
+    "norm_eps": _SOME_EPS,
+    "drop_rate": _RATE,
+    "pos_drop_rate": _RATE,
+    "stages": (_list, f"a list of stages, at most {_MOST_BLOCKS}"),
+}
+_STAGE: Fields = {"embed_dim": _COUNT, "patch_size": _COUNT, "norm_eps": _SOME_EPS, "blocks": _BLOCKS}
 _BLOCK: Fields = {
     "num_heads": _COUNT,
     "qkv_dim": _COUNT,
     "mlp_dim": _COUNT,
     "qkv_bias": (_flag, "true or false"),
-    "qk_norm_eps": _EPS,
-    "norm_eps": (_eps, "a number of at least 0"),
+    "norm_eps": _SOME_EPS,
     "init_values": _OPTIONAL,
     "attn_drop": _RATE,
     "proj_drop": _RATE,
     "drop_path": _RATE,
 }
+_VIT_BLOCK: Fields = {**_BLOCK, "qk_norm_eps": _EPS}
+_WINDOW_BLOCK: Fields = {**_BLOCK, "window_size": _COUNT}
+_SUBSAMPLED_BLOCK: Fields = {**_BLOCK, "sr_ratio": _COUNT, "sr_norm_eps": _EPS}
 
 
 def _check_fields(got: object, fields: Fields, where: str) -> None:
@@ -357,14 +376,30 @@ def _check_fields(got: object, fields: Fields, where: str) -> None:
         _check(fits(got[name]), f"{where}: {name}", wanted, got[name])
 
 
-def _check_model(model: Any, where: str) -> None:
-    _check_fields(model, _MODEL, where)
+def _check_model(name: str, model: Any, where: str) -> None:
+    """Check the sizes and options of a network of the class `name`."""
+    if _CLASSES[name] is plain.Twins:
+        _check_fields(model, _TWINS, where)
+        for k, stage in enumerate(model["stages"]):
+            _check_fields(stage, _STAGE, f"{where}: stages.{k}")
+            for i, block in enumerate(stage["blocks"]):
+                subsampled = isinstance(block, dict) and "sr_ratio" in block
+                _check_block(block, _SUBSAMPLED_BLOCK if subsampled else _WINDOW_BLOCK, f"{where}: stages.{k}.blocks.{i}")
+        return
+    _check_fields(model, _VIT, where)
     patch = model["patch_size"]
     _check(all(n % patch == 0 for n in model["img_size"]), f"{where}: patch_size", "a divisor of img_size", patch)
     for i, block in enumerate(model["blocks"]):
-        _check_fields(block, _BLOCK, f"{where}: blocks.{i}")
-        heads, width = block["num_heads"], block["qkv_dim"]
-        _check(width % heads == 0, f"{where}: blocks.{i}: num_heads", f"a divisor of qkv_dim {width}", heads)
+        _check_block(block, _VIT_BLOCK, f"{where}: blocks.{i}")
+
+
+def _check_block(block: Any, fields: Fields, where: str) -> None:
+    _check_fields(block, fields, where)
+    heads, width = block["num_heads"], block["qkv_dim"]
+    _check(width % heads == 0, f"{where}: num_heads", f"a divisor of qkv_dim {width}", heads)
+    if "sr_ratio" in block:
+        fits = (block["sr_ratio"] == 1) == (block["sr_norm_eps"] is None)
+        _check(fits, f"{where}: sr_norm_eps", "null for a ratio of 1, else a number", block["sr_norm_eps"])
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -413,10 +448,10 @@ def _check_header(
                 raise FileError(f"{path}: {name}: expected type {dtype}, got {kind}")
 
 
-def _on_meta(config: Mapping[str, Any], where: Path) -> plain.VisionTransformer:
+def _on_meta(config: Mapping[str, Any], where: Path) -> nn.Module:
     try:
         with torch.device("meta"):
-            return plain.VisionTransformer.from_config(config)
+            return _CLASSES[config["class"]].from_config(config["model"])  # type: ignore[no-any-return]
     except (RuntimeError, OverflowError) as error:
         raise FileError(f"{where}: sizes that no tensor can have ({error})") from None
 
@@ -424,10 +459,13 @@ def _on_meta(config: Mapping[str, Any], where: Path) -> plain.VisionTransformer:
 def _resized(
     config: Mapping[str, Any], tensors: dict[str, Tensor], size: tuple[int, int], where: Path
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    prefix = 2 if config["distilled"] else 1
-    old, patch = tuple(config["img_size"]), config["patch_size"]
+    model = config["model"]
+    if "pos_embed" not in tensors:
+        return _on_meta(config, where), tensors
+    prefix = 2 if model["distilled"] else 1
+    old, patch = tuple(model["img_size"]), model["patch_size"]
     tensors = {**tensors, "pos_embed": _resampled(tensors["pos_embed"], old, size, patch, prefix, where)}
-    return _on_meta({**config, "img_size": list(size)}, where), tensors
+    return _on_meta({**config, "model": {**model, "img_size": list(size)}}, where), tensors
 
 
 def _resampled(table: Tensor, old: Any, new: Any, patch: int, prefix: Any, where: Path) -> Tensor:
@@ -445,7 +483,7 @@ def _fixed_values(model: nn.Module) -> dict[str, int | float]:
         f"{path}.{name}": choice.largest
         for path, module in model.named_modules()
         for name, choice in held(module)
-        if choice.fixed
+        if choice.fixed and not name.startswith("_")
     }
 
 

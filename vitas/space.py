@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -340,14 +341,15 @@ class SearchSpace:
 
     def _rows(self) -> list[tuple[str, str]]:
         """Return the choices as a table shows them: blocks of equal choices in one row."""
-        rows: dict[tuple[str, tuple[Any, ...]], int] = {}
+        rows: dict[tuple[str, tuple[Any, ...]], list[str]] = {}
         for entry in self._entries:
-            pattern = ".".join("*" if part.isdigit() else part for part in entry.name.split("."))
-            key = (pattern, entry.choice.values)
-            rows[key] = rows.get(key, 0) + 1
+            pattern = re.sub(r"\.\d+\.(?!.*\.\d+\.)", ".*.", f".{entry.name}").removeprefix(".")  # the last number
+            rows.setdefault((pattern, entry.choice.values), []).append(entry.name)
         return [
-            (pattern, ", ".join(map(str, values)) + (f"  (x{times})" if times > 1 else ""))
-            for (pattern, values), times in rows.items()
+            (names[0], ", ".join(map(str, values)))
+            if len(names) == 1
+            else (pattern, ", ".join(map(str, values)) + f"  (x{len(names)})")
+            for (pattern, values), names in rows.items()
         ]
 
     def _summary(self) -> str:

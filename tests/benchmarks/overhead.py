@@ -45,9 +45,9 @@ def ratio(elastic: Callable[[], None], plain: Callable[[], None], repeats: int) 
     return statistics.median(times[0][1:]) / statistics.median(times[1][1:])
 
 
-def deit(batch: int, subnets: int, repeats: int) -> None:
-    """Random subnets of vitas_deit at 224 px."""
-    model = vitas.create_superformer("vitas_deit")
+def steps(name: str, batch: int, subnets: int, repeats: int) -> None:
+    """Random subnets of a superformer at 224 px."""
+    model = vitas.create_superformer(name)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 3, 224, 224)
     ratios = []
@@ -58,7 +58,7 @@ def deit(batch: int, subnets: int, repeats: int) -> None:
     ratios.sort()
     tenth = ratios[min(len(ratios) - 1, round(0.9 * len(ratios)))]
     middle = statistics.median(ratios)
-    print(f"vitas_deit, {subnets} subnets, batch {batch}: median {middle:.3f}, 90th percentile {tenth:.3f}")
+    print(f"{name}, {subnets} subnets, batch {batch}: median {middle:.3f}, 90th percentile {tenth:.3f}")
 
 
 def linear(wide: int, narrow: int, used: tuple[int, int], tokens: int, repeats: int) -> None:
@@ -126,8 +126,11 @@ def main() -> None:
     linear(3072, 768, (461, 1843), 3152, repeats)
     linear(5120, 1280, (1280, 1280), 197, repeats)
     linear(5120, 1280, (640, 2560), 197, repeats)
+    linear(4096, 1024, (512, 2048), 196, repeats)  # the last stage of vitas_twins, batch 4
+    linear(4096, 1024, (205, 819), 196, repeats)
     for batch in (16, 4):
-        deit(batch, 6 if quick else 30, 3 if quick else 5)
+        steps("vitas_deit", batch, 6 if quick else 30, 3 if quick else 5)
+    steps("vitas_twins", 4, 4 if quick else 20, 1 if quick else 2)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from vitas.nn.private import Private
 def attend(q, k, v, heads):
     """Plain attention in the textbook's form, with the true head width in the scale; (B, N, d) each."""
     B, N, d = q.shape
-    q, k, v = (t.view(B, N, heads, d // heads).transpose(1, 2) for t in (q, k, v))
+    q, k, v = (t.view(B, -1, heads, d // heads).transpose(1, 2) for t in (q, k, v))
     weights = (q @ k.transpose(-2, -1) / (d // heads) ** 0.5).softmax(-1)
     return (weights @ v).transpose(1, 2).reshape(B, N, d)
 

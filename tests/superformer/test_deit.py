@@ -212,7 +212,7 @@ def test_printing_shows_the_active_subnet():
         ({"num_heads": [3]}, "blocks.0.num_heads: 3 heads do not divide a qkv_dim of 4"),
         ({"global_pool": "mean"}, "global_pool: expected one of token, avg, got 'mean'"),
         ({"distilled": True, "global_pool": "avg"}, "distilled model"),
-        ({"depth": [1, 3]}, "without gaps"),
+        ({"depth": [1, 3, 4]}, "without gaps"),
         ({"depth": 0}, "depth"),
         ({"embed_dim": [4, 4]}, "embed_dim: 4 is given twice"),
         ({"embed_dim": []}, "embed_dim: expected at least one value"),

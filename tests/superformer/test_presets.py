@@ -1,4 +1,7 @@
+from math import prod
+
 import pytest
+import torch
 
 from vitas import ChoiceError, count_flops, count_params, create_superformer, list_superformers, search_space
 
@@ -40,8 +43,49 @@ def test_deits_have_the_published_counts(name, exact, vitas, params):
 
 def test_every_name_builds_at_another_size():
     for name in list_superformers():
-        model = create_superformer(name, num_classes=3, img_size=(224, 448), embed_dim=[32, 48], num_heads=[1, 2])
-        assert search_space(model).choices["embed_dim"].values == (32, 48)
+        twins = "twins" in name
+        options = (
+            {"embed_dims": [[32, 48]] * 4, "num_heads": [[1, 2]] * 4}
+            if twins
+            else {"embed_dim": [32, 48], "num_heads": [1, 2]}
+        )
+        with torch.device("meta"):
+            model = create_superformer(name, num_classes=3, img_size=(224, 448), **options)
+        assert search_space(model).choices["stages.2.embed_dim" if twins else "embed_dim"].values == (32, 48)
+
+
+def test_vitas_twins_is_the_methods_space():
+    with torch.device("meta"):
+        model = create_superformer("vitas_twins")
+    space = search_space(model)
+    assert space.size == prod(10 * sum(200**m for m in range(1, slots + 1)) for slots in (4, 4, 18, 6))
+    assert space.choices["stages.0.embed_dim"].values == (13, 26, 38, 51, 64, 77, 90, 102, 115, 128)
+    for stage in range(4):
+        widths = space.choices[f"stages.{stage}.blocks.0.qkv_dim"].values
+        assert widths == tuple(16 * 2**stage * i for i in range(1, 11))
+        assert space.choices[f"stages.{stage}.blocks.0.mlp_dim"].values[-1] == 512 * 2**stage
+    # The largest network with 12 slots in stage 3, by METHOD 1.2: 17.6 G and 141 M.
+    subnet = space.subnet({"stages.2.depth": 12}, fill="largest")
+    assert count_flops(model, subnet).total / 1e9 == pytest.approx(17.6, abs=0.05)
+    assert count_params(model, subnet) / 1e6 == pytest.approx(141, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "params"),
+    [
+        ("twins_svt_small", 2_927_353_344, 24_060_776),
+        ("twins_svt_base", 8_562_612_480, 56_070_952),
+        ("twins_svt_large", 15_111_777_280, 99_271_400),
+    ],
+)
+def test_twins_svt_have_the_known_counts(name, exact, params):
+    with torch.device("meta"):
+        model = create_superformer(name)
+    assert count_flops(model).total == exact
+    assert count_params(model) == params
+    # Chu et al. (Twins), table 2, leave out the two products inside attention: 2.8, 8.3 and 14.8 G.
+    published = {"twins_svt_small": 2.8, "twins_svt_base": 8.3, "twins_svt_large": 14.8}[name]
+    assert round((exact - count_flops(model).by_operator["matmul"]) / 1e9, 1) == published
 
 
 def test_unknown_names_and_arguments_are_refused_with_the_nearest():

@@ -1,7 +1,7 @@
 """Searchable layers. With plain ints each is its torch (or timm) counterpart; with Choices and Dims it is elastic.
 
-Letters: B images, N tokens, D embedding width, H hidden width, h heads, d width of q, k and v each, P patch size; L the
-channels of a shared weight and K those in use; I and O input and output channels in use.
+Letters: B images, N tokens, H x W a map of them, D embedding width, H (in an MLP) hidden width, h heads, d width of q, k
+and v each, P patch size; L the channels of a shared weight and K those in use; I and O input and output channels in use.
 """
 
 from vitas.nn.attention import ElasticAttention
@@ -12,6 +12,8 @@ from vitas.nn.linear import CyclicLinear
 from vitas.nn.mlp import ElasticMlp
 from vitas.nn.norm import ElasticLayerNorm, LayerScale
 from vitas.nn.private import Private
+from vitas.nn.subsampled import ElasticSubsampledAttention
+from vitas.nn.window import ElasticWindowAttention
 
 __all__ = [
     "CyclicLinear",
@@ -21,7 +23,9 @@ __all__ = [
     "ElasticLayerNorm",
     "ElasticMlp",
     "ElasticPatchEmbed",
+    "ElasticSubsampledAttention",
     "ElasticTokens",
+    "ElasticWindowAttention",
     "LayerScale",
     "Private",
     "ShiftableIdentity",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,30 +61,14 @@ class ElasticAttention(plain.Attention):
         proj_drop: float = 0.0,
         norm_eps: float = 1e-5,
     ) -> None:
-        dim, heads = as_dim(dim, "dim"), as_choice(num_heads, "num_heads")
-        for what, counts in ((heads.name or "num_heads", heads.values), ("head_dim", (head_dim,))):
-            for count in counts:
-                if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                    raise ChoiceError(f"{what}: expected positive ints, got {count!r}")
-        if qkv_dim is None:
-            head_dim = _head_dim(dim, heads) if head_dim is None else head_dim
-            inner = heads * head_dim
-            head_widths = {head_dim}
-        elif head_dim is not None:
-            raise ChoiceError(f"give head_dim (the width follows the heads) or qkv_dim, not both: {head_dim}, {qkv_dim}")
-        else:
-            inner = as_dim(qkv_dim, "qkv_dim")
-            head_widths = _head_widths(inner, heads)
-        if qk_norm and len(head_widths) > 1:
-            raise ChoiceError(f"qk_norm: needs heads of one width, got {sorted(head_widths)}; give head_dim, not qkv_dim")
-        q_norm, k_norm = (nn.LayerNorm(min(head_widths), norm_eps) if qk_norm else None for _ in "qk")
-        if private is None:
-            qkv: nn.Module = StackedLinear(dim, inner, 3, qkv_bias)
-        else:
-            qkv = PrivateQKV(dim, inner, heads, head_dim, private, qkv_bias)
-        super().__init__(qkv, CyclicLinear(inner, dim), heads.largest, q_norm, k_norm, attn_drop, proj_drop)
-        self.num_heads: Choice[int] = heads  # type: ignore[assignment]
-        self.dim, self.qkv_dim = dim, inner
+        heads = as_heads(dim, num_heads, head_dim, qkv_dim)
+        if qk_norm and len(heads.widths) > 1:
+            raise ChoiceError(f"qk_norm: needs heads of one width, got {sorted(heads.widths)}; give head_dim, not qkv_dim")
+        q_norm, k_norm = (nn.LayerNorm(min(heads.widths), norm_eps) if qk_norm else None for _ in "qk")
+        qkv, proj = stacked("qkv", heads, private, qkv_bias), CyclicLinear(heads.qkv_dim, heads.dim)
+        super().__init__(qkv, proj, heads.num_heads.largest, q_norm, k_norm, attn_drop, proj_drop)
+        self.num_heads: Choice[int] = heads.num_heads  # type: ignore[assignment]
+        self.dim, self.qkv_dim = heads.dim, heads.qkv_dim
 
     def heads(self) -> int:
         """Return the number of heads in use."""
@@ -109,6 +94,77 @@ class ElasticAttention(plain.Attention):
         )
         attention.attn_drop, attention.proj_drop = copy.deepcopy(self.attn_drop), copy.deepcopy(self.proj_drop)
         return like(self, attention)
+
+
+class Heads(NamedTuple):
+    """How the width of q, k and v follows from the heads, or is regrouped into them.
+
+    Attributes:
+        dim: Channels of the input.
+        num_heads: The head counts.
+        qkv_dim: Width of q, k and v each.
+        head_dim: Channels of each head where that is fixed, else None.
+        widths: All head widths that occur.
+    """
+
+    dim: Dim
+    num_heads: Choice[int]
+    qkv_dim: Dim
+    head_dim: int | None
+    widths: set[int]
+
+
+def as_heads(dim: int | Dim, num_heads: int | Choice[int], head_dim: int | None, qkv_dim: int | Dim | None) -> Heads:
+    """Return the heads that the arguments of an attention layer describe.
+
+    Raises:
+        ChoiceError: heads that do not divide the width, `head_dim` together with `qkv_dim`.
+    """
+    dim, heads = as_dim(dim, "dim"), as_choice(num_heads, "num_heads")
+    for what, counts in ((heads.name or "num_heads", heads.values), ("head_dim", (head_dim,))):
+        for count in counts:
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+                raise ChoiceError(f"{what}: expected positive ints, got {count!r}")
+    if qkv_dim is None:
+        head_dim = _head_dim(dim, heads) if head_dim is None else head_dim
+        return Heads(dim, heads, heads * head_dim, head_dim, {head_dim})
+    if head_dim is not None:
+        raise ChoiceError(f"give head_dim (the width follows the heads) or qkv_dim, not both: {head_dim}, {qkv_dim}")
+    inner = as_dim(qkv_dim, "qkv_dim")
+    return Heads(dim, heads, inner, None, _head_widths(inner, heads))
+
+
+def stacked(parts: str, heads: Heads, private: str | None, bias: bool) -> nn.Module:
+    """Return one layer for some of q, k and v, with a copy for each head count of those that are private.
+
+    Args:
+        parts: "qkv", "kv" or "q".
+        heads: Widths and head counts.
+        private: None, "qk" or "v".
+        bias: Whether there is a bias.
+
+    Raises:
+        ChoiceError: another word for `private`, or a single head count to have private copies for.
+    """
+    if private not in (None, "qk", "v"):
+        raise ChoiceError(f"private: {one_of(['qk', 'v'], private)}; None shares all")
+    if private and heads.num_heads.fixed:
+        count = heads.num_heads.largest
+        raise ChoiceError(f"private={private!r}: copies for each head count need more than one, got {count}")
+    own = [part for part in parts if private and part in private]
+    if not own:
+        return StackedLinear(heads.dim, heads.qkv_dim, len(parts), bias)
+    if len(own) == len(parts):
+        return _copies(heads, len(own), bias)
+    return PrivateStack(parts, heads, "".join(own), bias)
+
+
+def _copies(heads: Heads, stacks: int, bias: bool) -> Private:
+    def copy_for(count: int) -> StackedLinear:
+        rows = heads.qkv_dim if heads.head_dim is None else count * heads.head_dim
+        return StackedLinear(heads.dim, rows, stacks, bias)
+
+    return Private(heads.num_heads, copy_for)
 
 
 class StackedLinear(nn.Linear):
@@ -168,47 +224,33 @@ class StackedLinear(nn.Linear):
         return f"{self.in_dim.brief()} -> {self.stacks} x {self.out_dim.brief()}, bias={self.bias is not None}"
 
 
-class PrivateQKV(nn.Module):
+class PrivateStack(nn.Module):
     """q, k, v of which some have a copy for each head count, joined into one weight for one matrix product.
 
-    Shapes: (B, N, D) -> (B, N, 3d).
-    Cost: 3 * tokens * D * d MACs; the bias is not counted.
+    Shapes: (..., D) -> (..., stacks * d), the stacks being `parts`.
+    Cost: stacks * tokens * D * d MACs; the bias is not counted.
     Source: public ViTAS code (Su et al., July 2021), where q and k are private and v is shared.
 
     Args:
-        dim: Channels, an int or a Dim.
-        qkv_dim: Width d of q, k and v each, a Dim.
-        num_heads: The head counts.
-        head_dim: Channels of each head where that is fixed: a private copy then has just h * head_dim rows.
-        private: "qk" or "v".
-        bias: Whether q, k, v have a bias.
-
-    Raises:
-        ChoiceError: another word for `private`, or a single head count.
+        parts: "qkv" or "kv".
+        heads: Widths and head counts; where the head width is fixed, a private copy has just the rows that it needs.
+        own: Those of the parts that are private, the first or the last ones.
+        bias: Whether there is a bias.
     """
 
-    def __init__(
-        self, dim: Dim, qkv_dim: Dim, num_heads: Choice[int], head_dim: int | None, private: str, bias: bool
-    ) -> None:
-        if private not in ("qk", "v"):
-            raise ChoiceError(f"private: {one_of(['qk', 'v'], private)}; None shares all")
-        if num_heads.fixed:
-            raise ChoiceError(f"private={private!r}: copies for each head count need more than one, got {num_heads.largest}")
+    def __init__(self, parts: str, heads: Heads, own: str, bias: bool) -> None:
         super().__init__()
-        self.dim, self.private = dim, private
-
-        def copy_for(heads: int) -> StackedLinear:
-            rows = qkv_dim if head_dim is None else heads * head_dim
-            return StackedLinear(dim, rows, len(private), bias)
-
-        copies = Private(num_heads, copy_for)
-        self.qk = copies if private == "qk" else StackedLinear(dim, qkv_dim, 2, bias)
-        self.v = copies if private == "v" else StackedLinear(dim, qkv_dim, 1, bias)
+        self.dim = heads.dim
+        shared = parts.replace(own, "")
+        for name in (own, shared) if parts.startswith(own) else (shared, own):
+            stacks = len(name)
+            common = StackedLinear(heads.dim, heads.qkv_dim, stacks, bias) if name == shared else None
+            self.add_module(name, common or _copies(heads, stacks, bias))
 
     def active_weights(self) -> dict[str, Tensor]:
-        """Return the weight (3d, D) and bias (3d,) in use: the chosen copies and the shared part, joined."""
-        qk, v = self.qk.active_weights(), self.v.active_weights()
-        return {name: torch.cat([qk[name], v[name]]) for name in qk}
+        """Return the weight (stacks * d, D) and bias (stacks * d,) in use: the chosen copies and the shared part, joined."""
+        first, second = (layer.active_weights() for layer in self.children())  # type: ignore[operator]
+        return {name: torch.cat([first[name], second[name]]) for name in first}
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the active part.
@@ -220,12 +262,12 @@ class PrivateQKV(nn.Module):
         return F.linear(x, **self.active_weights())
 
     def cost(self, tokens: Cost) -> Cost:
-        """Return 3 * tokens * D * d."""
-        return cost_of(self.qk, tokens) + cost_of(self.v, tokens)
+        """Return stacks * tokens * D * d."""
+        return sum((cost_of(layer, tokens) for layer in self.children()), Cost())
 
     def param_count(self) -> Cost:
         """Return the parameters of the chosen copies and of the shared part."""
-        return params_of(self.qk) + params_of(self.v)
+        return sum((params_of(layer) for layer in self.children()), Cost())
 
     def export(self) -> nn.Linear:
         """Return one plain linear layer with its own copy of the active weights."""

@@ -55,13 +55,17 @@ class ElasticPatchEmbed(plain.PatchEmbed):
         super().__init__(proj, size, in_chans)
         self.patch_size, self.embed_dim = patch_size, embed_dim
 
-    def refuse(self, x: Tensor) -> NoReturn:
+    def patch(self) -> int:
+        """Return the side of a patch in pixels."""
+        return self.patch_size.active
+
+    def refuse(self, x: Tensor, any_size: bool = False) -> NoReturn:
         """Raise for images of another shape.
 
         Raises:
             ShapeError: always.
         """
-        raise ShapeError(self.expected(x))
+        raise ShapeError(self.expected(x, any_size))
 
     def tokens(self) -> Cost:
         """Return the number of patches N for each patch size."""

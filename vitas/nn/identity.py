@@ -36,9 +36,11 @@ class ShiftableIdentity(plain.Blocks):
     Args:
         blocks: One module for each slot.
         min_depth: Smallest number of blocks that run.
+        step: Slots that become identities together, from the tail: 2 shifts pairs. Divides what may be left out.
         p: Depth law. None: every depth equally likely. A float: each slot is an identity with this probability, so the
             depth is binomial (given that it is at least `min_depth`). A sequence: the probability of each depth. Without
-            shifting only None (0.5) or a float.
+            shifting only None (0.5) or a float; with a `step` a float is the probability of each group of slots, which
+            has to divide all slots.
         shift: False keeps a gene for each slot, for comparison: (q + 1)^n networks instead of the sum of q^m.
         name: Name of the depth choice.
 
@@ -54,6 +56,7 @@ class ShiftableIdentity(plain.Blocks):
         blocks: Iterable[nn.Module],
         *,
         min_depth: int = 1,
+        step: int = 1,
         p: float | Sequence[float] | None = None,
         shift: bool = True,
         name: str | None = None,
@@ -64,11 +67,15 @@ class ShiftableIdentity(plain.Blocks):
             raise ChoiceError("blocks: expected at least one block, got none")
         if isinstance(min_depth, bool) or not isinstance(min_depth, int) or not 1 <= min_depth <= n:
             raise ChoiceError(f"min_depth: expected an int in 1..{n}, got {min_depth!r}")
+        if isinstance(step, bool) or not isinstance(step, int) or step < 1 or (n - min_depth) % step:
+            raise ChoiceError(f"step: expected a divisor of {n} - {min_depth}, got {step!r}")
         self.shift = shift
         if shift:
-            law = binomial_law(n, p, min_depth) if isinstance(p, (int, float)) else p
-            self.depth = Choice(range(min_depth, n + 1), p=law, name=name)
+            law = _group_law(n, p, min_depth, step) if isinstance(p, (int, float)) else p
+            self.depth = Choice(range(min_depth, n + 1, step), p=law, name=name)
             self._warn_of_starving_slots()
+        elif step > 1:
+            raise ChoiceError(f"step: without shifting every slot is free, got {step}")
         else:
             self.use = _slot_choices(n, p, min_depth, name)
 
@@ -87,19 +94,38 @@ class ShiftableIdentity(plain.Blocks):
         """Say whether a slot runs in the active subnet."""
         return slot < self.depth.active if self.shift else bool(self.use[slot].active)
 
+    @property
+    def uses(self) -> tuple[Choice[int], ...]:
+        """The choices whose values add up to the number of blocks that run: the depth, or one for each slot."""
+        return (self.depth,) if self.shift else tuple(self.use)
+
     @outside_graphs
-    def running(self) -> Sequence[nn.Module]:
+    def running(self) -> list[nn.Module]:
         """Return the blocks that run, in order."""
         return [block for slot, block in enumerate(self) if self.runs(slot)]
 
     @outside_graphs(recursive=False)
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks of the active subnet; torch.compile compiles a block, not the row, so depth adds no graphs."""
-        recompute = self.grad_checkpointing and torch.is_grad_enabled()
-        x = _noted_eagerly(x, *(choice._mark for choice in ([self.depth] if self.shift else self.use)))
-        for block in self.running():
-            mark_sizes(x)
-            x = self.recomputed(block, x) if recompute else block(x)
+    def forward(
+        self,
+        x: Tensor,
+        after_first: nn.Module | None = None,
+        taken: dict[int, Tensor] | None = None,
+        last: int | None = None,
+    ) -> Tensor:
+        """Run the blocks of the active subnet, see plain.Blocks.
+
+        torch.compile compiles a block, not the row, so depth adds no graphs.
+        """
+        x = _noted_eagerly(x, *(choice._mark for choice in self.uses))
+        x = super().forward(x, after_first, taken, last)
+        mark_sizes(x)
+        return x
+
+    @outside_graphs(recursive=False)
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Run one block."""
+        mark_sizes(x)
+        x = super().run(block, x)
         mark_sizes(x)
         return x
 
@@ -123,10 +149,7 @@ class ShiftableIdentity(plain.Blocks):
 
     def lay_drop_path(self, rate: float) -> None:
         """Let the DropPath modules of the slots rise linearly from 0 to `rate` over the blocks that run."""
-        for slot, block in enumerate(self):
-            for module in block.modules():
-                if isinstance(module, DropPath):
-                    module.lay(rate, slot, [self.depth] if self.shift else self.use)
+        lay_drop_path(rate, [self])
 
     def cost(self, tokens: Cost) -> Cost:
         """Return the sum over slots of "the slot runs" times its block's cost."""
@@ -165,30 +188,28 @@ class DropPath(plain.DropPath):
 
     def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__(drop_prob)
-        self.lay(drop_prob, 0, ())
+        self.lay(drop_prob, 0, (), ())
 
-    def lay(self, rate: float, slot: int, uses: Sequence[Choice[int]]) -> None:
-        """Take the rate from the slot's place among those that run: 0 for the first, `rate` for the last.
+    def lay(self, rate: float, slot: int, before: Sequence[Choice[int]], total: Sequence[Choice[int]]) -> None:
+        """Take the rate from the block's place among those that run: 0 for the first, `rate` for the last.
 
         Args:
             rate: Rate of the last block.
-            slot: Number of the slot.
-            uses: The depth choice, or one on/off choice for each slot.
+            slot: Blocks that always run before this one whenever it runs.
+            before: Choices whose values add up to the number of other blocks that run before it.
+            total: Choices whose values add up to the number of blocks that run.
         """
-        self._rate, self._slot, self._uses = rate, slot, uses
+        self._rate, self._slot, self._before, self._total = rate, slot, tuple(before), tuple(total)
         self._mark = mark(slot)
 
     @property
     def drop_prob(self) -> float:
         """The rate in the active subnet."""
-        if not self._uses:
+        if not self._total:
             return self._rate
-        if len(self._uses) == 1:
-            place, depth = self._slot, self._uses[0].active
-        else:
-            on = [choice.active for choice in self._uses]
-            place, depth = sum(on[: self._slot]), sum(on)
-        return self._rate * place / (depth - 1) if depth > 1 else 0.0
+        place = self._slot + sum(choice.active for choice in self._before)
+        last = sum(choice.active for choice in self._total) - 1
+        return self._rate * place / last if last > 0 else 0.0
 
     @drop_prob.setter
     def drop_prob(self, rate: float) -> None:
@@ -200,12 +221,13 @@ class DropPath(plain.DropPath):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
-        if not torch.compiler.is_compiling() or len(self._uses) != 1:
+        if not torch.compiler.is_compiling() or not self._total:
             return super().forward(x)
         if not self.training:
             return x
-        depth = self._uses[0].active
-        keep = 1 - self._rate * marked(self._mark, 0) / torch.sym_max(depth - 1, 1)
+        place = marked(self._mark, 0) + sum(choice.active for choice in self._before)
+        last = sum(choice.active for choice in self._total) - 1
+        keep = 1 - self._rate * place / torch.sym_max(last, 1)
         mask = torch.empty((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device).uniform_() < keep
         return x * (mask.to(x.dtype) / keep)  # type: ignore[return-value]
 
@@ -220,6 +242,19 @@ class DropPath(plain.DropPath):
     def export(self) -> nn.Module:
         """Return plain drop path at the rate that it has in the active subnet; an identity where that is 0."""
         return like(self, plain.DropPath(self.drop_prob) if self.drop_prob else nn.Identity())
+
+
+def lay_drop_path(rate: float, rows: Sequence[ShiftableIdentity]) -> None:
+    """Let the DropPath modules of several rows in turn rise linearly from 0 to `rate` over all blocks that run."""
+    total = [use for row in rows for use in row.uses]
+    earlier: list[Choice[int]] = []
+    for row in rows:
+        for slot, block in enumerate(row):
+            place = (slot, earlier) if row.shift else (0, [*earlier, *row.uses[:slot]])
+            for module in block.modules():
+                if isinstance(module, DropPath):
+                    module.lay(rate, *place, total)
+        earlier = [*earlier, *row.uses]
 
 
 def shift_identities(slots: Sequence[T | None]) -> list[T | None]:
@@ -240,6 +275,14 @@ def binomial_law(n: int, identity: float, min_depth: int = 1) -> list[float]:
     if isinstance(identity, bool) or not 0 <= identity < 1:
         raise ChoiceError(f"identity probability: expected a number in [0, 1), got {identity!r}")
     return [comb(n, m) * (1 - identity) ** m * identity ** (n - m) for m in range(min_depth, n + 1)]
+
+
+def _group_law(n: int, identity: float, min_depth: int, step: int) -> list[float]:
+    if n % step or min_depth % step:
+        raise ChoiceError(
+            f"p: groups of {step} slots do not divide {n} slots, of which at least {min_depth} run; give a law"
+        )
+    return binomial_law(n // step, identity, min_depth // step)
 
 
 def _slot_choices(n: int, p: float | Sequence[float] | None, min_depth: int, name: str | None) -> list[Choice[int]]:

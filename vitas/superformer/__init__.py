@@ -2,5 +2,13 @@
 
 from vitas.superformer.deit import DeiTSuperformer
 from vitas.superformer.presets import create_superformer, list_published_subnets, list_superformers, published_subnet
+from vitas.superformer.twins import TwinsSuperformer
 
-__all__ = ["DeiTSuperformer", "create_superformer", "list_published_subnets", "list_superformers", "published_subnet"]
+__all__ = [
+    "DeiTSuperformer",
+    "TwinsSuperformer",
+    "create_superformer",
+    "list_published_subnets",
+    "list_superformers",
+    "published_subnet",
+]

@@ -1,12 +1,11 @@
 """The DeiT family as one searchable model."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_choice, plain_number
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, one_of
 from vitas.nn import (
@@ -24,13 +23,8 @@ from vitas.nn.embed import Table, active_table, make_table, patch_count
 from vitas.sharing import Sharing
 from vitas.slicing import outside_graphs
 from vitas.space import search_space
+from vitas.superformer.arguments import Count, Ratio, Width, check_rates, choice_of, depths_of, dim_of, reusable
 from vitas.walk import holders
-
-Count = int | Iterable[int] | Choice[int]
-Width = int | Iterable[int] | Dim
-Ratio = float | Iterable[float] | Choice[float]
-T = TypeVar("T")
-V = TypeVar("V", int, float)
 
 
 class DeiTSuperformer(plain.VisionTransformer):
@@ -107,23 +101,21 @@ class DeiTSuperformer(plain.VisionTransformer):
         depth_p: float | Sequence[float] | None = None,
         shift: bool = True,
     ) -> None:
-        for name, rate in (("proj_drop", proj_drop_rate), ("attn_drop", attn_drop_rate), ("drop_path", drop_path_rate)):
-            if not 0 <= plain_number(rate, f"{name}_rate") < 1:
-                raise ChoiceError(f"{name}_rate: expected a number in [0, 1), got {rate!r}")
+        check_rates(proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         _check_pooling(global_pool, distilled, fc_norm)
-        min_depth, slots = _depths(depth)
-        width = _dim(embed_dim, "embed_dim", sharing)
-        patch = _choice(patch_size, "patch_size")
-        num_heads, qkv_dim = _reusable(num_heads), _reusable(qkv_dim)
-        mlp_dim, mlp_ratio = _reusable(mlp_dim), _reusable(mlp_ratio)
+        min_depth, slots, step = depths_of(depth)
+        width = dim_of(embed_dim, "embed_dim", sharing)
+        patch = choice_of(patch_size, "patch_size")
+        num_heads, qkv_dim = reusable(num_heads), reusable(qkv_dim)
+        mlp_dim, mlp_ratio = reusable(mlp_dim), reusable(mlp_ratio)
 
         def block(slot: int) -> plain.Block:
-            heads = _dim(num_heads, f"blocks.{slot}.num_heads", sharing)
-            qkv = None if qkv_dim is None else _dim(qkv_dim, f"blocks.{slot}.qkv_dim", sharing)
+            heads = dim_of(num_heads, f"blocks.{slot}.num_heads", sharing)
+            qkv = None if qkv_dim is None else dim_of(qkv_dim, f"blocks.{slot}.qkv_dim", sharing)
             if mlp_dim is None:
-                hidden = _choice(mlp_ratio, f"blocks.{slot}.mlp_ratio") * width
+                hidden = choice_of(mlp_ratio, f"blocks.{slot}.mlp_ratio") * width
             else:
-                hidden = _dim(mlp_dim, f"blocks.{slot}.mlp_dim", sharing)
+                hidden = dim_of(mlp_dim, f"blocks.{slot}.mlp_dim", sharing)
             attention = ElasticAttention(
                 width,
                 heads,
@@ -146,7 +138,7 @@ class DeiTSuperformer(plain.VisionTransformer):
             )
 
         patch_embed = ElasticPatchEmbed(img_size, patch, in_chans, width)
-        blocks = ShiftableIdentity(map(block, range(slots)), min_depth=min_depth, p=depth_p, shift=shift)
+        blocks = ShiftableIdentity(map(block, range(slots)), min_depth=min_depth, step=step, p=depth_p, shift=shift)
         blocks.lay_drop_path(drop_path_rate)
         last_norm = ElasticLayerNorm(width, norm_eps if final_norm_eps is None else final_norm_eps)
         after_pooling = global_pool == "avg" if fc_norm is None else fc_norm
@@ -184,9 +176,24 @@ class DeiTSuperformer(plain.VisionTransformer):
     active_weights = tables
 
     @outside_graphs
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor, any_size: bool = False) -> Tensor:
         """Return the tokens that enter the blocks; not compiled, since each patch size would be a graph of its own."""
-        return super().embed(x)
+        return super().embed(x, any_size)
+
+    def width(self) -> int:
+        """Return the channels of the tokens."""
+        return self.embed_dim.active
+
+    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return the numbers of the blocks that `indices` means, of those that run in the active subnet.
+
+        Raises:
+            ChoiceError: out of range.
+        """
+        try:
+            return super().feature_indices(indices)
+        except ValueError as error:
+            raise ChoiceError(str(error)) from None
 
     def cost(self, tokens: Cost | None = None, *, convention: str = "exact") -> Cost:
         """Return the multiply-adds for one image.
@@ -240,26 +247,3 @@ def _check_pooling(global_pool: str, distilled: bool, fc_norm: bool | None) -> N
         raise ChoiceError(f"global_pool: {one_of(['token', 'avg'], global_pool)}")
     if distilled and (global_pool != "token" or fc_norm):
         raise ChoiceError("global_pool, fc_norm: a distilled model classifies from its tokens, normed before pooling")
-
-
-def _depths(depth: int | Iterable[int]) -> tuple[int, int]:
-    """Return the smallest and largest number of blocks."""
-    values = as_choice(depth, "depth").values if isinstance(depth, int) else Choice(depth, name="depth").values
-    if list(values) != list(range(values[0], values[-1] + 1)) or values[0] < 1:
-        raise ChoiceError(f"depth: expected positive ints without gaps, got {', '.join(map(str, values))}")
-    return values[0], values[-1]
-
-
-def _reusable(values: T) -> T:
-    """Return a list in place of an iterator, since every block reads it."""
-    return list(values) if isinstance(values, Iterable) else values  # type: ignore[return-value]
-
-
-def _choice(values: "V | Iterable[V] | Choice[V]", name: str) -> "Choice[V]":
-    return Choice(values, name=name) if isinstance(values, Iterable) else as_choice(values, name)
-
-
-def _dim(values: "int | Iterable[int] | Choice[int]", name: str, sharing: Sharing) -> Dim:
-    if isinstance(values, Choice):
-        return values  # type: ignore[return-value]
-    return Dim(values if isinstance(values, Iterable) else [values], sharing=sharing, name=name)

@@ -1,0 +1,103 @@
+"""Attention to a coarser map, with searchable heads and width."""
+
+from vitas import plain
+from vitas.choice import Choice, Dim
+from vitas.cost import Cost, Map, as_map, cost_of, params_of
+from vitas.errors import ChoiceError
+from vitas.nn.attention import as_heads, stacked
+from vitas.nn.base import exported, like
+from vitas.nn.conv import ElasticConv2d
+from vitas.nn.linear import CyclicLinear
+from vitas.nn.norm import ElasticLayerNorm
+
+
+class ElasticSubsampledAttention(plain.SubsampledAttention):
+    """Attention of all positions to a map that is `sr_ratio` times coarser; heads and width follow the active subnet.
+
+    With plain ints this is timm's `GlobalSubSampleAttn` for maps (B, H, W, D).
+
+    Shapes: (B, H, W, D) -> (B, H, W, D), D = dim.active.
+    Cost: 2 * N * D * d + 2 * S * D * d + 2 * N * S * d + S * R^2 * D^2 MACs, N = H * W, S = (H // R) * (W // R), R the
+    ratio; the last term falls away for R = 1. Norm, softmax, scaling and bias are not counted.
+    Source: global sub-sampled attention, Chu et al. (Twins), arXiv:2104.13840v4, section 3.2; a searched width
+    regrouped into the active heads as in ElasticAttention.
+
+    Args:
+        dim: Channels, an int or a Dim shared with the layers around.
+        num_heads: Number of heads, an int or a Choice.
+        sr_ratio: How many times coarser keys and values are, in each direction.
+        head_dim: Channels of each head; None (and no `qkv_dim`): dim.largest // num_heads.largest.
+        qkv_dim: Width d of q, equal to that of k and of v; an int or a Dim. Excludes `head_dim`.
+        private: None; "qk": a copy of q and k for each head count, v shared; "v": the converse.
+        qkv_bias: Whether q, k, v have a bias.
+        attn_drop: Dropout on the attention weights.
+        proj_drop: Dropout on the output.
+        norm_eps: Added to the variance in the norm of the coarser map.
+
+    Raises:
+        ChoiceError: as ElasticAttention; a ratio that is not a positive int.
+    """
+
+    def __init__(
+        self,
+        dim: int | Dim,
+        num_heads: int | Choice[int],
+        sr_ratio: int = 1,
+        *,
+        head_dim: int | None = None,
+        qkv_dim: int | Dim | None = None,
+        private: str | None = None,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        if isinstance(sr_ratio, bool) or not isinstance(sr_ratio, int) or sr_ratio < 1:
+            raise ChoiceError(f"sr_ratio: expected a positive int, got {sr_ratio!r}")
+        heads = as_heads(dim, num_heads, head_dim, qkv_dim)
+        super().__init__(
+            stacked("q", heads, private, qkv_bias),
+            stacked("kv", heads, private, qkv_bias),
+            CyclicLinear(heads.qkv_dim, heads.dim),
+            heads.num_heads.largest,
+            ElasticConv2d(heads.dim, heads.dim, sr_ratio, sr_ratio) if sr_ratio > 1 else None,
+            ElasticLayerNorm(heads.dim, norm_eps) if sr_ratio > 1 else None,
+            attn_drop,
+            proj_drop,
+        )
+        self.num_heads: Choice[int] = heads.num_heads  # type: ignore[assignment]
+        self.dim, self.qkv_dim, self.sr_ratio = heads.dim, heads.qkv_dim, sr_ratio
+
+    def heads(self) -> int:
+        """Return the number of heads in use."""
+        return self.num_heads.active
+
+    def cost(self, tokens: Cost) -> Cost:
+        """Return 2 * N * D * d + 2 * S * D * d + 2 * N * S * d + S * R^2 * D^2.
+
+        Args:
+            tokens: The map, a vitas.cost.Map.
+        """
+        size = as_map(tokens)
+        coarse = Map(size.height // self.sr_ratio, size.width // self.sr_ratio)
+        cost = (size * coarse * self.qkv_dim * 2).named("matmul")
+        for name, positions in (("q", size), ("kv", coarse), ("proj", size), ("sr", coarse)):
+            layer = getattr(self, name)
+            if layer is not None:
+                cost += cost_of(layer, positions).under(name)
+        return cost
+
+    def param_count(self) -> Cost:
+        """Return the parameters of all its layers."""
+        return sum((params_of(child) for child in self.children()), Cost())
+
+    def export(self) -> plain.SubsampledAttention:
+        """Return plain attention with its own copy of the active weights."""
+        parts = {name: None if child is None else exported(child) for name, child in self._modules.items()}
+        attn_drop, proj_drop = parts.pop("attn_drop"), parts.pop("proj_drop")
+        attention = plain.SubsampledAttention(**parts, num_heads=self.heads())  # type: ignore[arg-type]
+        attention.attn_drop, attention.proj_drop = attn_drop, proj_drop  # type: ignore[assignment]
+        return like(self, attention)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads.brief()}, sr_ratio={self.sr_ratio}"

@@ -1,0 +1,99 @@
+"""Self-attention inside the windows of a map, with searchable heads, width and window."""
+
+from vitas import plain
+from vitas.choice import Choice, Dim, as_choice
+from vitas.cost import Cost, as_map, cost_of, params_of
+from vitas.errors import ChoiceError
+from vitas.nn.attention import as_heads, stacked
+from vitas.nn.base import exported, like
+from vitas.nn.linear import CyclicLinear
+
+
+class ElasticWindowAttention(plain.WindowAttention):
+    """Self-attention inside square windows, whose heads and width follow the active subnet.
+
+    The map is padded with zeros to whole windows, as in timm, so any input size fits. With plain ints this is timm's
+    `LocallyGroupedAttn` for maps (B, H, W, D).
+
+    Shapes: (B, H, W, D) -> (B, H, W, D), D = dim.active.
+    Cost: 3 * T * D * d + 2 * T * w^2 * d + H * W * D * d MACs, T the positions of the padded map, w the side of a window;
+    softmax, scaling and bias are not counted.
+    Source: locally-grouped attention, Chu et al. (Twins), arXiv:2104.13840v4, section 3.2; a searched width regrouped
+    into the active heads as in ElasticAttention.
+
+    Args:
+        dim: Channels, an int or a Dim shared with the layers around.
+        num_heads: Number of heads, an int or a Choice.
+        window_size: Side of a window in positions, an int or a Choice.
+        head_dim: Channels of each head; None (and no `qkv_dim`): dim.largest // num_heads.largest.
+        qkv_dim: Width d of q, equal to that of k and of v; an int or a Dim. Excludes `head_dim`.
+        private: None; "qk": a copy of q and k for each head count, v shared; "v": the converse.
+        qkv_bias: Whether q, k, v have a bias.
+        attn_drop: Dropout on the attention weights.
+        proj_drop: Dropout on the output.
+
+    Raises:
+        ChoiceError: as ElasticAttention; windows that are not positive ints.
+    """
+
+    def __init__(
+        self,
+        dim: int | Dim,
+        num_heads: int | Choice[int],
+        window_size: int | Choice[int] = 7,
+        *,
+        head_dim: int | None = None,
+        qkv_dim: int | Dim | None = None,
+        private: str | None = None,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        heads, windows = as_heads(dim, num_heads, head_dim, qkv_dim), as_choice(window_size, "window_size")
+        for window in windows.values:
+            if not isinstance(window, int) or window < 1:
+                raise ChoiceError(f"{windows.name or 'window_size'}: expected positive ints, got {window!r}")
+        qkv, proj = stacked("qkv", heads, private, qkv_bias), CyclicLinear(heads.qkv_dim, heads.dim)
+        super().__init__(qkv, proj, heads.num_heads.largest, windows.largest, attn_drop, proj_drop)
+        self.num_heads: Choice[int] = heads.num_heads  # type: ignore[assignment]
+        self.window_size: Choice[int] = windows  # type: ignore[assignment]
+        self.dim, self.qkv_dim = heads.dim, heads.qkv_dim
+
+    def heads(self) -> int:
+        """Return the number of heads in use."""
+        return self.num_heads.active
+
+    def window(self) -> int:
+        """Return the side of a window."""
+        return self.window_size.active
+
+    def cost(self, tokens: Cost) -> Cost:
+        """Return 3 * T * D * d + 2 * T * w^2 * d + H * W * D * d.
+
+        Args:
+            tokens: The map, a vitas.cost.Map.
+        """
+        size = as_map(tokens)
+
+        def padded(window: int) -> int:
+            return -(-size.height // window) * -(-size.width // window) * window**2
+
+        positions = Cost.table(self.window_size, map(padded, self.window_size.values))
+        pairs = Cost.table(self.window_size, (padded(window) * window**2 for window in self.window_size.values))
+        matmul = (pairs * self.qkv_dim * 2).named("matmul")
+        return cost_of(self.qkv, positions).under("qkv") + matmul + cost_of(self.proj, size).under("proj")
+
+    def param_count(self) -> Cost:
+        """Return the parameters of qkv and proj."""
+        return params_of(self.qkv) + params_of(self.proj)
+
+    def export(self) -> plain.WindowAttention:
+        """Return plain window attention with its own copy of the active weights."""
+        parts = {name: exported(child) for name, child in self.named_children()}
+        attention = plain.WindowAttention(parts["qkv"], parts["proj"], self.heads(), self.window())
+        for name, part in parts.items():
+            setattr(attention, name, part)
+        return like(self, attention)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads.brief()}, window_size={self.window_size.brief()}"

@@ -1,0 +1,56 @@
+"""What the arguments of superformers become: one value is fixed, several make a choice."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from vitas.choice import Choice, Dim, as_choice, plain_number
+from vitas.errors import ChoiceError
+from vitas.sharing import Sharing
+
+Count = int | Iterable[int] | Choice[int]
+Width = int | Iterable[int] | Dim
+Ratio = float | Iterable[float] | Choice[float]
+T = TypeVar("T")
+V = TypeVar("V", int, float)
+
+
+def choice_of(values: "V | Iterable[V] | Choice[V]", name: str) -> "Choice[V]":
+    """Return a Choice of one or several values; one that was given is used as it is."""
+    return Choice(values, name=name) if isinstance(values, Iterable) else as_choice(values, name)
+
+
+def dim_of(values: "int | Iterable[int] | Choice[int]", name: str, sharing: Sharing) -> Dim:
+    """Return a Dim of one or several counts; one that was given is used as it is."""
+    if isinstance(values, Choice):
+        return values  # type: ignore[return-value]
+    return Dim(values if isinstance(values, Iterable) else [values], sharing=sharing, name=name)
+
+
+def depths_of(depth: int | Iterable[int], name: str = "depth") -> tuple[int, int, int]:
+    """Return the smallest number of blocks, the largest, and the step from one to the next.
+
+    Raises:
+        ChoiceError: depths that are not positive ints a constant step apart.
+    """
+    values = choice_of(depth, name).values
+    step = values[1] - values[0] if len(values) > 1 else 1
+    if values[0] < 1 or list(values) != list(range(values[0], values[-1] + 1, step)):
+        shown = ", ".join(map(str, values))
+        raise ChoiceError(f"{name}: expected positive ints without gaps, or in equal steps, got {shown}")
+    return values[0], values[-1], step
+
+
+def reusable(values: T) -> T:
+    """Return a list in place of an iterator, since every block reads it."""
+    return list(values) if isinstance(values, Iterable) else values  # type: ignore[return-value]
+
+
+def check_rates(**rates: float) -> None:
+    """Refuse rates of dropout and the like that are not in [0, 1).
+
+    Raises:
+        ChoiceError: with the name of the rate.
+    """
+    for name, rate in rates.items():
+        if not 0 <= plain_number(rate, name) < 1:
+            raise ChoiceError(f"{name}: expected a number in [0, 1), got {rate!r}")

@@ -1,0 +1,254 @@
+"""The Twins family as one searchable model."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NoReturn, TypeVar
+
+from torch import nn
+
+from vitas import plain
+from vitas.choice import Dim
+from vitas.cost import Cost, Map, cost_of, params_of
+from vitas.errors import ChoiceError, ShapeError, one_of
+from vitas.nn import (
+    CyclicLinear,
+    DropPath,
+    ElasticConv2d,
+    ElasticLayerNorm,
+    ElasticMlp,
+    ElasticSubsampledAttention,
+    ElasticWindowAttention,
+    ShiftableIdentity,
+)
+from vitas.nn.base import exported, like
+from vitas.nn.embed import pixels
+from vitas.nn.identity import lay_drop_path
+from vitas.sharing import Sharing
+from vitas.space import search_space
+from vitas.superformer.arguments import Count, Ratio, Width, check_rates, choice_of, depths_of, dim_of, reusable
+from vitas.walk import holders
+
+T = TypeVar("T")
+
+
+class TwinsSuperformer(plain.Twins):
+    """Twins whose widths, depths, heads, q/k/v widths and MLP widths can be searched, each stage for itself.
+
+    Every argument in the plural has one entry for each stage. Wherever an entry is several values, a choice is made: one
+    for the stage for `embed_dims`, `depths` and `wss`, one for each block for the others. A Choice or Dim object is used
+    as it is. With plain ints this is timm's model: same outputs, same checkpoint keys.
+
+    Blocks alternate: even slots attend inside windows, odd ones to a coarser map; without windows all do the latter. The
+    kind belongs to the slot. Identities are shifted to the tail of their stage; depths in steps of 2, such as
+    range(2, 19, 2), shift pairs of both kinds. The position generator follows the first block of the stage.
+
+    Shapes: (B, C, H, W) -> (B, classes), any H and W of at least `sizes()[1]`.
+    Cost: patches, blocks, position generators and classifier of the active subnet in MACs, for `img_size`.
+    Source: space, ViTAS (Su et al., ECCV 2022), reconstructed: the paper's own numbers were not at hand, nor whether it
+    shares q and k between head counts, as is done here; plain model, Chu et al., arXiv:2104.13840v4, and timm 1.0.23.
+
+    Args:
+        img_size: Height and width in pixels, or one int for both; only counts depend on it.
+        patch_size: Pixels of a patch's side in the first stage; later ones merge 2 x 2.
+        in_chans: Image channels.
+        num_classes: Classes; 0: no classifier.
+        global_pool: "avg" (mean over the positions) or "" (none).
+        embed_dims: Width of the residual stream of each stage.
+        num_heads: Heads of a block.
+        mlp_ratios: Hidden width as int(embed_dim * ratio), where `mlp_dims` is None; one number for all, or one a stage.
+        depths: Number of blocks; several values let the last blocks be left out.
+        sr_ratios: How many times coarser the map of keys and values is.
+        wss: Side of a window; None: no windows.
+        qkv_dims: Width of q, k and v each, regrouped into the active heads; None: the largest width of the stage over
+            the most heads, for each head.
+        mlp_dims: Hidden width of the MLP; None: from `mlp_ratios`.
+        private: None, "qk" or "v": which of q, k, v have a copy for each head count.
+        drop_rate: Dropout before the classifier.
+        pos_drop_rate: Dropout after each merging of patches.
+        proj_drop_rate: Dropout after the projections of attention and MLP.
+        attn_drop_rate: Dropout on the attention weights.
+        drop_path_rate: Stochastic depth of the last block that runs, rising from 0 over all stages.
+        norm_eps: Added to variances in the blocks and in the last norm; others are torch's 1e-5, as in timm.
+        sharing: Which channels a width uses, see vitas.sharing.
+        depth_p: Depth law of every stage, see ShiftableIdentity.
+        shift: Whether identities are shifted to the tail, see ShiftableIdentity.
+
+    Raises:
+        ChoiceError: arguments of another length than there are stages, values that do not fit together: heads that do
+            not divide a width, an image too small for the stages, depths with gaps, an unknown pooling.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dims: Sequence[Width] = (64, 128, 256, 512),
+        num_heads: Sequence[Count] = (2, 4, 8, 16),
+        mlp_ratios: float | Sequence[Ratio] = 4.0,
+        depths: Sequence[int | Iterable[int]] = (2, 2, 10, 4),
+        sr_ratios: Sequence[int] = (8, 4, 2, 1),
+        wss: Sequence[Count] | None = (7, 7, 7, 7),
+        *,
+        qkv_dims: Sequence[Width] | None = None,
+        mlp_dims: Sequence[Width] | None = None,
+        private: str | None = None,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+        sharing: Sharing = "cyclic",
+        depth_p: float | Sequence[float] | None = None,
+        shift: bool = True,
+    ) -> None:
+        if global_pool not in ("avg", ""):
+            raise ChoiceError(f"global_pool: {one_of(['avg', ''], global_pool)}")
+        check_rates(
+            drop_rate=drop_rate,
+            pos_drop_rate=pos_drop_rate,
+            proj_drop_rate=proj_drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
+        dims = [dim_of(d, f"stages.{k}.embed_dim", sharing) for k, d in enumerate(_listed(embed_dims, "embed_dims"))]
+        stages = range(len(dims))
+
+        def each(what: str, values: Any) -> list[Any]:
+            given = _listed(values, what)
+            if len(given) != len(dims):
+                raise ChoiceError(f"{what}: expected one entry for each of the {len(dims)} stages, got {len(given)}")
+            return [reusable(value) for value in given]
+
+        num_heads, sr_ratios, depths = (
+            each(what, values) for what, values in (("num_heads", num_heads), ("sr_ratios", sr_ratios), ("depths", depths))
+        )
+        mlp_ratios = each("mlp_ratios", mlp_ratios if isinstance(mlp_ratios, Iterable) else [mlp_ratios] * len(dims))
+        windows = None
+        if wss is not None:
+            windows = [choice_of(side, f"stages.{k}.window_size") for k, side in enumerate(each("wss", wss))]
+        qkv_dims = None if qkv_dims is None else each("qkv_dims", qkv_dims)
+        mlp_dims = None if mlp_dims is None else each("mlp_dims", mlp_dims)
+
+        def block(stage: int, slot: int) -> plain.Block:
+            dim, name = dims[stage], f"stages.{stage}.blocks.{slot}"
+            heads = dim_of(num_heads[stage], f"{name}.num_heads", sharing)
+            options: dict[str, Any] = {
+                "qkv_dim": None if qkv_dims is None else dim_of(qkv_dims[stage], f"{name}.qkv_dim", sharing),
+                "private": private,
+                "attn_drop": attn_drop_rate,
+                "proj_drop": proj_drop_rate,
+            }
+            if mlp_dims is None:
+                hidden = choice_of(mlp_ratios[stage], f"{name}.mlp_ratio") * dim
+            else:
+                hidden = dim_of(mlp_dims[stage], f"{name}.mlp_dim", sharing)
+            attention: nn.Module
+            if windows is not None and slot % 2 == 0:
+                attention = ElasticWindowAttention(dim, heads, windows[stage], **options)
+            else:
+                attention = ElasticSubsampledAttention(dim, heads, sr_ratios[stage], **options)
+            return plain.Block(
+                ElasticLayerNorm(dim, norm_eps),
+                attention,
+                ElasticLayerNorm(dim, norm_eps),
+                ElasticMlp(dim, hidden, drop=proj_drop_rate),
+                drop_path1=DropPath() if drop_path_rate else None,
+                drop_path2=DropPath() if drop_path_rate else None,
+            )
+
+        def row(stage: int) -> ShiftableIdentity:
+            least, slots, step = depths_of(depths[stage], f"stages.{stage}.depth")
+            blocks = (block(stage, slot) for slot in range(slots))
+            name = f"stages.{stage}.depth" if shift else f"stages.{stage}.use"
+            return ShiftableIdentity(blocks, min_depth=least, step=step, p=depth_p, shift=shift, name=name)
+
+        def merging(stage: int, before: int | Dim, dim: Dim) -> plain.PatchMerging:
+            patch = 2 if stage else patch_size
+            return plain.PatchMerging(ElasticConv2d(before, dim, patch, patch), ElasticLayerNorm(dim))
+
+        rows = [row(stage) for stage in stages]
+        lay_drop_path(drop_path_rate, rows)
+        super().__init__(
+            [merging(stage, *pair) for stage, pair in enumerate(pairwise([in_chans, *dims]))],  # type: ignore[arg-type]
+            rows,
+            [plain.PositionGenerator(ElasticConv2d(dim, dim, 3, padding=1, groups=dim)) for dim in dims],
+            ElasticLayerNorm(dims[-1], norm_eps),
+            CyclicLinear(dims[-1], num_classes) if num_classes else None,
+            global_pool,
+            drop_rate,
+            pos_drop_rate,
+        )
+        self.img_size, self.num_classes = pixels(img_size), num_classes
+        self.embed_dims = dims
+        least = self.sizes()[1]
+        if min(self.img_size) < least:
+            height, width = self.img_size
+            raise ChoiceError(
+                f"img_size: an image of {height} x {width} pixels leaves some layer without a position; the stages and"
+                f" sr_ratios need sides of at least {least}"
+            )
+        self.reset_parameters()
+
+    def refuse(self, message: str) -> NoReturn:
+        """Raise for images of another shape.
+
+        Raises:
+            ShapeError: always.
+        """
+        raise ShapeError(message)
+
+    def widths(self) -> list[int]:
+        """Return the channels of each stage."""
+        return [dim.active for dim in self.embed_dims]
+
+    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Return the numbers of the stages that `indices` means.
+
+        Raises:
+            ChoiceError: out of range.
+        """
+        try:
+            return super().feature_indices(indices)
+        except ValueError as error:
+            raise ChoiceError(str(error)) from None
+
+    def maps(self) -> list[Map]:
+        """Return the size of each stage's map, for images of `img_size`."""
+        height, width = self.img_size
+        return [Map(height // stride, width // stride) for stride in self.strides()]
+
+    def cost(self, tokens: Cost | None = None) -> Cost:
+        """Return the multiply-adds for one image of `img_size`; `tokens` is not used, the image gives the maps."""
+        cost, maps = Cost(), self.maps()
+        for name in ("patch_embeds", "blocks", "pos_block"):
+            for stage, part in enumerate(getattr(self, name)):
+                cost += cost_of(part, maps[stage]).under(f"{name}.{stage}")
+        return cost + cost_of(self.head, Cost(1) if self.global_pool else maps[-1]).under("head")
+
+    def param_count(self) -> Cost:
+        """Return the active parameters."""
+        return sum((params_of(child).under(name) for name, child in self.named_children()), Cost())
+
+    def export(self) -> plain.Twins:
+        """Return the plain Twins of the active subnet with its own copy of the weights."""
+        parts: dict[str, Any] = {name: exported(child) for name, child in self.named_children()}
+        pos_drops, head_drop = parts.pop("pos_drops"), parts.pop("head_drop")
+        model = plain.Twins(**parts, global_pool=self.global_pool)
+        model.pos_drops, model.head_drop = pos_drops, head_drop
+        return like(self, model)
+
+    def extra_repr(self) -> str:
+        try:
+            return f"active: {search_space(self).active()!r}" if any(holders(self)) else ""
+        except ChoiceError as error:  # printing must not fail where the space does
+            return f"no search space: {error}"
+
+
+def _listed(values: Iterable[T], what: str) -> list[T]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise ChoiceError(f"{what}: expected one entry for each stage, got {values!r}")
+    return list(values)
