@@ -45,6 +45,8 @@ ORDER = [
     "vitas.sample",
     "vitas.export",
     "vitas.saving",
+    "vitas.timm_vit",
+    "vitas.wrap",
     "vitas",
 ]
 

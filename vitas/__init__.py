@@ -10,6 +10,7 @@ from vitas.saving import load_subnet, load_superformer, save_subnet, save_superf
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Subnet
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
+from vitas.wrap import wrap
 
 __version__ = "0.1.0"
 
@@ -47,4 +48,5 @@ __all__ = [
     "sharing",
     "superformer",
     "use_subnet",
+    "wrap",
 ]
