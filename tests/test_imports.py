@@ -45,6 +45,7 @@ ORDER = [
     "vitas.sample",
     "vitas.export",
     "vitas.saving",
+    "vitas.order",
     "vitas.timm_vit",
     "vitas.wrap",
     "vitas",

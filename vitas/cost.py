@@ -171,7 +171,8 @@ def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, 
     try:
         if subnet is not None:
             search_space(model).activate(subnet)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        # With gradients on: the counter fails on views of parameters that have no gradient function (torch 2.14).
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model.eval()(*arguments)
     finally:
         state.put_back()

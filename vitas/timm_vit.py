@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitas.choice import Choice, Dim, as_dim, take
-from vitas.cost import Cost, cost_of, params_of
+from vitas.cost import Cost, cost_of, params_of, product_of
 from vitas.errors import VitasError
 from vitas.nn import CyclicLinear, ElasticConv2d, ShiftableIdentity
 from vitas.nn.attention import StackedLinear
@@ -38,13 +38,25 @@ class Narrowed(nn.Module):
     reads: tuple[str, ...] = ()
     """Attributes that the narrowed class holds as values and that are properties here."""
 
-    def active_weights(self) -> dict[str, Tensor]:
-        """Return the part in use of the parameters that the module itself holds; nothing else slices."""
+    def axes(self) -> dict[str, tuple[Dim | None, ...]]:
+        """Return the Dim of each axis of the parameters that the module itself holds; None leaves an axis whole."""
         return {}
+
+    def active_weights(self) -> dict[str, Tensor]:
+        """Return the part in use of those parameters; nothing else slices."""
+        return take(**{name: (self._parameters[name], *dims) for name, dims in self.axes().items()})
 
     def cost(self, tokens: Cost) -> Cost:
         """Return what the children cost; norms and scaling are listed as not counted."""
         return sum((cost_of(child, tokens).under(name) for name, child in self.named_children()), Cost())
+
+    def param_count(self) -> Cost:
+        """Return the active parameters of the module and its children."""
+        own = Cost()
+        for name, dims in self.axes().items():
+            if (parameter := self._parameters[name]) is not None:
+                own += product_of(*(dim or size for dim, size in zip(dims, parameter.shape, strict=True)))
+        return sum((params_of(child) for child in self.children()), own)
 
     def export(self) -> nn.Module:
         """Return a module of the narrowed class with the values, and its own copy of the weights, of the active subnet."""
@@ -87,9 +99,14 @@ def become(module: nn.Module, narrower: type[M], **dims: Any) -> M:
 # -- one value for each channel ----------------------------------------------------------------------------------------
 
 
-def _active_part(name: str) -> Any:
-    """Return a property: the part in use of a parameter whose one axis is the module's `dim`."""
-    return property(lambda self: take(it=(self._parameters[name], self.dim)).get("it"))
+def _part(name: str) -> Any:
+    """Return a property: the part in use of a parameter that the module holds; None where it has none."""
+
+    def part(module: Any) -> Tensor | None:
+        parameter = module._parameters.get(name)
+        return None if parameter is None else take(it=(parameter, *module.axes()[name]))["it"]
+
+    return property(part)
 
 
 class Channelwise(Narrowed):
@@ -101,13 +118,9 @@ class Channelwise(Narrowed):
 
     dim: Dim
 
-    def active_weights(self) -> dict[str, Tensor]:
-        """Return the gains (and biases) in use, (K,) each; nothing else slices."""
-        return take(**{name: (parameter, self.dim) for name, parameter in self._parameters.items()})
-
-    def param_count(self) -> Cost:
-        """Return K for each parameter."""
-        return sum((Cost(self.dim) for _ in self.parameters()), Cost())
+    def axes(self) -> dict[str, tuple[Dim | None, ...]]:
+        """Return `dim` for each parameter."""
+        return dict.fromkeys(self._parameters, (self.dim,))
 
     def extra_repr(self) -> str:
         return self.dim.brief()
@@ -117,8 +130,8 @@ class Norm(Channelwise):
     """A norm over the active channels."""
 
     reads = ("normalized_shape",)
-    weight = _active_part("weight")
-    bias = _active_part("bias")
+    weight = _part("weight")
+    bias = _part("bias")
     normalized_shape = property(lambda self: (self.dim.active,))
 
 
@@ -143,7 +156,7 @@ class _RmsNormFp32(Norm, layers.RmsNormFp32):
 
 
 class _LayerScale(Channelwise, layers.LayerScale):
-    gamma = _active_part("gamma")
+    gamma = _part("gamma")
 
 
 class ElasticDropPath(Narrowed, layers.DropPath):
@@ -218,15 +231,11 @@ class _LatentPool(Narrowed, layers.AttentionPoolLatent):
     dim: Dim
     num_heads = property(lambda self: self.dim.active // self.head_dim)
     latent_dim = out_features = property(lambda self: self.dim.active)
-    latent = property(lambda self: self.active_weights()["latent"])
+    latent = _part("latent")
 
-    def active_weights(self) -> dict[str, Tensor]:
-        """Return the queries in use, (1, latent_len, K); nothing else slices."""
-        return take(latent=(self._parameters["latent"], None, None, self.dim))
-
-    def param_count(self) -> Cost:
-        """Return the parameters of queries and layers."""
-        return sum((params_of(child) for child in self.children()), Cost(self.dim) * self.latent_len)
+    def axes(self) -> dict[str, tuple[Dim | None, ...]]:
+        """Return `dim` for the channels of the queries."""
+        return {"latent": (None, None, self.dim)}
 
     def cost(self, tokens: Cost) -> Cost:
         """Return the cost of pooling `tokens` into latent_len queries."""
@@ -275,11 +284,6 @@ class _Running(nn.Sequential):
         return super().forward(x) if self.slots is None else self.slots(x)
 
 
-def _table(name: str) -> Any:
-    """Return a property: the part in use of a table (1, length, L) that the model holds; None where it has none."""
-    return property(lambda self: take(it=(self._parameters.get(name), None, None, self.width)).get("it"))
-
-
 class ElasticVisionTransformer(Narrowed, VisionTransformer):
     """timm's Vision Transformer of which the width, and of whose blocks heads, MLP width and number, can be searched.
 
@@ -294,7 +298,7 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
     reads = ("embed_dim", "num_features", "head_hidden_size")
     width: Dim
     embed_dim = num_features = head_hidden_size = property(lambda self: self.width.active)
-    cls_token, reg_token, pos_embed = _table("cls_token"), _table("reg_token"), _table("pos_embed")
+    cls_token, reg_token, pos_embed = _part("cls_token"), _part("reg_token"), _part("pos_embed")
 
     @property
     def blocks(self) -> nn.Sequential:
@@ -306,9 +310,9 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
             vars(running)["slots"] = slots
         return running
 
-    def active_weights(self) -> dict[str, Tensor]:
-        """Return tokens and positions in use, (1, ..., K) each; nothing else slices."""
-        return take(**{name: (table, None, None, self.width) for name, table in self._parameters.items()})
+    def axes(self) -> dict[str, tuple[Dim | None, ...]]:
+        """Return `width` for the channels of tokens and positions."""
+        return dict.fromkeys(self._parameters, (None, None, self.width))
 
     def cost(self, tokens: Cost | None = None) -> Cost:
         """Return the multiply-adds for one image of the model's size; `tokens` is not used.
@@ -329,11 +333,6 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
             if name in self._modules:
                 cost += cost_of(cast(nn.Module, self._modules[name]), pooled).under(name)
         return cost
-
-    def param_count(self) -> Cost:
-        """Return the active parameters."""
-        length = sum(table.shape[1] for table in self.parameters(recurse=False))
-        return sum((params_of(child) for child in self.children()), Cost(self.width) * length)
 
     def export(self) -> nn.Module:
         """Return timm's model of the active subnet, its blocks of different sizes, with its own copy of the weights."""
@@ -377,7 +376,7 @@ class ElasticVisionTransformerDistilled(ElasticVisionTransformer, deit.VisionTra
     Source: timm 1.0.23 to 1.0.31, `timm/models/deit.py`.
     """
 
-    dist_token = _table("dist_token")
+    dist_token = _part("dist_token")
 
 
 def _largest(module: nn.Module) -> AbstractContextManager[None]:

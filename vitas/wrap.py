@@ -14,6 +14,7 @@ from torch import nn
 
 from vitas.choice import Choice, Dim
 from vitas.errors import ChoiceError, VitasError, WrapError, one_of
+from vitas.order import order_by_magnitude
 from vitas.sharing import Sharing
 from vitas.walk import holders, unwrap
 
@@ -90,10 +91,12 @@ def wrap(
         heads.append(dim(name, _counts(name, num_heads if i in searched else None, own_heads)))
         name, per_ratio = f"blocks.{i}.mlp_dim", sizes.embed_dim / sizes.stacks[i]
         hidden.append(dim(name, _hidden(name, mlp_ratio if i in searched else None, own_hidden, per_ratio)))
+    if order is not None and sizes.unit > 1 and not width.fixed:
+        raise ChoiceError("order: attention pooling groups channels into heads, so a searched embed_dim cannot be permuted")
     model = model if inplace else copy.deepcopy(model)
     timm_vit.narrow(model, width, slots, heads, hidden)
     if order == "magnitude":
-        reorder(model)
+        order_by_magnitude(model)
     return model
 
 
