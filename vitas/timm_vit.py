@@ -36,7 +36,10 @@ class Narrowed(nn.Module):
     """What stands first among the bases of every class here; the class of timm or torch that it narrows stands last."""
 
     reads: tuple[str, ...] = ()
-    """Attributes that the narrowed class holds as values and that are properties here."""
+    """Attributes that the narrowed class holds as values and that are properties here; the values, of the whole, stay below."""
+
+    holds: tuple[str, ...] = ()
+    """Attributes that the narrowed class does not have."""
 
     def axes(self) -> dict[str, tuple[Dim | None, ...]]:
         """Return the Dim of each axis of the parameters that the module itself holds; None leaves an axis whole."""
@@ -65,10 +68,8 @@ class Narrowed(nn.Module):
         nn.Module.__init__(plain)
         torchs_own = set(vars(plain))
         for name, value in vars(self).items():
-            if name not in torchs_own and not isinstance(value, Choice):
-                vars(plain)[name] = copy.deepcopy(value)
-        for name in self.reads:
-            vars(plain)[name] = getattr(self, name)
+            if name not in torchs_own and name not in self.holds:
+                vars(plain)[name] = getattr(self, name) if name in self.reads else copy.deepcopy(value)
         weights = self.active_weights()
         for name, parameter in self._parameters.items():
             own = None
@@ -90,8 +91,6 @@ def become(module: nn.Module, narrower: type[M], **dims: Any) -> M:
         dims: Attributes that `narrower` has beyond those of the class that it narrows.
     """
     module.__class__ = narrower
-    for name in getattr(narrower, "reads", ()):
-        vars(module).pop(name, None)
     vars(module).update(dims)
     return cast(M, module)
 
@@ -116,6 +115,7 @@ class Channelwise(Narrowed):
     Cost: 0 MACs.
     """
 
+    holds = ("dim",)
     dim: Dim
 
     def axes(self) -> dict[str, tuple[Dim | None, ...]]:
@@ -167,6 +167,7 @@ class ElasticDropPath(Narrowed, layers.DropPath):
     """
 
     reads = ("drop_prob",)
+    holds = ("slot", "rates", "depth")
     slot: int
     rates: tuple[float, ...]
     depth: Choice[int]
@@ -191,6 +192,7 @@ class ElasticAttention(Narrowed, layers.Attention):
     """
 
     reads = ("num_heads", "attn_dim")
+    holds = ("heads", "inner")
     heads: Dim
     inner: Dim
     num_heads = property(lambda self: self.heads.active)
@@ -228,6 +230,7 @@ class _LatentPool(Narrowed, layers.AttentionPoolLatent):
     """Attention pooling by learned queries, as wide as the residual stream, with as many heads of fixed width as that holds."""
 
     reads = ("num_heads", "latent_dim", "out_features")
+    holds = ("dim",)
     dim: Dim
     num_heads = property(lambda self: self.dim.active // self.head_dim)
     latent_dim = out_features = property(lambda self: self.dim.active)
@@ -251,6 +254,7 @@ if hasattr(layers, "AttentionPoolPrr"):  # since timm 1.0.26
         """Attention pooling without weights, as wide as the residual stream, with as many heads of fixed width as that holds."""
 
         reads = ("num_heads", "out_features")
+        holds = ("dim",)
         dim: Dim
         num_heads = property(lambda self: self.dim.active // self.head_dim)
         out_features = property(lambda self: self.dim.active)
@@ -296,6 +300,7 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
     """
 
     reads = ("embed_dim", "num_features", "head_hidden_size")
+    holds = ("width",)
     width: Dim
     embed_dim = num_features = head_hidden_size = property(lambda self: self.width.active)
     cls_token, reg_token, pos_embed = _part("cls_token"), _part("reg_token"), _part("pos_embed")
