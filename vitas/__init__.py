@@ -10,7 +10,7 @@ from vitas.saving import load_subnet, load_superformer, save_subnet, save_superf
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Subnet
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
-from vitas.wrap import wrap
+from vitas.wrap import export_report, register, wrap
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ __all__ = [
     "count_params",
     "count_subnets",
     "create_superformer",
+    "export_report",
     "export_subnet",
     "list_published_subnets",
     "list_superformers",
@@ -41,6 +42,7 @@ __all__ = [
     "nn",
     "plain",
     "published_subnet",
+    "register",
     "sample_subnet",
     "save_subnet",
     "save_superformer",

@@ -343,6 +343,7 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
         """Return timm's model of the active subnet, its blocks of different sizes, with its own copy of the weights."""
         plain = cast(VisionTransformer, super().export())
         plain.blocks = like(plain, nn.Sequential(*cast(nn.Sequential, plain.blocks)))
+        vars(plain).pop("_model_args", None)  # what timm.create_model was given says no longer what the network is
         plain.feature_info = [{**info, "num_chs": plain.embed_dim} for info in plain.feature_info[: len(plain.blocks)]]
         return plain
 

@@ -6,16 +6,23 @@ Needs timm (extra `timm`, 1.0.23 or later), which is imported when `wrap` is use
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from math import ceil
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from vitas.choice import Choice, Dim
-from vitas.errors import ChoiceError, VitasError, WrapError, one_of
+from vitas.errors import ChoiceError, FileError, VitasError, WrapError, one_of
 from vitas.order import order_by_magnitude
+from vitas.sample import use_subnet
+from vitas.saving import load_subnet
 from vitas.sharing import Sharing
+from vitas.subnet import Number
 from vitas.walk import holders, unwrap
 
 Values = Any
@@ -98,6 +105,118 @@ def wrap(
     if order == "magnitude":
         order_by_magnitude(model)
     return model
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Of which class the export of a subnet will be, and whether that class's own constructor can build it.
+
+    Attributes:
+        of_class: The class of the export, one of timm's; its blocks are timm's too.
+        arguments: Sizes with which the constructor, or `timm.create_model` for the wrapped model, builds the same network; None
+            where it cannot. `save_subnet`, `load_subnet` and `register` take the export either way.
+        reasons: Why the constructor cannot.
+    """
+
+    of_class: str
+    arguments: dict[str, int | float] | None
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if self.arguments is not None:
+            sizes = ", ".join(f"{name}={value:g}" for name, value in self.arguments.items())
+            return f"{self.of_class}({sizes})"
+        return "\n".join([f"{self.of_class}, which its constructor cannot build:", *(f"  {reason}" for reason in self.reasons)])
+
+
+def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) -> ExportReport:
+    """Say beforehand what `export_subnet` will return for a wrapped model.
+
+    timm's classes express every subnet of a wrapped Vision Transformer, since its blocks are put together one by one; its
+    constructor has one size for all blocks, so it builds few of them.
+
+    Args:
+        model: What `wrap` returned, possibly inside DDP or torch.compile.
+        subnet: A subnet of its space; None: the active one.
+
+    Raises:
+        ChoiceError: not a subnet of the model's space.
+        WrapError: a model that `wrap` did not make.
+    """
+    timm_vit = _timm_vit()
+    inner: Any = unwrap(model)
+    if not isinstance(inner, timm_vit.ElasticVisionTransformer):
+        raise WrapError(f"{type(inner).__name__}: expected what wrap returned; other exports are of vitas.plain")
+    with use_subnet(model, subnet) if subnet is not None else nullcontext():
+        sizes = timm_vit.sizes(inner)
+        dim, head_dims = sizes.embed_dim, {block.attn.head_dim for block in inner.blocks}
+    reasons = [
+        f"{what} differs from block to block: {', '.join(map(str, values))}"
+        for what, values in (("num_heads", sizes.num_heads), ("the hidden width of the MLP", sizes.mlp_dim))
+        if len(set(values)) > 1
+    ]
+    heads, hidden, stacks = sizes.num_heads[0], sizes.mlp_dim[0], sizes.stacks[0]
+    if len(set(sizes.num_heads)) == 1 and (dim % heads or head_dims != {dim // heads}):
+        width = ", ".join(map(str, head_dims))
+        reasons.append(f"{heads} heads of {width} channels: the constructor makes heads of embed_dim / num_heads = {dim / heads:g}")
+    kind = type(inner).__bases__[-1]
+    arguments = {"embed_dim": dim, "depth": len(sizes.num_heads), "num_heads": heads, "mlp_ratio": hidden * stacks / dim}
+    return ExportReport(f"{kind.__module__}.{kind.__qualname__}", None if reasons else arguments, tuple(reasons))
+
+
+def register(folder: str | PathLike[str], name: str | None = None) -> str:
+    """Let `timm.create_model(name)` build a network of timm that `save_subnet` wrote; return the name.
+
+    `pretrained=True` loads the weights of the folder, without it they are drawn anew. `num_classes`, `global_pool` and
+    `img_size` are taken as timm takes them.
+
+    Args:
+        folder: What `save_subnet` wrote from the export of a wrapped model; read again whenever a model is created.
+        name: A word of letters, digits and underscores; None: the folder's name.
+
+    Raises:
+        ChoiceError: a name that timm has already, or that is none.
+        FileError: as `load_subnet`; a network that is not timm's.
+        VitasError: timm is not installed.
+    """
+    _timm_vit()
+    from timm.models import is_model, model_entrypoint, register_model
+
+    folder = Path(folder).absolute()
+    name = folder.name if name is None else name
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ChoiceError(f"name: expected a word of letters, digits and underscores, got {name!r}")
+    if is_model(name) and (known := getattr(model_entrypoint(name), "folder", None)) != folder:
+        raise ChoiceError(f"name: {name!r} is {'registered for ' + str(known) if known else 'a model of timm'} already")
+    if not type(load_subnet(folder)).__module__.startswith("timm."):
+        raise FileError(f"{folder}: not a network of timm; load_subnet builds it")
+
+    def entrypoint(pretrained: bool = False, **options: Any) -> nn.Module:
+        return _created(folder, pretrained, options)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.folder = folder  # type: ignore[attr-defined]
+    if not is_model(name):
+        register_model(entrypoint)
+    return name
+
+
+_TIMMS_OWN = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
+
+def _created(folder: Path, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    """Return the network of a folder as `timm.create_model` was asked for it."""
+    legal = ["num_classes", "global_pool", "img_size"]
+    for option in options:
+        if option not in (*legal, *_TIMMS_OWN):
+            raise ChoiceError(f"{folder.name}: {one_of(legal, option)}; the rest of a saved network is settled")
+    model: Any = load_subnet(folder, img_size=options.get("img_size"))
+    if not pretrained:
+        model.init_weights()
+    classes, pool = options.get("num_classes", model.num_classes), options.get("global_pool")
+    if classes != model.num_classes or pool not in (None, model.global_pool):
+        model.reset_classifier(classes, pool)
+    return model  # type: ignore[no-any-return]
 
 
 def _timm_vit() -> Any:
