@@ -1,10 +1,10 @@
 """Which channels stand where: a permutation that keeps a model's function and puts large weights where most widths use them.
 
-A width uses a run of positions. Any permutation of a Dim's channels, applied to all weights that touch them, keeps the largest
-subnet's function; it decides which channels the smaller widths inherit.
+A width uses a run of positions. Any permutation of a Dim's channels, applied to all weights that touch them, keeps the
+function of the largest subnet; it decides which channels the smaller widths inherit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,10 +29,10 @@ class _Use(NamedTuple):
 def order_by_magnitude(model: nn.Module) -> None:
     """Permute heads, MLP units and channels so that those with the largest weights serve the most widths.
 
-    The importance of a unit is its share of the squared weights of each linear layer and convolution that reads or writes it,
-    summed over these layers. Positions are ranked by the probability that a width uses them, then by how small those widths
-    are: in cyclic sharing all positions serve nearly as many widths, so there the rank mostly says that the smallest widths
-    get the largest weights.
+    The importance of a unit is its share of the squared weights of each linear layer and convolution that reads or
+    writes it, summed over these layers. Positions are ranked by the probability that a width uses them, then by how small
+    those widths are: in cyclic sharing all positions serve nearly as many widths, so there the rank mostly says that the
+    smallest widths get the largest weights.
 
     Source: channels sorted by the size of their weights, Cai et al. (Once-for-all), arXiv:1908.09791; shares summed over all
     layers of a width, and positions on a ring, are ours.
@@ -47,7 +47,7 @@ def order_by_magnitude(model: nn.Module) -> None:
             uses.setdefault(use.units, []).append(use)
             dims[use.units] = dim
     for units, at in uses.items():
-        importance = sum(_importance(use) for use in at if use.weighs)
+        importance = torch.stack([_importance(use) for use in at if use.weighs]).sum(dim=0)
         order = torch.empty(units.largest, dtype=torch.long)
         order[_positions(dims[units], units.largest)] = torch.argsort(importance, descending=True, stable=True)
         for use in at:
@@ -58,23 +58,25 @@ def _uses_in(module: nn.Module) -> Iterator[tuple[Dim, _Use]]:
     """Yield every axis of a layer's own parameters that a searchable Dim counts."""
     if isinstance(module, (CyclicLinear, StackedLinear, ElasticConv2d)):
         stacks = getattr(module, "stacks", 1)
-        weight = module.weight.unflatten(0, (stacks, -1))
+        weight = module.weight.view(stacks, -1, *module.weight.shape[1:])
         found = [(module.out_dim, weight, 1, True), (module.in_dim, weight, 2, True)]
         if module.bias is not None:
-            found.append((module.out_dim, module.bias.unflatten(0, (stacks, -1)), 1, False))
+            found.append((module.out_dim, module.bias.view(stacks, -1), 1, False))
     else:
-        axes = module.axes() if hasattr(module, "axes") else {}  # type: ignore[operator]
+        axes: dict[str, Sequence[Dim | None]] = module.axes() if hasattr(module, "axes") else {}  # type: ignore[operator]
+        held = [(module._parameters[name], dims) for name, dims in axes.items()]
         found = [
-            (dim, module._parameters[name], axis, False)  # type: ignore[misc]
-            for name, dims in axes.items()
-            if module._parameters[name] is not None
+            (dim, tensor, axis, False)
+            for tensor, dims in held
+            if tensor is not None
             for axis, dim in enumerate(dims)
             if dim is not None
         ]
     for dim, tensor, axis, weighs in found:
         if not dim.fixed:
             (units,) = dim.bases
-            yield dim, _Use(units, tensor.unflatten(axis, (units.largest, -1)), axis, weighs)
+            shape = (*tensor.shape[:axis], units.largest, -1, *tensor.shape[axis + 1 :])
+            yield dim, _Use(units, tensor.view(shape), axis, weighs)
 
 
 def _importance(use: _Use) -> Tensor:

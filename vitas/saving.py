@@ -217,7 +217,7 @@ def _timm_file(name: str, where: object) -> Any:
     try:
         return importlib.import_module(_TIMM[name])
     except ImportError as error:
-        raise FileError(f"{where}: {name}: {error}; pip install \"vitas[timm]\"") from None
+        raise FileError(f"{where}: {name}: {error}; pip install 'vitas[timm]'") from None
 
 
 def _expressed_by_timm(name: str, module: nn.Module) -> dict[str, Any]:
@@ -229,17 +229,18 @@ def _expressed_by_timm(name: str, module: nn.Module) -> dict[str, Any]:
             again = family.from_config(name, config)
     except _NO_NETWORK as error:
         raise FileError(f"config: this network was changed in a way that its config cannot express ({error})") from None
-    for told, expected in (
-        ({n: tuple(t.shape) for n, t in again.state_dict().items()}, {n: tuple(t.shape) for n, t in module.state_dict().items()}),
-        ({n: type(part) for n, part in again.named_modules()}, {n: type(part) for n, part in module.named_modules()}),
-        (family.scalars(again), family.scalars(module)),
-    ):
-        different = [n for n in {**told, **expected} if told.get(n) != expected.get(n)]
-        if different:
-            raise FileError(
-                f"config: this network was changed in a way that its config cannot express: {listed(different)}"
-            )
+    told, own = ({**_shapes(one), **_kinds(one), **family.scalars(one)} for one in (again, module))
+    if different := [name for name in {**told, **own} if told.get(name) != own.get(name)]:
+        raise FileError(f"config: this network was changed in a way that its config cannot express: {listed(different)}")
     return config
+
+
+def _shapes(module: nn.Module) -> dict[str, Any]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _kinds(module: nn.Module) -> dict[str, Any]:
+    return {name: type(part) for name, part in module.named_modules()}
 
 
 def _timm_on_meta(config: Mapping[str, Any], where: Path) -> nn.Module:
@@ -250,7 +251,7 @@ def _timm_on_meta(config: Mapping[str, Any], where: Path) -> nn.Module:
             model: nn.Module = family.from_config(config["class"], config["model"])
         again = json.loads(json.dumps(family.config_of(model)))
     except _NO_NETWORK as error:
-        raise FileError(f"{where}: config.json: model: describes no network of timm ({type(error).__name__}: {error})") from None
+        raise FileError(f"{where}: config.json: model: no network of timm ({type(error).__name__}: {error})") from None
     if field := _difference(config["model"], again, "model"):
         raise FileError(f"{where}: config.json: {field}")
     return model
@@ -266,7 +267,8 @@ def _difference(got: Any, expected: Any, where: str) -> str | None:
                 return found
         return None
     if isinstance(got, list) and isinstance(expected, list) and len(got) == len(expected):
-        return next(filter(None, (_difference(a, b, f"{where}.{i}") for i, (a, b) in enumerate(zip(got, expected)))), None)
+        pairs = enumerate(zip(got, expected, strict=True))
+        return next(filter(None, (_difference(a, b, f"{where}.{i}") for i, (a, b) in pairs)), None)
     if type(got) is not type(expected) or got != expected:
         return f"{where}: got {str(got)[:60]!r}, a network of timm would have {str(expected)[:60]!r}"
     return None

@@ -75,7 +75,7 @@ def from_config(name: str, config: Config) -> nn.Module:
     """Return a network that `config_of` described, of the class called `name` in `MODELS`.
 
     Raises:
-        KeyError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError: a config that describes none.
+        KeyError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError: a config of none.
     """
     if not 0 < len(config["blocks"]) <= _MOST_BLOCKS:
         raise ValueError(f"blocks: expected 1..{_MOST_BLOCKS}, got {len(config['blocks'])}")
@@ -122,7 +122,7 @@ def from_config(name: str, config: Config) -> nn.Module:
 
 
 def _patch_embed(patch_bias: bool, bias: bool, **options: Any) -> nn.Module:
-    return layers.PatchEmbed(bias=patch_bias, **options)
+    return cast(nn.Module, layers.PatchEmbed(bias=patch_bias, **options))
 
 
 def _name(module: nn.Module, known: Mapping[str, Any]) -> str:
@@ -291,5 +291,3 @@ def scalars(model: nn.Module) -> dict[str, Any]:
 def set_input_size(model: nn.Module, size: tuple[int, int]) -> None:
     """Give a loaded network another image size; timm resamples its positions."""
     cast(Any, model).set_input_size(img_size=size)
-
-

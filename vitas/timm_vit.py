@@ -36,7 +36,7 @@ class Narrowed(nn.Module):
     """What stands first among the bases of every class here; the class of timm or torch that it narrows stands last."""
 
     reads: tuple[str, ...] = ()
-    """Attributes that the narrowed class holds as values and that are properties here; the values, of the whole, stay below."""
+    """Attributes that the narrowed class holds as values and that are properties here, in front of the values."""
 
     holds: tuple[str, ...] = ()
     """Attributes that the narrowed class does not have."""
@@ -63,7 +63,7 @@ class Narrowed(nn.Module):
 
     def export(self) -> nn.Module:
         """Return a module of the narrowed class with the values, and its own copy of the weights, of the active subnet."""
-        narrowed = type(self).__bases__[-1]
+        narrowed: Any = type(self).__bases__[-1]
         plain: nn.Module = narrowed.__new__(narrowed)
         nn.Module.__init__(plain)
         torchs_own = set(vars(plain))
@@ -227,11 +227,12 @@ class _ResPostBlock(Narrowed, vision_transformer.ResPostBlock):
 
 
 class _LatentPool(Narrowed, layers.AttentionPoolLatent):
-    """Attention pooling by learned queries, as wide as the residual stream, with as many heads of fixed width as that holds."""
+    """Attention pooling by learned queries, as wide as the residual stream; its heads keep their width."""
 
     reads = ("num_heads", "latent_dim", "out_features")
     holds = ("dim",)
     dim: Dim
+    latent_len: int
     num_heads = property(lambda self: self.dim.active // self.head_dim)
     latent_dim = out_features = property(lambda self: self.dim.active)
     latent = _part("latent")
@@ -251,7 +252,7 @@ class _LatentPool(Narrowed, layers.AttentionPoolLatent):
 if hasattr(layers, "AttentionPoolPrr"):  # since timm 1.0.26
 
     class _PrrPool(Narrowed, layers.AttentionPoolPrr):
-        """Attention pooling without weights, as wide as the residual stream, with as many heads of fixed width as that holds."""
+        """Attention pooling without weights, as wide as the residual stream; its heads keep their width."""
 
         reads = ("num_heads", "out_features")
         holds = ("dim",)
@@ -285,7 +286,7 @@ class _Running(nn.Sequential):
     slots: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.slots is None else self.slots(x)
+        return super().forward(x) if self.slots is None else self.slots(x)  # type: ignore[no-untyped-call]
 
 
 class ElasticVisionTransformer(Narrowed, VisionTransformer):
@@ -302,6 +303,15 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
     reads = ("embed_dim", "num_features", "head_hidden_size")
     holds = ("width",)
     width: Dim
+    patch_embed: Any
+    norm_pre: Any
+    norm: Any
+    attn_pool: Any
+    fc_norm: Any
+    global_pool: str
+    num_prefix_tokens: int
+    pool_include_prefix: bool
+    grad_checkpointing: bool
     embed_dim = num_features = head_hidden_size = property(lambda self: self.width.active)
     cls_token, reg_token, pos_embed = _part("cls_token"), _part("reg_token"), _part("pos_embed")
 
@@ -341,11 +351,11 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
 
     def export(self) -> nn.Module:
         """Return timm's model of the active subnet, its blocks of different sizes, with its own copy of the weights."""
-        plain = cast(VisionTransformer, super().export())
-        plain.blocks = like(plain, nn.Sequential(*cast(nn.Sequential, plain.blocks)))
+        plain: Any = super().export()
+        plain.blocks = like(plain, nn.Sequential(*plain.blocks))
         vars(plain).pop("_model_args", None)  # what timm.create_model was given says no longer what the network is
         plain.feature_info = [{**info, "num_chs": plain.embed_dim} for info in plain.feature_info[: len(plain.blocks)]]
-        return plain
+        return cast(nn.Module, plain)
 
     # -- methods of timm that write parameters or make layers ----------------------------------------------------------
 
@@ -445,18 +455,22 @@ class Sizes(NamedTuple):
 
 def sizes(model: Any) -> Sizes:
     """Return the sizes of a timm Vision Transformer."""
-    hidden = tuple(block.mlp.fc2.in_features for block in model.blocks)
     return Sizes(
         model.embed_dim,
         model.attn_pool.head_dim if getattr(model, "attn_pool", None) is not None else 1,
         tuple(block.attn.num_heads for block in model.blocks),
-        hidden,
+        tuple(_mlp_dim(block.mlp) for block in model.blocks),
         tuple(_stacks(block.mlp) for block in model.blocks),
     )
 
 
+def _mlp_dim(mlp: Any) -> int:
+    """Return the hidden width of an MLP, in the active subnet if it is searchable."""
+    return mlp.fc2.in_dim.active if isinstance(mlp.fc2, CyclicLinear) else mlp.fc2.in_features
+
+
 def _stacks(mlp: Any) -> int:
-    return mlp.fc1.out_features // mlp.fc2.in_features if hasattr(mlp, "fc1") else 1  # type: ignore[no-any-return]
+    return mlp.fc1.out_features // mlp.fc2.in_features if hasattr(mlp, "fc1") else 1
 
 
 def narrow(model: nn.Module, width: Dim, depth: Choice[int], heads: Sequence[Dim], hidden: Sequence[Dim]) -> nn.Module:
@@ -470,12 +484,14 @@ def narrow(model: nn.Module, width: Dim, depth: Choice[int], heads: Sequence[Dim
         hidden: Hidden width of the MLP of each block.
     """
     slots = cast(nn.Sequential, model.blocks)
-    rates = tuple(float(getattr(block.drop_path1, "drop_prob", 0.0)) for block in slots)
+    for name in ("drop_path1", "drop_path2"):
+        drops = [getattr(block, name) for block in slots]
+        rates = tuple(float(getattr(drop, "drop_prob", 0.0)) for drop in drops)
+        for slot, drop in enumerate(drops):
+            if type(drop) is layers.DropPath:
+                become(drop, ElasticDropPath, slot=slot, rates=rates, depth=depth)
     for slot, block in enumerate(slots):
         narrow_block(block, width, heads[slot], hidden[slot])
-        for drop_path in (block.drop_path1, block.drop_path2):
-            if type(drop_path) is layers.DropPath:
-                become(drop_path, ElasticDropPath, slot=slot, rates=rates, depth=depth)
     become(slots, ShiftableIdentity, shift=True, depth=depth)
     elastic = become(model, MODELS[type(model)], width=width)
     for norm in (elastic.norm_pre, elastic.norm, elastic.fc_norm):
@@ -529,7 +545,8 @@ def narrow_block(block: nn.Module, width: Dim, heads: Dim, hidden: Dim) -> None:
     _narrow_mlp(cast(nn.Module, block.mlp), width, hidden)
     for norm in (block.norm1, block.norm2):
         _narrow_norm(norm, width)
-    for scale in (getattr(block, "ls1", None), getattr(block, "ls2", None)):
+    for name in ("ls1", "ls2"):
+        scale: Any = getattr(block, name, None)
         if type(scale) is layers.LayerScale:
             become(scale, _LayerScale, dim=width)
     become(block, BLOCKS[type(block)])

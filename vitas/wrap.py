@@ -47,9 +47,9 @@ def wrap(
     Choices are called `embed_dim`, `depth`, `blocks.3.num_heads`, `blocks.3.mlp_dim`. Heads keep their width, so that the
     width of q, k and v follows their number.
 
-    Each choice takes None (fixed), "auto" (steps of a quarter or a third: heads and MLP from the first, `embed_dim` and `depth`
-    from a half), or several values: numbers, or percentages of the model's own such as "50%". The largest has to be the
-    model's own.
+    Each choice takes None (fixed), "auto", or several values: numbers, or percentages of the model's own such as "50%"; the
+    largest has to be the model's own. "auto" goes in quarters (or thirds, or halves, where four does not divide), for
+    `embed_dim` from a half; for `depth` it is every number from a half.
 
     Source: timm's models, 1.0.23 to 1.0.31; making them searchable is ours.
 
@@ -67,8 +67,8 @@ def wrap(
 
     Raises:
         WrapError: another model, one on the meta device, one that is searchable already, or one with parts of another kind.
-        ChoiceError: values that the model does not have weights for, or that leave out its own; percentages outside (0, 100];
-            another word for `sharing` or `order`.
+        ChoiceError: values that the model has no weights for, or that leave out its own; percentages outside (0, 100] or of
+            which no whole heads or blocks come out; another word for `sharing` or `order`.
         VitasError: timm is not installed.
     """
     timm_vit = _timm_vit()
@@ -113,8 +113,8 @@ class ExportReport:
 
     Attributes:
         of_class: The class of the export, one of timm's; its blocks are timm's too.
-        arguments: Sizes with which the constructor, or `timm.create_model` for the wrapped model, builds the same network; None
-            where it cannot. `save_subnet`, `load_subnet` and `register` take the export either way.
+        arguments: Sizes with which the constructor, or `timm.create_model` for the wrapped model, builds the same network;
+            None where it cannot. `save_subnet`, `load_subnet` and `register` take the export either way.
         reasons: Why the constructor cannot.
     """
 
@@ -126,7 +126,7 @@ class ExportReport:
         if self.arguments is not None:
             sizes = ", ".join(f"{name}={value:g}" for name, value in self.arguments.items())
             return f"{self.of_class}({sizes})"
-        return "\n".join([f"{self.of_class}, which its constructor cannot build:", *(f"  {reason}" for reason in self.reasons)])
+        return f"{self.of_class}, put together block by block: its constructor cannot, since " + "; ".join(self.reasons)
 
 
 def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) -> ExportReport:
@@ -158,7 +158,7 @@ def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) 
     heads, hidden, stacks = sizes.num_heads[0], sizes.mlp_dim[0], sizes.stacks[0]
     if len(set(sizes.num_heads)) == 1 and (dim % heads or head_dims != {dim // heads}):
         width = ", ".join(map(str, head_dims))
-        reasons.append(f"{heads} heads of {width} channels: the constructor makes heads of embed_dim / num_heads = {dim / heads:g}")
+        reasons.append(f"{heads} heads have {width} channels each and not embed_dim / num_heads = {dim / heads:g}")
     kind = type(inner).__bases__[-1]
     arguments = {"embed_dim": dim, "depth": len(sizes.num_heads), "num_heads": heads, "mlp_ratio": hidden * stacks / dim}
     return ExportReport(f"{kind.__module__}.{kind.__qualname__}", None if reasons else arguments, tuple(reasons))
@@ -263,7 +263,7 @@ def _hidden(name: str, given: Values, own: int, per_ratio: float) -> list[int]:
     def width(ratio: Any) -> Any:
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio * per_ratio < own + 1:
             raise ChoiceError(
-                f"{name}: expected an mlp_ratio in (0, {own / per_ratio:g}], \"auto\" or percentages, got {ratio!r}"
+                f'{name}: expected an mlp_ratio in (0, {own / per_ratio:g}], "auto" or percentages, got {ratio!r}'
             )
         return int(ratio * per_ratio)
 
