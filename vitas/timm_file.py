@@ -7,7 +7,7 @@ on the meta device and describing that again: the two descriptions have to be eq
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -22,7 +22,6 @@ MODELS = {
     "timm.models.vision_transformer.VisionTransformer": vision_transformer.VisionTransformer,
     "timm.models.deit.VisionTransformerDistilled": deit.VisionTransformerDistilled,
 }
-_MOST_BLOCKS = 1024
 
 
 def _named(*classes: Any) -> dict[str, Any]:
@@ -33,6 +32,57 @@ _NORMS = _named(nn.LayerNorm, layers.LayerNorm, layers.LayerNormFp32, layers.Rms
 _ACTIVATIONS = _named(nn.GELU, nn.SiLU, nn.ReLU, nn.Sigmoid, activations.GELU, activations.GELUTanh, activations.QuickGELU)
 _MLPS = _named(layers.Mlp, layers.GluMlp, layers.SwiGLU)
 _BLOCKS = _named(vision_transformer.Block, vision_transformer.ResPostBlock)
+
+
+def _int(least: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= 2**24
+
+
+def _number(least: float, below: float) -> Callable[[Any], bool]:
+    return lambda value: type(value) in (int, float) and least <= value < below
+
+
+def _pair(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) == 2 and all(map(fits, value))
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_COUNTS = ("in_chans", "embed_dim", "num_heads", "attn_head_dim", "hidden_features", "latent_len")
+_RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "drop_path", "attn_drop", "proj_drop")
+_FLAGS = ("class_token", "positions", "no_embed_class", "pool_include_prefix", "dynamic_img_size", "dynamic_img_pad")
+_FLAGS += ("patch_bias", "affine", "qkv_bias", "proj_bias", "gated")
+_LEGAL: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(_COUNTS, _int(1)),
+    **dict.fromkeys(_RATES, _number(0, 1)),
+    **dict.fromkeys(_FLAGS, _flag),
+    **dict.fromkeys(("img_size", "patch_size"), _pair(_int(1))),
+    **dict.fromkeys(("num_classes", "reg_tokens"), _int(0)),
+    "eps": _number(0, float("inf")),
+    "init_values": lambda value: value is None or _number(float("-inf"), float("inf"))(value),
+    "gate_last": lambda value: value is None or _flag(value),
+    "bias": lambda value: _flag(value) or _pair(_flag)(value),
+    "drop": _pair(_number(0, 1)),
+    "global_pool": lambda value: value in ("", "avg", "avgmax", "max", "token", "map", "prr"),
+    "pool": lambda value: value in ("token", "avg"),
+    "blocks": lambda value: isinstance(value, list) and 0 < len(value) <= 1024,
+}
+"""What each field may be, wherever it stands."""
+
+
+def _check(config: Any, where: str = "model") -> None:
+    """Raise ValueError for a field that cannot be what it is."""
+    if isinstance(config, list):
+        for i, item in enumerate(config):
+            _check(item, f"{where}.{i}")
+    elif isinstance(config, dict):
+        for name, value in config.items():
+            if name in _LEGAL and not _LEGAL[name](value):
+                raise ValueError(f"{where}.{name}: got {str(value)[:60]!r}")
+            if name != "pretrained_cfg":
+                _check(value, f"{where}.{name}")
 
 
 def config_of(model: nn.Module) -> Config:
@@ -77,8 +127,7 @@ def from_config(name: str, config: Config) -> nn.Module:
     Raises:
         KeyError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError: a config of none.
     """
-    if not 0 < len(config["blocks"]) <= _MOST_BLOCKS:
-        raise ValueError(f"blocks: expected 1..{_MOST_BLOCKS}, got {len(config['blocks'])}")
+    _check(config)
     dim, pool = config["embed_dim"], config["attn_pool"]
     model: Any = MODELS[name](
         img_size=tuple(config["img_size"]),

@@ -62,7 +62,7 @@ def wrap(
         blocks: Numbers of the blocks whose heads and MLP can be searched; None: all.
         sharing: Which channels a width uses, see vitas.sharing.
         order: "magnitude": first permute heads, MLP units and channels so that those with the largest weights serve the most
-            widths; the function stays. None: leave them where they are.
+            widths; the function stays (features before the classifier come in the new order). None: leave them.
         inplace: Whether to make `timm_model` itself searchable, and not a copy.
 
     Raises:
@@ -73,7 +73,7 @@ def wrap(
     """
     timm_vit = _timm_vit()
     model = unwrap(timm_model)
-    if any(True for _ in holders(model)) or isinstance(model, timm_vit.Narrowed):
+    if any(holders(model)) or isinstance(model, timm_vit.Narrowed):
         raise WrapError(f"{type(model).__name__} is searchable already")
     if type(model) not in timm_vit.MODELS:
         supported = ", ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in timm_vit.MODELS)
@@ -98,8 +98,12 @@ def wrap(
         heads.append(dim(name, _counts(name, num_heads if i in searched else None, own_heads)))
         name, per_ratio = f"blocks.{i}.mlp_dim", sizes.embed_dim / sizes.stacks[i]
         hidden.append(dim(name, _hidden(name, mlp_ratio if i in searched else None, own_hidden, per_ratio)))
-    if order is not None and sizes.unit > 1 and not width.fixed:
+    if order is not None and not width.fixed and sizes.unit > 1:
         raise ChoiceError("order: attention pooling groups channels into heads, so a searched embed_dim cannot be permuted")
+    if order is not None and not width.fixed and model.num_classes == 0:
+        raise ChoiceError(
+            "order: without a classifier the channels of a searched embed_dim are the outputs; give embed_dim=None"
+        )
     model = model if inplace else copy.deepcopy(model)
     timm_vit.narrow(model, width, slots, heads, hidden)
     if order == "magnitude":
