@@ -52,7 +52,14 @@ def _flag(value: Any) -> bool:
 
 _COUNTS = ("in_chans", "embed_dim", "num_heads", "attn_head_dim", "hidden_features", "latent_len")
 _RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "drop_path", "attn_drop", "proj_drop")
-_FLAGS = ("class_token", "positions", "no_embed_class", "pool_include_prefix", "dynamic_img_size", "dynamic_img_pad")
+_FLAGS: tuple[str, ...] = (
+    "class_token",
+    "positions",
+    "no_embed_class",
+    "pool_include_prefix",
+    "dynamic_img_size",
+    "dynamic_img_pad",
+)
 _FLAGS += ("patch_bias", "affine", "qkv_bias", "proj_bias", "gated")
 _LEGAL: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(_COUNTS, _int(1)),
