@@ -466,6 +466,18 @@ def test_an_export_has_the_methods_of_timm():
     assert export.pretrained_cfg == wrapped.pretrained_cfg
 
 
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_it_makes_a_bounded_number_of_graphs():
+    from tests.test_compile import compare_over_subnets
+
+    torch._dynamo.reset()
+    wrapped = wrap(original().double(), embed_dim="auto", depth="auto")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        history = compare_over_subnets(wrapped, images(wrapped).double(), 12)
+    assert history[-1] == history[5] <= 9
+
+
 # -- order -------------------------------------------------------------------------------------------------------------
 
 

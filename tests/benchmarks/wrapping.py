@@ -81,7 +81,7 @@ def row(family: str, name: str, options: dict[str, object]) -> str:
 def main() -> None:
     """Write the table into the page."""
     head = [
-        "| kind | model | choices | networks | smallest, GMACs | largest, GMACs | largest = timm's, eval and train | export |",
+        "| kind | model | choices | networks | smallest, GMACs | largest, GMACs | largest = timm's | export |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines = []
