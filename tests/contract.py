@@ -50,7 +50,7 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 
 def macs(model: nn.Module, x: Tensor) -> int:
     """Count with torch's own counter, attention unfused so that nothing is hidden."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x)
     return counter.get_total_flops() // 2
 

@@ -1,6 +1,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.extras  # it wraps a timm model
+
 README = Path(__file__).parent.parent / "README.md"
 
 

@@ -12,6 +12,7 @@ from vitas.score import accuracy, zero_cost
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Subnet
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
+from vitas.wrap import export_report, register, wrap
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "count_params",
     "count_subnets",
     "create_superformer",
+    "export_report",
     "export_subnet",
     "latency_table",
     "list_published_subnets",
@@ -47,6 +49,7 @@ __all__ = [
     "nn",
     "plain",
     "published_subnet",
+    "register",
     "sample_subnet",
     "save_subnet",
     "save_superformer",
@@ -54,5 +57,6 @@ __all__ = [
     "sharing",
     "superformer",
     "use_subnet",
+    "wrap",
     "zero_cost",
 ]

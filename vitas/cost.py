@@ -194,7 +194,9 @@ def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, 
     try:
         if subnet is not None:
             search_space(model).activate(subnet)
-        with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        # With gradients on: the counter fails on views of parameters that have no gradient function (torch 2.14).
+        counting = FlopCounterMode(display=False)
+        with eval_mode(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counting as counter:
             model(*arguments)
     finally:
         state.put_back()

@@ -24,6 +24,10 @@ class ExportError(VitasError, RuntimeError):
     """A model, or a part of one, that cannot be exported as asked."""
 
 
+class WrapError(VitasError, TypeError):
+    """A model that `wrap` cannot make searchable."""
+
+
 class FileError(VitasError, ValueError):
     """A file that cannot be written, or whose content is not what it should be."""
 

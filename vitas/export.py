@@ -105,7 +105,7 @@ def _reset(module: nn.Module, path: str = "") -> None:
     """Draw fresh weights, the parts before the whole, so that a model may have the last word over its layers."""
     for name, child in module.named_children():
         _reset(child, f"{path}.{name}" if path else name)
-    reset = getattr(module, "reset_parameters", None)
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "init_weights", None)  # timm's word
     if reset is not None:
         reset()
     elif any(True for _ in module.parameters(recurse=False)):

@@ -1,6 +1,7 @@
 """Networks and superformers as files: JSON and safetensors, never pickle; checked before memory is taken."""
 
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -25,6 +26,11 @@ from vitas.walk import held, holders, unwrap
 FORMAT, VERSION = "vitas-subnet", 1
 SUPERFORMER = "vitas-superformer"
 _CLASSES: dict[str, Any] = {f"vitas.plain.{one.__name__}": one for one in (plain.VisionTransformer, plain.Twins)}
+_TIMM = {
+    "timm.models.vision_transformer.VisionTransformer": "vitas.timm_file",
+    "timm.models.deit.VisionTransformerDistilled": "vitas.timm_file",
+}
+"""Classes of timm that exports of wrapped models have, and the file that describes and builds them, imported when needed."""
 _MOST_CONFIG_BYTES = 2**24
 _LARGEST_INT = 2**24
 _MOST_BLOCKS = 1024
@@ -46,12 +52,12 @@ def save_subnet(module: nn.Module, folder: Path_) -> None:
     if any(holders(module)):
         raise FileError(f"{type(module).__name__} is searchable: save what export_subnet returns, or use save_superformer")
     tensors = _own_tensors(module)
-    own = type(module) not in _CLASSES.values()
+    name = _class_name(module)
     config: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "class": _class_name(module),
-        "model": {} if own else _expressed(module),
+        "class": name,
+        "model": _expressed(module) if name in _CLASSES else _expressed_by_timm(name, module) if name in _TIMM else {},
         "dtypes": {name: _dtype_name(tensor) for name, tensor in tensors.items()},
     }
     config["hash"] = _hash(config)
@@ -69,7 +75,7 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
 
     Args:
         folder: Folder with `config.json` and `model.safetensors`.
-        into: A module of your own class to load into, where the network is not of vitas.plain.
+        into: A module of your own class to load into, where the network is neither of vitas.plain nor of timm.
         img_size: Another image size: the positions are resampled (bicubic, antialiased) as timm does. A Twins has none
             and takes images of any size.
 
@@ -81,9 +87,12 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
     config = _read_config(folder / "config.json")
     weights = folder / "model.safetensors"
     if into is None:
-        if config["class"] not in _CLASSES:
+        if config["class"] in _TIMM:
+            model: nn.Module = _timm_on_meta(config, folder)
+        elif config["class"] in _CLASSES:
+            model = _on_meta(config, folder)
+        else:
             raise FileError(f"{folder}: a network of your own class {config['class']!r}; build one and pass it as into=")
-        model: nn.Module = _on_meta(config, folder)
     elif img_size is not None:
         raise FileError("img_size: positions are resampled only where load_subnet builds the network, not with into=")
     else:
@@ -94,9 +103,11 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
     _same_keys(config["dtypes"], set(state), f"{folder / 'config.json'}: dtypes")
     # Copies: the file's tensors lie at any address, and some kernels round differently where it is not aligned.
     tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
-    if img_size is not None:
+    if img_size is not None and config["class"] in _CLASSES:
         model, tensors = _resized(config, tensors, pixels(img_size), folder)
     model.load_state_dict(tensors, assign=into is None)
+    if img_size is not None and config["class"] in _TIMM:
+        _timm_file(config["class"], folder).set_input_size(model, pixels(img_size))
     return model
 
 
@@ -147,6 +158,8 @@ def load_superformer(model: nn.Module, path: Path_) -> None:
     state = inner.state_dict()
     old, new = _json(metadata.get("img_size", "null"), path), _img_size(inner)
     _check(old == new or (new is not None and _size(old)), f"{path}: img_size", "two ints", old)
+    if old != new and not hasattr(inner, "patch_size"):
+        raise FileError(f"{path}: images of {old} pixels; model.set_input_size({old}) before loading")
     resampled = [name for name in state if name.split(".")[0] == "pos_embed"] if old != new else []
     _check_header(path, {n: (tuple(t.shape), _dtype_name(t)) for n, t in state.items()}, ignore_shape=set(resampled))
     fixed = _json(metadata.get("fixed", "{}"), path)
@@ -195,6 +208,71 @@ def _expressed(module: nn.Module) -> dict[str, Any]:
         what = listed(different) if different else "its layers' options"
         raise FileError(f"config: this network was changed in a way that its config cannot express: {what}")
     return config
+
+
+_NO_NETWORK = (TypeError, ValueError, KeyError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
+
+
+def _timm_file(name: str, where: object) -> Any:
+    """Return the file that describes and builds networks of a class of timm."""
+    try:
+        return importlib.import_module(_TIMM[name])
+    except ImportError as error:
+        raise FileError(f"{where}: {name}: {error}; pip install 'vitas[timm]'") from None
+
+
+def _expressed_by_timm(name: str, module: nn.Module) -> dict[str, Any]:
+    """Return the config of a network of timm, having made sure that it says all there is."""
+    family = _timm_file(name, "config")
+    try:
+        config: dict[str, Any] = json.loads(json.dumps(family.config_of(module), allow_nan=False))
+        with torch.device("meta"):
+            again = family.from_config(name, config)
+    except _NO_NETWORK as error:
+        raise FileError(f"config: this network was changed in a way that its config cannot express ({error})") from None
+    told, own = ({**_shapes(one), **_kinds(one), **family.scalars(one)} for one in (again, module))
+    if different := [name for name in {**told, **own} if told.get(name) != own.get(name)]:
+        raise FileError(f"config: this network was changed in a way that its config cannot express: {listed(different)}")
+    return config
+
+
+def _shapes(module: nn.Module) -> dict[str, Any]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _kinds(module: nn.Module) -> dict[str, Any]:
+    return {name: type(part) for name, part in module.named_modules()}
+
+
+def _timm_on_meta(config: Mapping[str, Any], where: Path) -> nn.Module:
+    """Return the network of timm that a config describes; the network's own description has to be the same."""
+    family = _timm_file(config["class"], where)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = family.from_config(config["class"], config["model"])
+        again = json.loads(json.dumps(family.config_of(model)))
+    except _NO_NETWORK as error:
+        raise FileError(f"{where}: config.json: model: no network of timm ({type(error).__name__}: {error})") from None
+    if field := _difference(config["model"], again, "model"):
+        raise FileError(f"{where}: config.json: {field}")
+    return model
+
+
+def _difference(got: Any, expected: Any, where: str) -> str | None:
+    """Say where two JSON values differ first; 1, 1.0 and true are three values."""
+    if isinstance(got, dict) and isinstance(expected, dict):
+        for key in {**got, **expected}:
+            if key not in got or key not in expected:
+                return f"{where}: {key}: {'missing' if key in expected else 'unknown field'}"
+            if found := _difference(got[key], expected[key], f"{where}.{key}"):
+                return found
+        return None
+    if isinstance(got, list) and isinstance(expected, list) and len(got) == len(expected):
+        pairs = enumerate(zip(got, expected, strict=True))
+        return next(filter(None, (_difference(a, b, f"{where}.{i}") for i, (a, b) in pairs)), None)
+    if type(got) is not type(expected) or got != expected:
+        return f"{where}: got {str(got)[:60]!r}, a network of timm would have {str(expected)[:60]!r}"
+    return None
 
 
 def _parts(module: nn.Module) -> list[tuple[str, type, Any, Any]]:

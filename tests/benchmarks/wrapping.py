@@ -1,0 +1,97 @@
+"""The table of docs/wrapping.md: python tests/benchmarks/wrapping.py writes it anew (minutes on two CPU cores).
+
+For each model: the choices of wrap(model, embed_dim="auto", depth="auto"), the networks that they span, the multiply-adds of
+the smallest and the largest, whether the largest equals timm's model bit by bit (in eval mode, and in train mode under one
+seed), and the largest difference, max|a - b| / max|b|, between random subnets and their exports.
+"""
+
+from decimal import Decimal
+from pathlib import Path
+
+import timm
+import torch
+
+import vitas
+
+MODELS = [  # (family, timm's name, arguments)
+    ("ViT", "vit_tiny_patch16_224", {}),
+    ("ViT", "vit_small_patch16_224", {}),
+    ("DeiT", "deit_tiny_patch16_224", {}),
+    ("DeiT", "deit_small_patch16_224", {}),
+    ("DeiT", "deit_base_patch16_224", {}),
+    ("DeiT, distilled", "deit_tiny_distilled_patch16_224", {}),
+    ("DeiT, distilled", "deit_small_distilled_patch16_224", {}),
+    ("DeiT-III (LayerScale)", "deit3_small_patch16_224", {}),
+    ("DeiT-III (LayerScale)", "deit3_medium_patch16_224", {}),
+    ("registers", "vit_small_patch14_reg4_dinov2", {"img_size": 224}),
+    ("registers, no class token", "vit_medium_patch16_reg4_gap_256", {}),
+    ("qk-norm", "vit_tiny_patch16_224", {"qk_norm": True}),
+    ("qk-norm", "vit_small_patch16_224", {"qk_norm": True}),
+    ("global average", "vit_medium_patch16_gap_240", {}),
+    ("global average", "vit_base_patch16_siglip_gap_224", {}),
+    ("pre-norm (CLIP)", "vit_xsmall_patch16_clip_224", {}),
+    ("pre-norm (CLIP)", "vit_medium_patch16_clip_224", {}),
+    ("attention pooling (SigLIP)", "vit_base_patch16_siglip_224", {}),
+    ("attention pooling", "test_vit3", {}),
+]
+SUBNETS = 5
+PAGE = Path(__file__).parents[2] / "docs" / "wrapping.md"
+START, END = "<!-- table: tests/benchmarks/wrapping.py -->\n", "<!-- end of table -->"
+
+
+def random_weights(model: torch.nn.Module) -> None:
+    """Draw weights that hide nothing: timm's own have zeros and ones in biases and norms."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            else:
+                parameter.normal_(std=0.2).add_(0.0 if name.endswith("bias") else 1.0)
+
+
+@torch.no_grad()
+def row(family: str, name: str, options: dict[str, object]) -> str:
+    """Return the line of one model."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, drop_path_rate=0.1, **options)
+    random_weights(model)
+    wrapped = vitas.wrap(model, embed_dim="auto", depth="auto")
+    space = vitas.search_space(wrapped)
+    smallest, largest = (vitas.count_flops(wrapped, one).total for one in (space.smallest(), space.largest()))
+    x = torch.randn(2, 3, *model.patch_embed.img_size)
+    equal = []
+    for training in (False, True):
+        outputs = []
+        for one in (model.train(training), wrapped.train(training)):
+            torch.manual_seed(1)
+            outputs.append(one(x))
+        equal.append(torch.equal(*outputs))
+    wrapped.eval()
+    errors = []
+    for i in range(SUBNETS):
+        vitas.sample_subnet(wrapped, policy="random" if i else "smallest")
+        active, exported = wrapped(x[:1]), vitas.export_subnet(wrapped)(x[:1])
+        errors.append(float((active - exported).abs().max() / active.abs().max()))
+    shown = f"`{name}`" + "".join(f", `{key}={value}`" for key, value in options.items())
+    both = "yes" if all(equal) else f"eval {equal[0]}, train {equal[1]}"
+    costs = f"{smallest / 1e9:.3f} | {largest / 1e9:.3f}"
+    return f"| {family} | {shown} | {len(space)} | {Decimal(space.size):.1e} | {costs} | {both} | {max(errors):.0e} |"
+
+
+def main() -> None:
+    """Write the table into the page."""
+    head = [
+        "| kind | model | choices | networks | smallest, GMACs | largest, GMACs | largest = timm's | export |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines = []
+    for model in MODELS:
+        lines.append(row(*model))
+        print(lines[-1], flush=True)
+    before, _, rest = PAGE.read_text().partition(START)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(before + START + "\n" + "\n".join([*head, *lines]) + "\n\n" + END + after)
+
+
+if __name__ == "__main__":
+    main()
