@@ -1,0 +1,204 @@
+"""Two processes under DistributedDataParallel end where one process ends that sees the joint batch."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch._dynamo
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.contract import randomize
+from tests.ranks import run_ranks
+from vitas import SubnetSampler, create_superformer, search_space
+from vitas.train import RankSampler, sandwich, skip_unused, touch_unused
+
+STEPS, WORLD, BATCH = 20, 2, 4
+
+MODELS = {"deit": ("deit_micro", {"img_size": 8, "private": "qk"})}
+SAMPLERS = {
+    "same": lambda model, rank: SubnetSampler(model, seed=3),
+    "widths": lambda model, rank: RankSampler(model, seed=3, rank=rank),
+    "any": lambda model, rank: SubnetSampler(model, seed=100 + rank),
+}
+
+
+def build(name, dtype):
+    superformer, options = MODELS[name]
+    return randomize(create_superformer(superformer, num_classes=10, in_chans=1, **options)).to(dtype)
+
+
+def make_optimizer(name, model):
+    if name == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.05)
+    return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+
+
+def batch(step, rank, dtype):
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    images = torch.randn(BATCH, 1, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+    return images, torch.randint(10, (BATCH,), generator=generator)
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def train_rank(rank, world, name, optimizer, sampling, way, dtype):
+    """Train on this rank's batches; return the weights."""
+    model = build(name, dtype)
+    if way != "find":
+        touch_unused(model)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=way == "find")
+    optimizer = make_optimizer(optimizer, model)
+    if way in ("element", "tensor"):
+        skip_unused(optimizer, per=way)
+    sampler = SAMPLERS[sampling](wrapped, rank)
+    for step in range(STEPS):
+        sampler.sample(step)
+        images, labels = batch(step, rank, dtype)
+        F.cross_entropy(wrapped(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return weights(model)
+
+
+def train_alone(name, optimizer, sampling, way, dtype):
+    """Train in one process on the batches of all ranks; return the weights and how many tensors each step left out."""
+    model = build(name, dtype)
+    optimizer = make_optimizer(optimizer, model)
+    if way == "element":
+        skip_unused(optimizer)
+    samplers = [SAMPLERS[sampling](model, rank) for rank in range(WORLD)]
+    left_out, depths = 0, set()
+    for step in range(STEPS):
+        for rank, sampler in enumerate(samplers):
+            depths.add(sampler.sample(step)["depth"])
+            images, labels = batch(step, rank, dtype)
+            (F.cross_entropy(model(images), labels) / WORLD).backward()
+        left_out += sum(parameter.grad is None for parameter in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    assert left_out > STEPS  # blocks beyond the depth, private copies
+    assert len(depths) > 2
+    return weights(model)
+
+
+def check_all(rank, world, cases):
+    return [train_rank(rank, world, *case) for case in cases]
+
+
+QUICK = [
+    ("deit", "sgd", "widths", "find", torch.float32),
+    ("deit", "sgd", "any", "tensor", torch.float32),
+    ("deit", "adamw", "any", "find", torch.float64),
+    ("deit", "adamw", "same", "element", torch.float64),
+]
+ALL = [
+    (name, optimizer, sampling, way, dtype)
+    for name in MODELS
+    for optimizer, dtype in (("sgd", torch.float32), ("adamw", torch.float64))
+    for sampling in SAMPLERS
+    for way in ("find", "tensor", "element")
+]
+
+
+@pytest.mark.parametrize("cases", [QUICK, pytest.param([c for c in ALL if c not in QUICK], marks=pytest.mark.heavy)])
+def test_equals_one_process_on_the_joint_batch(tmp_path, cases):
+    """After 20 steps of random depth and private q, k, momentum and decay included."""
+    for case, *ranks in zip(cases, *run_ranks(check_all, tmp_path, cases), strict=True):
+        alone = train_alone(*case)
+        for trained in ranks:
+            for name, expected in alone.items():
+                torch.testing.assert_close(trained[name], expected, rtol=1e-6, atol=1e-6, msg=f"{case}: {name}")
+
+
+# -- the sandwich, accumulated --------------------------------------------------------------------------------------------
+
+
+def sandwich_rank(rank, world, way, largest_last):
+    """Accumulate each sandwich under no_sync; return the weights."""
+    model = build("deit", torch.float64)
+    if way == "touch":
+        touch_unused(model)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=way == "find")
+    optimizer = make_optimizer("sgd", model)
+    if way == "touch":
+        skip_unused(optimizer, per="tensor")
+    for step in range(6):
+        images, labels = batch(step, rank, torch.float64)
+        passes = 2 + 2
+        for number, _ in enumerate(sandwich(wrapped, step=step, largest_last=largest_last), 1):
+            with nullcontext() if number == passes else wrapped.no_sync():
+                F.cross_entropy(wrapped(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return weights(model)
+
+
+def sandwich_alone(largest_last):
+    model = build("deit", torch.float64)
+    optimizer = make_optimizer("sgd", model)
+    for step in range(6):
+        for _ in sandwich(model, step=step, largest_last=largest_last):
+            for rank in range(WORLD):
+                images, labels = batch(step, rank, torch.float64)
+                (F.cross_entropy(model(images), labels) / WORLD).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return weights(model)
+
+
+SANDWICHES = [(way, last) for way in ("find", "touch") for last in (True, False)]
+
+
+def sandwich_ranks(rank, world):
+    return [sandwich_rank(rank, world, *case) for case in SANDWICHES]
+
+
+def test_a_sandwich_accumulated_under_no_sync_is_exact(tmp_path):
+    for (way, last), *ranks in zip(SANDWICHES, *run_ranks(sandwich_ranks, tmp_path), strict=True):
+        alone = sandwich_alone(last)
+        for trained in ranks:
+            for name, expected in alone.items():
+                torch.testing.assert_close(trained[name], expected, rtol=1e-9, atol=1e-12, msg=f"{way}, {last}: {name}")
+
+
+# -- what happens without ---------------------------------------------------------------------------------------------------
+
+
+def plain_rank(rank, world):
+    """Train without find_unused_parameters and without help."""
+    said = {}
+    for what, options in (("depth", {"depth": range(1, 7)}), ("widths", {"depth": 3, "patch_size": 4, "private": None})):
+        model = create_superformer("deit_micro", num_classes=10, in_chans=1, img_size=8, **options)
+        wrapped = DistributedDataParallel(model)
+        sampler = SubnetSampler(wrapped, seed=rank)
+        try:
+            for step in range(5):
+                sampler.sample(step)
+                images, labels = batch(step, rank, torch.float32)
+                F.cross_entropy(wrapped(images), labels).backward()
+            said[what] = None
+        except RuntimeError as error:
+            said[what] = str(error)
+    return said
+
+
+def touched_rank(rank, world):
+    """Train with unused parameters touched but not skipped."""
+    return train_rank(rank, world, "deit", "sgd", "same", "touch", torch.float64)
+
+
+def test_without_find_unused_parameters_widths_are_fine_and_unused_blocks_are_refused_by_torch(tmp_path):
+    for said in run_ranks(plain_rank, tmp_path):
+        assert said["widths"] is None
+        assert "find_unused_parameters" in said["depth"]
+
+
+def test_zeros_alone_would_let_momentum_and_decay_move_what_nobody_used(tmp_path):
+    alone = train_alone("deit", "sgd", "same", "find", torch.float64)
+    trained, _ = run_ranks(touched_rank, tmp_path)
+    worst = max(((trained[name] - expected).norm() / expected.norm()).item() for name, expected in alone.items())
+    assert worst > 1e-3
