@@ -1,6 +1,5 @@
 """Two processes under DistributedDataParallel end where one process ends that sees the joint batch."""
 
-import copy
 from contextlib import nullcontext
 
 import pytest
@@ -11,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.contract import randomize
 from tests.ranks import run_ranks
-from vitas import SubnetSampler, create_superformer, search_space
+from vitas import SubnetSampler, create_superformer
 from vitas.train import RankSampler, sandwich, skip_unused, touch_unused
 
 STEPS, WORLD, BATCH = 20, 2, 4
@@ -24,9 +23,9 @@ SAMPLERS = {
 }
 
 
-def build(name, dtype):
+def build(name, dtype, **overrides):
     superformer, options = MODELS[name]
-    return randomize(create_superformer(superformer, num_classes=10, in_chans=1, **options)).to(dtype)
+    return randomize(create_superformer(superformer, num_classes=10, in_chans=1, **{**options, **overrides})).to(dtype)
 
 
 def make_optimizer(name, model):
@@ -117,9 +116,12 @@ def test_equals_one_process_on_the_joint_batch(tmp_path, cases):
 # -- the sandwich, accumulated --------------------------------------------------------------------------------------------
 
 
+NOTHING_PRIVATE = {"patch_size": 4, "private": None}
+
+
 def sandwich_rank(rank, world, way, largest_last):
     """Accumulate each sandwich under no_sync; return the weights."""
-    model = build("deit", torch.float64)
+    model = build("deit", torch.float64, **(NOTHING_PRIVATE if way == "neither" else {}))
     if way == "touch":
         touch_unused(model)
     wrapped = DistributedDataParallel(model, find_unused_parameters=way == "find")
@@ -137,8 +139,8 @@ def sandwich_rank(rank, world, way, largest_last):
     return weights(model)
 
 
-def sandwich_alone(largest_last):
-    model = build("deit", torch.float64)
+def sandwich_alone(way, largest_last):
+    model = build("deit", torch.float64, **(NOTHING_PRIVATE if way == "neither" else {}))
     optimizer = make_optimizer("sgd", model)
     for step in range(6):
         for _ in sandwich(model, step=step, largest_last=largest_last):
@@ -150,7 +152,7 @@ def sandwich_alone(largest_last):
     return weights(model)
 
 
-SANDWICHES = [(way, last) for way in ("find", "touch") for last in (True, False)]
+SANDWICHES = [*((way, last) for way in ("find", "touch") for last in (True, False)), ("neither", True)]
 
 
 def sandwich_ranks(rank, world):
@@ -158,8 +160,9 @@ def sandwich_ranks(rank, world):
 
 
 def test_a_sandwich_accumulated_under_no_sync_is_exact(tmp_path):
+    """Where nothing is private, the largest subnet in the one pass that communicates uses all: nobody has to look."""
     for (way, last), *ranks in zip(SANDWICHES, *run_ranks(sandwich_ranks, tmp_path), strict=True):
-        alone = sandwich_alone(last)
+        alone = sandwich_alone(way, last)
         for trained in ranks:
             for name, expected in alone.items():
                 torch.testing.assert_close(trained[name], expected, rtol=1e-9, atol=1e-12, msg=f"{way}, {last}: {name}")
@@ -202,3 +205,48 @@ def test_zeros_alone_would_let_momentum_and_decay_move_what_nobody_used(tmp_path
     trained, _ = run_ranks(touched_rank, tmp_path)
     worst = max(((trained[name] - expected).norm() / expected.norm()).item() for name, expected in alone.items())
     assert worst > 1e-3
+
+
+# -- compiled ---------------------------------------------------------------------------------------------------------------
+
+
+def compiled_rank(rank, world, way):
+    """Train compiled and eager models side by side; return the number of graphs and the largest difference."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    models = [build("deit", torch.float64) for _ in range(2)]
+    if way == "touch":
+        for model in models:
+            touch_unused(model)
+    wrapped = [DistributedDataParallel(model, find_unused_parameters=way == "find") for model in models]
+    ways = [torch.compile(wrapped[0], backend=backend), wrapped[1]]
+    difference = 0.0
+    for step in range(8):
+        images, labels = batch(step, rank, torch.float64)
+        for one in ways:
+            SubnetSampler(one, seed=rank).sample(step)
+            F.cross_entropy(one(images), labels).backward()
+        for a, b in zip(*(model.parameters() for model in models), strict=True):
+            assert (a.grad is None) == (b.grad is None)
+            if a.grad is not None:
+                difference = max(difference, (a.grad - b.grad).abs().max().item())
+        for model in models:
+            model.zero_grad(set_to_none=True)
+    return len(graphs), difference
+
+
+def compiled_ranks(rank, world):
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        return [compiled_rank(rank, world, way) for way in ("find", "touch")]
+
+
+def test_compiled_ddp_makes_few_graphs_and_the_same_gradients(tmp_path):
+    for results in run_ranks(compiled_ranks, tmp_path):
+        for graphs, difference in results:
+            assert 1 <= graphs <= 5
+            assert difference < 1e-9

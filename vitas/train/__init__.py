@@ -3,16 +3,24 @@
 from vitas.train.distill import distill_loss
 from vitas.train.pairs import bilateral, complementary
 from vitas.train.ranks import RankSampler, guard_ranks
+from vitas.train.recipes import RETRAIN, RETRAIN_LARGE, SUPERFORMER, Recipe
+from vitas.train.report import SupernetReport, supernet_report
 from vitas.train.sandwich import sandwich
 from vitas.train.unused import skip_unused, touch_unused
 
 __all__ = [
+    "RETRAIN",
+    "RETRAIN_LARGE",
+    "SUPERFORMER",
     "RankSampler",
+    "Recipe",
+    "SupernetReport",
     "bilateral",
     "complementary",
     "distill_loss",
     "guard_ranks",
     "sandwich",
     "skip_unused",
+    "supernet_report",
     "touch_unused",
 ]

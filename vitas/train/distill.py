@@ -1,5 +1,7 @@
 """Losses by which one network learns from the outputs of another."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,8 +24,8 @@ def distill_loss(
 
         D(a) = sum over classes of q ((p / q)^a - 1) / (a (a - 1)),    D(1) = KL(p || q),    D(0) = KL(q || p),
 
-    so that a student is punished both for missing classes of the teacher and for inventing some. In value and gradient
-    (p / q)^a is cut at `clip`; the gradient is that of D with the ratio's cut, as the source has it.
+    so that a student is punished both for missing classes of the teacher and for inventing some. (p / q)^a is cut at `clip`
+    in value and gradient; not for a = 1, which is bounded by itself.
 
     No gradient reaches the teacher.
 
@@ -66,17 +68,15 @@ def _alpha_divergence(log_q: Tensor, log_p: Tensor, alpha: float, clip: float) -
     sum of -q (t f'(t) - f(t)) log q, the weights held fixed: t^a / a up to a constant, which adds nothing since the
     gradients of log q, weighted by q, sum to zero.
     """
-    q = log_q.detach().exp()
-    log_t = log_p - log_q.detach()
-    bound = torch.tensor(clip, dtype=log_q.dtype, device=log_q.device)
-    if abs(alpha) < 1e-3:
-        log_t = log_t.clamp(max=bound.log())
-        value, weight = -(q * log_t).sum(-1), log_t
-    elif abs(alpha - 1) < 1e-3:
-        t = log_t.exp().clamp(max=bound)
-        value, weight = (q * t * log_t.clamp(max=bound.log())).sum(-1), t
+    q, log_t = log_q.detach().exp(), log_p - log_q.detach()
+    most = math.log(clip)
+    if abs(alpha - 1) < 1e-3:
+        value, weights = (log_p.exp() * log_t).sum(-1), log_p.exp()
+    elif abs(alpha) < 1e-3:
+        log_t = log_t.clamp(max=most)
+        value, weights = -(q * log_t).sum(-1), q * log_t
     else:
-        power = (alpha * log_t).clamp(max=bound.log()).exp()
-        value, weight = (q * (power - 1)).sum(-1) / (alpha * (alpha - 1)), power / alpha
-    gradient = -(q * weight * log_q).sum(-1)
+        power = (alpha * log_t).clamp(max=most).exp()
+        value, weights = (q * (power - 1)).sum(-1) / (alpha * (alpha - 1)), q * power / alpha
+    gradient = -(weights * log_q).sum(-1)
     return value + (gradient - gradient.detach())

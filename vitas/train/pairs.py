@@ -27,7 +27,9 @@ def bilateral(model: nn.Module) -> Iterator[tuple[str, float]]:
     """
     space = search_space(model)
     if not space.bilateral:
-        raise ChoiceError(f"bilateral: no Dim of this {type(model).__name__} has two sides; build it with sharing='bilateral'")
+        raise ChoiceError(
+            f"bilateral: no Dim of this {type(model).__name__} has two sides; build it with sharing='bilateral'"
+        )
     return _sides(space, space.active())
 
 
@@ -56,7 +58,8 @@ def complementary(model: nn.Module) -> Iterator[Subnet]:
     space = search_space(model)
     if not any(complement(choice, value) for choice in space.choices.values() for value in choice.values):
         raise ChoiceError(
-            f"complementary: no width of this {type(model).__name__} has a complement; use sharing='bilateral' or 'cyclic-paired'"
+            f"complementary: no width of this {type(model).__name__} has a complement; use sharing='bilateral' or"
+            " 'cyclic-paired'"
         )
     return _pair(space, space.active())
 

@@ -68,7 +68,9 @@ class RankSampler:
         common, space = self.sampler.sample(step, activate=False), self.sampler.space
         random = np.random.default_rng([self.sampler.seed, step, self.rank])
         values = {
-            name: value if name in self._common else random.choice(space.choices[name].values, p=space.choices[name].p).item()
+            name: value
+            if name in self._common
+            else random.choice(space.choices[name].values, p=space.choices[name].p).item()
             for name, value in common.items()
         }
         side = SIDES[random.integers(2)] if space.bilateral else None

@@ -85,10 +85,12 @@ def _unused(parameters: Iterable[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
     parameters = [p for p in parameters if p.grad is not None and not p.grad.is_sparse]
     if not parameters:
         return []
-    masks = [_local(p.grad) == 0 for p in parameters]  # type: ignore[arg-type]
+    masks = [_local(p.grad) == 0 for p in parameters if p.grad is not None]
     used = torch.stack([(~mask).any().to(parameters[0].device) for mask in masks])
     some = torch.stack([mask.any().to(parameters[0].device) for mask in masks])
-    group = next((p.device_mesh.get_group() for p in parameters if hasattr(p, "device_mesh") and p.device_mesh.ndim == 1), None)
+    group = next(
+        (p.device_mesh.get_group() for p in parameters if hasattr(p, "device_mesh") and p.device_mesh.ndim == 1), None
+    )
     if group is not None:  # a shard that is zero may belong to a tensor that is not
         used = used.to(torch.uint8)
         dist.all_reduce(used, dist.ReduceOp.MAX, group=group)
@@ -104,7 +106,7 @@ def _state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
 
 def _local(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a DTensor, or the tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _put_back(now: Tensor, mask: Tensor, before: Tensor | None) -> None:
