@@ -30,7 +30,9 @@ def test_ranks_share_what_decides_and_differ_in_widths():
         assert all(subnet in space for subnet in subnets)
         assert len({tuple(subnet[name] for name in subnet if name in common) for subnet in subnets}) == 1
         assert {name: subnets[0][name] for name in subnets[0] if name in common} == {
-            name: value for name, value in SubnetSampler(model, seed=5).sample(step, activate=False).items() if name in common
+            name: value
+            for name, value in SubnetSampler(model, seed=5).sample(step, activate=False).items()
+            if name in common
         }
         different += len(set(subnets))
     assert different > 70

@@ -31,8 +31,8 @@ class SupernetReport:
         updates: For each searchable Dim of the space how often each channel was (or is expected to be) used, (L,) each, as a
             part of the steps in which the Dim was live at all.
         counted: Whether `updates` was counted (`trained` was given) or is what the prior leads to expect.
-        spread: For each Dim the largest minus the smallest use in as many draws as there are widths, by the prior (a fair
-            pattern keeps it at 1 or below).
+        spread: For each Dim the largest minus the smallest of `updates`, times the number of its widths: uses in as many
+            draws as there are widths, which a fair pattern keeps at about 1 (ordinal sharing: the number of widths less 1).
         untouched: Names of values that no step used, such as "patch_size=2"; empty where nothing was counted.
         retrained: (inherited, retrained) scores of the networks that were retrained.
         tau: Kendall's tau-b between the two; None where fewer than two networks were given.
@@ -69,16 +69,16 @@ class SupernetReport:
 
     def _on_sharing(self) -> str:
         kind = "were" if self.counted else "are expected to be"
-        uneven = {name: _ratio(use) for name, use in self.updates.items() if _ratio(use) > 2}
-        if not self.updates:
+        uneven = [name for name, spread in self.spread.items() if spread > 1.5]
+        if not self.spread:
             return "No width is searched."
         if not uneven:
-            worst = max(_ratio(use) for use in self.updates.values())
-            return f"Channels {kind} trained evenly: the most used one at most {worst:.2g} times as often as the least used."
-        name, ratio = max(uneven.items(), key=lambda item: item[1])
+            return f"Channels {kind} trained evenly (spread at most {max(self.spread.values()):.2g})."
+        worst = max(uneven, key=lambda name: self.spread[name])
+        low, high = self.updates[worst].min(), self.updates[worst].max()
         return (
-            f"Channels {kind} trained unevenly in {len(uneven)} of {len(self.updates)} dimensions, worst in {name}"
-            f" ({ratio:.3g} to 1): cyclic sharing would even that out, or more steps."
+            f"Channels {kind} trained unevenly in {len(uneven)} of {len(self.updates)} dimensions; in {worst} some in"
+            f" {low:.0%} and some in {high:.0%} of the steps. Cyclic sharing, or more steps, would even that out."
         )
 
     def _on_ranking(self) -> str:
@@ -215,7 +215,7 @@ def supernet_report(
         random=tuple(score(subnet) for subnet in drawn),
         updates=updates,
         counted=trained is not None,
-        spread={name: coverage(dim).spread for name, dim in dims.items()},
+        spread={name: float(np.ptp(use)) * len(dims[name].values) for name, use in updates.items()},
         untouched=untouched,
         retrained=pairs,
         tau=kendall_tau(*zip(*pairs, strict=True)) if len(pairs) > 1 else None,
@@ -252,10 +252,6 @@ def _counts(
         updates[name] = counts @ paths / max(1, sum(uses[name].values()))
     untouched = [f"{name}={value}" for name, values in uses.items() for value, n in values.items() if n == 0]
     return updates, tuple(untouched)
-
-
-def _ratio(use: NDArray[np.float64]) -> float:
-    return float(use.max() / use.min()) if use.min() > 0 else math.inf
 
 
 def kendall_tau(a: Iterable[float], b: Iterable[float]) -> float:
