@@ -68,6 +68,14 @@ def test_counted_updates_are_those_that_happened_and_near_those_expected(sharing
     assert report.untouched == ()
 
 
+def test_head_counts_have_channels_only_where_widths_follow_them():
+    def dims(**options):
+        return {name.split(".")[-1] for name in supernet_report(small(depth=2, **options), size_score).updates}
+
+    assert dims() == {"embed_dim", "qkv_dim", "mlp_dim"}
+    assert dims(qkv_dim=None, head_dim=4, private=None) == {"embed_dim", "num_heads", "mlp_dim"}
+
+
 def test_values_that_no_step_used_are_named():
     model = small()
     trained = itertools.chain.from_iterable(sandwich(model, 0, step=step) for step in range(3))
@@ -130,6 +138,8 @@ def test_prints_as_a_table():
     text = repr(report)
     assert text.splitlines()[0].split() == ["smallest", f"{report.scores['smallest']:.4g}"]
     assert "3 random" in text
+    use = report.updates["blocks.0.mlp_dim"]
+    assert f"expected updates blocks.*.mlp_dim  {use.min():.1%} to {use.max():.1%} of steps, spread 1\n" in text
     assert text.endswith(report.verdict)
     assert "<table>" in report._repr_html_()
 

@@ -13,10 +13,12 @@ from torch import nn
 
 from vitas.choice import Dim
 from vitas.errors import ChoiceError
+from vitas.nn.private import Private
 from vitas.sample import use_subnet
 from vitas.sharing import coverage
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number, Subnet
+from vitas.walk import AnyChoice, held, unwrap
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 
@@ -28,8 +30,8 @@ class SupernetReport:
     Attributes:
         scores: Score of the "smallest", "middle" and "largest" subnet, with inherited weights.
         random: Scores of random subnets.
-        updates: For each searchable Dim of the space how often each channel was (or is expected to be) used, (L,) each, as a
-            part of the steps in which the Dim was live at all.
+        updates: For each Dim by which weights are cut, how often each channel was (or is expected to be) used, (L,) each, as
+            a part of the steps in which the Dim was live at all.
         counted: Whether `updates` was counted (`trained` was given) or is what the prior leads to expect.
         spread: For each Dim the largest minus the smallest of `updates`, times the number of its widths: uses in as many
             draws as there are widths, which a fair pattern keeps at about 1 (ordinal sharing: the number of widths less 1).
@@ -100,8 +102,13 @@ class SupernetReport:
             low, middle, high = np.quantile(self.random, [0, 0.5, 1])
             rows.append((f"{len(self.random)} random", f"{low:.4g} to {high:.4g}, median {middle:.4g}"))
         kind = "updates" if self.counted else "expected updates"
-        for name, use in self.updates.items():
-            rows.append((f"{kind} {name}", f"{use.min():.1%} to {use.max():.1%} of steps, spread {self.spread[name]:.2g}"))
+        groups: dict[str, list[str]] = {}
+        for name in self.updates:
+            groups.setdefault(".".join("*" if part.isdigit() else part for part in name.split(".")), []).append(name)
+        for pattern, names in groups.items():
+            low, high = min(self.updates[name].min() for name in names), max(self.updates[name].max() for name in names)
+            spread = max(self.spread[name] for name in names)
+            rows.append((f"{kind} {pattern}", f"{low:.1%} to {high:.1%} of steps, spread {spread:.2g}"))
         if self.tau is not None:
             rows.append(("Kendall's tau", f"{self.tau:.3f} over {len(self.retrained)} networks"))
         return rows
@@ -196,7 +203,8 @@ def supernet_report(
     generator = torch.Generator().manual_seed(seed)
     drawn = [space.sample(generator) for _ in range(n_random)]
     inherited = {subnet: space.subnet(subnet) for subnet in retrained or {}}  # all checked before anything is scored
-    dims = {name: choice for name, choice in space.choices.items() if isinstance(choice, Dim)}
+    sliced = _sliced(model)
+    dims = {name: choice for name, choice in space.choices.items() if choice in sliced and isinstance(choice, Dim)}
     updates, untouched = _counts(space, dims, trained) if trained is not None else (_expected(dims), ())
 
     def score(subnet: Subnet) -> float:
@@ -220,6 +228,12 @@ def supernet_report(
         retrained=pairs,
         tau=kendall_tau(*zip(*pairs, strict=True)) if len(pairs) > 1 else None,
     )
+
+
+def _sliced(model: nn.Module) -> set[AnyChoice]:
+    """Return the choices by which some layer cuts its weights; a head count that only regroups channels is none."""
+    layers = (part for part in unwrap(model).modules() if hasattr(part, "active_weights") and not isinstance(part, Private))
+    return {base for layer in layers for _, choice in held(layer) for base in choice.bases}
 
 
 def _number(score: object) -> float:
