@@ -1,5 +1,6 @@
 """Helpers for training superformers in the user's own loop; there is no loop here."""
 
+from vitas.depth_law import depth_law_for
 from vitas.train.distill import distill_loss
 from vitas.train.pairs import bilateral, complementary
 from vitas.train.ranks import RankSampler, guard_ranks
@@ -17,6 +18,7 @@ __all__ = [
     "SupernetReport",
     "bilateral",
     "complementary",
+    "depth_law_for",
     "distill_loss",
     "guard_ranks",
     "sandwich",

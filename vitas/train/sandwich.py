@@ -43,7 +43,8 @@ def sandwich(
         step: Number of the training step, an int of at least 0.
         seed: Any int of at least 0.
         largest_last: Whether the largest comes last or first.
-        sampler: Draws the random subnets instead, such as one with a budget; its own seed then counts.
+        sampler: Draws the random subnets instead, such as one with a budget; its own seed then counts. One made before the
+            loop also saves walking through the model in each step.
 
     Raises:
         ChoiceError: a model without choices; numbers that are not ints of at least 0.
