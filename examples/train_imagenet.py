@@ -39,7 +39,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import vitas
-from vitas.train import RETRAIN, RETRAIN_LARGE, SUPERFORMER, Recipe, supernet_report
+from vitas.train import RETRAIN, RETRAIN_LARGE, SUPERFORMER, Recipe, depth_law_for, supernet_report
 
 RECIPES = {"superformer": SUPERFORMER, "retrain": RETRAIN, "retrain-large": RETRAIN_LARGE}
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -226,6 +226,7 @@ def train(
 
     settings = {"recipe": dataclasses.asdict(recipe), "model": options.model, "set": options.set, "seed": options.seed}
     settings |= {"subnet": getattr(options, "subnet", None) and json.loads(Path(options.subnet).read_text())}
+    settings |= {"mean_flops": getattr(options, "mean_flops", None)}
     settings |= {"img_size": options.img_size, "images": len(indices), "classes": classes, "hold_out": hold_out}
     settings |= {"ranks": world, "accumulate": options.accumulate, "amp": options.amp}
     checkpoints = Checkpoints(options.output / "checkpoints", settings, searchable)
@@ -285,7 +286,16 @@ def train(
 
 def make_superformer(options: argparse.Namespace, classes: int) -> nn.Module:
     """Return the superformer that the options name."""
-    return vitas.create_superformer(options.model, num_classes=classes, img_size=options.img_size, **options.set)
+
+    def make(**law: float) -> nn.Module:
+        arguments = {**options.set, **law}
+        return vitas.create_superformer(options.model, num_classes=classes, img_size=options.img_size, **arguments)
+
+    if getattr(options, "mean_flops", None) is None:
+        return make()
+    with torch.device("meta"):  # its costs are all that is asked for
+        model = make()
+    return make(depth_p=depth_law_for(model, flops=options.mean_flops))
 
 
 def superformer(options: argparse.Namespace) -> None:
@@ -387,6 +397,8 @@ def arguments() -> argparse.ArgumentParser:
             sub.add_argument("--population", type=int, default=50)
             sub.add_argument("--generations", type=int, default=40)
             continue
+        if command is superformer:
+            sub.add_argument("--mean-flops", type=float, help="depth law for this mean cost, as published; else uniform")
         if command is retrain:
             sub.add_argument("--subnet", type=Path, required=True, help="best.json of the search")
         names = [name for name in RECIPES if name.startswith(command.__name__)]

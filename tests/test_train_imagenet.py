@@ -23,6 +23,7 @@ SCRIPT = Path(__file__).parent.parent / "examples" / "train_imagenet.py"
 SPACE = ["--model", "deit_micro", "--img-size", "64", "--set", "patch_size=[8,16]", "--set", "depth=[1,2,3]"]
 TRAINING = ["--epochs", "4", "--warmup-epochs", "1", "--batch-size", "12", "--workers", "0"]
 TRAINING += ["--checkpoint-every", "5", "--log-every", "5", "--amp", "bf16", "--ema-decay", "0.9"]
+LAW = ["--hold-out", "4", "--mean-flops", "4e6"]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def children(parent):
 def trained(data, tmp_path_factory):
     """A superformer trained without a break."""
     output = tmp_path_factory.mktemp("unbroken")
-    code, said = run("superformer", "--data", data, "--output", output, "--hold-out", "4", *SPACE, *TRAINING)
+    code, said = run("superformer", "--data", data, "--output", output, *LAW, *SPACE, *TRAINING)
     assert code == 0, said
     assert "smallest" in said  # the report
     return output
@@ -104,7 +105,7 @@ def assert_same_weights(one, other):
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(data, trained, tmp_path):
-    arguments = ["superformer", "--data", data, "--output", tmp_path, "--hold-out", "4", *SPACE, *TRAINING]
+    arguments = ["superformer", "--data", data, "--output", tmp_path, *LAW, *SPACE, *TRAINING]
     run_and_kill(tmp_path, *arguments)
     left = max(int(path.name[5:]) for path in (tmp_path / "checkpoints").glob("step-*"))
     assert 10 <= left < 35
