@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).parent.parent / "examples" / "train_imagenet.py"
 SPACE = ["--model", "deit_micro", "--img-size", "64", "--set", "patch_size=[8,16]", "--set", "depth=[1,2,3]"]
 TRAINING = ["--epochs", "4", "--warmup-epochs", "1", "--batch-size", "12", "--workers", "0"]
 TRAINING += ["--checkpoint-every", "5", "--log-every", "5", "--amp", "bf16", "--ema-decay", "0.9"]
-LAW = ["--hold-out", "4", "--mean-flops", "4e6"]
+LAW = ["--hold-out", "4", "--mean-flops", "3.5e6"]
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +111,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(data, trained, tmp_
     assert 10 <= left < 35
     assert not (tmp_path / "superformer.safetensors").exists()
 
-    changed = {"recipe": ["--epochs", "5"], "set": ["--set", "depth=[1,2]"], "ranks": []}
+    changed = {"recipe": ["--epochs", "5"], "set": ["--set", "embed_dim=[32,96]"], "ranks": []}
     for name, options in changed.items():
         code, said = run(*arguments, *options, ranks=1)
         assert code == 1
         assert f"cannot go on: {name} was" in said
     assert "cannot go on: ranks was 2 and is 1 now; choose another --output" in said
 
-    code, said = run(*arguments)
+    code, said = run(*arguments, "--workers", "1")  # how many processes read images changes nothing
     assert code == 0, said
     assert [line.split()[1] for line in said.splitlines() if line.startswith("step")] == [
         f"{step}/40" for step in range(left + 5, 41, 5)

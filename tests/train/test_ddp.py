@@ -120,7 +120,7 @@ NOTHING_PRIVATE = {"patch_size": 4, "private": None}
 
 
 def sandwich_rank(rank, world, way, largest_last):
-    """Accumulate each sandwich under no_sync; return the weights."""
+    """Accumulate sandwiches of this rank's own subnets under no_sync; return the weights."""
     model = build("deit", torch.float64, **(NOTHING_PRIVATE if way == "neither" else {}))
     if way == "touch":
         touch_unused(model)
@@ -131,7 +131,7 @@ def sandwich_rank(rank, world, way, largest_last):
     for step in range(6):
         images, labels = batch(step, rank, torch.float64)
         passes = 2 + 2
-        for number, _ in enumerate(sandwich(wrapped, step=step, largest_last=largest_last), 1):
+        for number, _ in enumerate(sandwich(wrapped, step=step, seed=rank, largest_last=largest_last), 1):
             with nullcontext() if number == passes else wrapped.no_sync():
                 F.cross_entropy(wrapped(images), labels).backward()
         optimizer.step()
@@ -143,9 +143,9 @@ def sandwich_alone(way, largest_last):
     model = build("deit", torch.float64, **(NOTHING_PRIVATE if way == "neither" else {}))
     optimizer = make_optimizer("sgd", model)
     for step in range(6):
-        for _ in sandwich(model, step=step, largest_last=largest_last):
-            for rank in range(WORLD):
-                images, labels = batch(step, rank, torch.float64)
+        for rank in range(WORLD):
+            images, labels = batch(step, rank, torch.float64)
+            for _ in sandwich(model, step=step, seed=rank, largest_last=largest_last):
                 (F.cross_entropy(model(images), labels) / WORLD).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -204,7 +204,7 @@ def test_zeros_alone_would_let_momentum_and_decay_move_what_nobody_used(tmp_path
     alone = train_alone("deit", "sgd", "same", "find", torch.float64)
     trained, _ = run_ranks(touched_rank, tmp_path)
     worst = max(((trained[name] - expected).norm() / expected.norm()).item() for name, expected in alone.items())
-    assert worst > 1e-3
+    assert worst > 0.01
 
 
 # -- compiled ---------------------------------------------------------------------------------------------------------------
@@ -250,3 +250,26 @@ def test_compiled_ddp_makes_few_graphs_and_the_same_gradients(tmp_path):
         for graphs, difference in results:
             assert 1 <= graphs <= 5
             assert difference < 1e-9
+
+
+def graphs_of_vitas_deit(rank, world):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    model = create_superformer("vitas_deit", num_classes=10)
+    compiled = torch.compile(DistributedDataParallel(model, find_unused_parameters=True), backend=backend)
+    images = torch.randn(1, 3, 224, 224)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for step in range(6):
+            SubnetSampler(compiled, seed=rank).sample(step)
+            compiled(images).sum().backward()
+            model.zero_grad(set_to_none=True)
+    return len(graphs)
+
+
+@pytest.mark.heavy
+def test_compiled_ddp_of_vitas_deit_makes_at_most_5_graphs(tmp_path):
+    assert all(1 <= graphs <= 5 for graphs in run_ranks(graphs_of_vitas_deit, tmp_path))

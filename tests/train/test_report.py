@@ -54,6 +54,7 @@ def test_counted_updates_are_those_that_happened_and_near_those_expected(sharing
     np.testing.assert_allclose(report.updates["embed_dim"], counts / 1500)
     live = [subnet["blocks.2.mlp_dim"] for subnet in trained if "blocks.2.mlp_dim" in subnet]
     assert 0 < len(live) < 700
+    assert (report.passes["embed_dim"], report.passes["blocks.2.mlp_dim"]) == (1500, len(live))
     largest = live.count(8) / len(live)
     assert report.updates["blocks.2.mlp_dim"].min() >= largest - 1e-9
 

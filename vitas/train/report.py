@@ -32,7 +32,8 @@ class SupernetReport:
         random: Scores of random subnets.
         updates: For each Dim by which weights are cut, how often each channel was (or is expected to be) used, (L,) each, as
             a part of the steps in which the Dim was live at all.
-        counted: Whether `updates` was counted (`trained` was given) or is what the prior leads to expect.
+        passes: For each of these Dims the number of trained passes in which it was live; empty where `trained` was not
+            given, and `updates` is what the prior leads to expect.
         spread: For each Dim the largest minus the smallest of `updates`, times the number of its widths: uses in as many
             draws as there are widths, which a fair pattern keeps at about 1 (ordinal sharing: the number of widths less 1).
         untouched: Names of values that no step used, such as "patch_size=2"; empty where nothing was counted.
@@ -43,11 +44,16 @@ class SupernetReport:
     scores: Mapping[str, float]
     random: tuple[float, ...]
     updates: Mapping[str, NDArray[np.float64]]
-    counted: bool
+    passes: Mapping[str, int]
     spread: Mapping[str, float]
     untouched: tuple[str, ...]
     retrained: tuple[tuple[float, float], ...]
     tau: float | None
+
+    @property
+    def counted(self) -> bool:
+        """Whether `updates` was counted, not expected."""
+        return bool(self.passes)
 
     @property
     def verdict(self) -> str:
@@ -205,7 +211,7 @@ def supernet_report(
     inherited = {subnet: space.subnet(subnet) for subnet in retrained or {}}  # all checked before anything is scored
     sliced = _sliced(model)
     dims = {name: choice for name, choice in space.choices.items() if choice in sliced and isinstance(choice, Dim)}
-    updates, untouched = _counts(space, dims, trained) if trained is not None else (_expected(dims), ())
+    updates, passes, untouched = _expected(dims) if trained is None else _counts(space, dims, trained)
 
     def score(subnet: Subnet) -> float:
         sides = ("left", "right") if space.bilateral else (None,)
@@ -222,7 +228,7 @@ def supernet_report(
         scores={name: score(subnet) for name, subnet in corners.items()},
         random=tuple(score(subnet) for subnet in drawn),
         updates=updates,
-        counted=trained is not None,
+        passes=passes,
         spread={name: float(np.ptp(use)) * len(dims[name].values) for name, use in updates.items()},
         untouched=untouched,
         retrained=pairs,
@@ -247,25 +253,27 @@ def _number(score: object) -> float:
         raise ChoiceError(f"evaluate: expected a number, got {score!r}") from None
 
 
-def _expected(dims: Mapping[str, Dim]) -> dict[str, NDArray[np.float64]]:
-    return {name: coverage(dim).counts / len(dim.values) for name, dim in dims.items()}
+_Uses = tuple[dict[str, NDArray[np.float64]], dict[str, int], tuple[str, ...]]
 
 
-def _counts(
-    space: SearchSpace, dims: Mapping[str, Dim], trained: Iterable[Mapping[str, Number]]
-) -> tuple[dict[str, NDArray[np.float64]], tuple[str, ...]]:
-    """Return the part of its live steps in which each channel was used, and the values that no step used."""
+def _expected(dims: Mapping[str, Dim]) -> _Uses:
+    return {name: coverage(dim).counts / len(dim.values) for name, dim in dims.items()}, {}, ()
+
+
+def _counts(space: SearchSpace, dims: Mapping[str, Dim], trained: Iterable[Mapping[str, Number]]) -> _Uses:
+    """Return the part of its live passes in which each channel was used, their number, and the values that none used."""
     uses: dict[str, dict[Number, int]] = {name: dict.fromkeys(choice.values, 0) for name, choice in space.choices.items()}
     for subnet in trained:
         for name, value in space.subnet(subnet).items():
             uses[name][value] += 1
+    passes = {name: sum(uses[name].values()) for name in dims}
     updates = {}
     for name, dim in dims.items():
         paths = coverage(dim).paths  # one row for each side and width
         counts = np.tile([uses[name][value] / len(dim.sides) for value in dim.values], len(dim.sides))
-        updates[name] = counts @ paths / max(1, sum(uses[name].values()))
+        updates[name] = counts @ paths / max(1, passes[name])
     untouched = [f"{name}={value}" for name, values in uses.items() for value, n in values.items() if n == 0]
-    return updates, tuple(untouched)
+    return updates, passes, tuple(untouched)
 
 
 def kendall_tau(a: Iterable[float], b: Iterable[float]) -> float:

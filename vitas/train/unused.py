@@ -88,10 +88,10 @@ def _unused(parameters: Iterable[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
     masks = [_local(p.grad) == 0 for p in parameters if p.grad is not None]
     used = torch.stack([(~mask).any().to(parameters[0].device) for mask in masks])
     some = torch.stack([mask.any().to(parameters[0].device) for mask in masks])
-    group = next(
-        (p.device_mesh.get_group() for p in parameters if hasattr(p, "device_mesh") and p.device_mesh.ndim == 1), None
-    )
-    if group is not None:  # a shard that is zero may belong to a tensor that is not
+    mesh = next((p.device_mesh for p in parameters if hasattr(p, "device_mesh")), None)
+    for group in (
+        mesh.get_all_groups() if mesh is not None else ()
+    ):  # a shard of zeros may belong to a tensor that has others
         used = used.to(torch.uint8)
         dist.all_reduce(used, dist.ReduceOp.MAX, group=group)
     rows = zip(parameters, masks, used.tolist(), some.tolist(), strict=True)
