@@ -10,12 +10,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.contract import randomize
 from tests.ranks import run_ranks
-from vitas import SubnetSampler, create_superformer
+from vitas import SubnetSampler, create_superformer, list_superformers
 from vitas.train import RankSampler, sandwich, skip_unused, touch_unused
 
 STEPS, WORLD, BATCH = 20, 2, 4
 
-MODELS = {"deit": ("deit_micro", {"img_size": 8, "private": "qk"})}
+MODELS = {"deit": ("deit_micro", 8, {"private": "qk"})}  # superformer, image size, options
+if "twins_micro" in list_superformers():
+    MODELS["twins"] = ("twins_micro", 32, {})
 SAMPLERS = {
     "same": lambda model, rank: SubnetSampler(model, seed=3),
     "widths": lambda model, rank: RankSampler(model, seed=3, rank=rank),
@@ -24,8 +26,9 @@ SAMPLERS = {
 
 
 def build(name, dtype, **overrides):
-    superformer, options = MODELS[name]
-    return randomize(create_superformer(superformer, num_classes=10, in_chans=1, **{**options, **overrides})).to(dtype)
+    superformer, size, options = MODELS[name]
+    options = {"num_classes": 10, "in_chans": 1, "img_size": size, **options, **overrides}
+    return randomize(create_superformer(superformer, **options)).to(dtype)
 
 
 def make_optimizer(name, model):
@@ -34,9 +37,9 @@ def make_optimizer(name, model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
 
 
-def batch(step, rank, dtype):
+def batch(step, rank, dtype, size=8):
     generator = torch.Generator().manual_seed(1000 * step + rank)
-    images = torch.randn(BATCH, 1, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+    images = torch.randn(BATCH, 1, size, size, generator=generator, dtype=torch.float64).to(dtype)
     return images, torch.randint(10, (BATCH,), generator=generator)
 
 
@@ -56,7 +59,7 @@ def train_rank(rank, world, name, optimizer, sampling, way, dtype):
     sampler = SAMPLERS[sampling](wrapped, rank)
     for step in range(STEPS):
         sampler.sample(step)
-        images, labels = batch(step, rank, dtype)
+        images, labels = batch(step, rank, dtype, MODELS[name][1])
         F.cross_entropy(wrapped(images), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -73,8 +76,8 @@ def train_alone(name, optimizer, sampling, way, dtype):
     left_out, depths = 0, set()
     for step in range(STEPS):
         for rank, sampler in enumerate(samplers):
-            depths.add(sampler.sample(step)["depth"])
-            images, labels = batch(step, rank, dtype)
+            depths.add(tuple(value for choice, value in sampler.sample(step).items() if choice.endswith("depth")))
+            images, labels = batch(step, rank, dtype, MODELS[name][1])
             (F.cross_entropy(model(images), labels) / WORLD).backward()
         left_out += sum(parameter.grad is None for parameter in model.parameters())
         optimizer.step()
@@ -93,6 +96,7 @@ QUICK = [
     ("deit", "sgd", "any", "tensor", torch.float32),
     ("deit", "adamw", "any", "find", torch.float64),
     ("deit", "adamw", "same", "element", torch.float64),
+    *((name, "sgd", "widths", "tensor", torch.float32) for name in MODELS if name != "deit"),
 ]
 ALL = [
     (name, optimizer, sampling, way, dtype)

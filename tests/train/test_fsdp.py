@@ -7,30 +7,30 @@ import torch.nn.functional as F
 from torch.distributed.fsdp import fully_shard
 
 from tests.ranks import run_ranks
-from tests.train.test_ddp import SAMPLERS, STEPS, WORLD, batch, build, make_optimizer, train_alone
-from vitas import ChoiceError, search_space
+from tests.train.test_ddp import MODELS, SAMPLERS, STEPS, WORLD, batch, build, make_optimizer, train_alone
+from vitas import ChoiceError, plain, search_space
 from vitas.train import guard_ranks, skip_unused
 
 
-def sharded(dtype):
-    model = build("deit", dtype)
+def sharded(name, dtype):
+    model = build(name, dtype)
     mesh = dist.device_mesh.init_device_mesh("cpu", (WORLD,))
-    for block in model.blocks:
+    for block in [part for part in model.modules() if isinstance(part, plain.Block)]:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     guard_ranks(model)
     return model
 
 
-def train_rank(rank, world, optimizer, sampling, way, dtype):
-    model = sharded(dtype)
+def train_rank(rank, world, name, optimizer, sampling, way, dtype):
+    model = sharded(name, dtype)
     optimizer = make_optimizer(optimizer, model)
     if way == "element":
         skip_unused(optimizer)
     sampler = SAMPLERS[sampling](model, rank)
     for step in range(STEPS):
         sampler.sample(step)
-        images, labels = batch(step, rank, dtype)
+        images, labels = batch(step, rank, dtype, MODELS[name][1])
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -38,10 +38,11 @@ def train_rank(rank, world, optimizer, sampling, way, dtype):
 
 
 CASES = [
-    ("sgd", "same", "find", torch.float32),
-    ("sgd", "widths", "element", torch.float32),
-    ("adamw", "widths", "find", torch.float64),
-    ("adamw", "same", "element", torch.float64),
+    ("deit", "sgd", "same", "find", torch.float32),
+    ("deit", "sgd", "widths", "element", torch.float32),
+    ("deit", "adamw", "widths", "find", torch.float64),
+    ("deit", "adamw", "same", "element", torch.float64),
+    *((name, "sgd", "widths", "element", torch.float32) for name in MODELS if name != "deit"),
 ]
 
 
@@ -51,7 +52,7 @@ def train_ranks(rank, world):
 
 def test_equals_one_process_on_the_joint_batch(tmp_path):
     for case, *ranks in zip(CASES, *run_ranks(train_ranks, tmp_path), strict=True):
-        alone = train_alone("deit", *case)
+        alone = train_alone(*case)
         for trained in ranks:
             for name, expected in alone.items():
                 torch.testing.assert_close(trained[name], expected, rtol=1e-6, atol=1e-6, msg=f"{case}: {name}")
@@ -59,7 +60,7 @@ def test_equals_one_process_on_the_joint_batch(tmp_path):
 
 def differ(rank, world):
     """Run another depth on each rank, then the same; return what was said."""
-    model = sharded(torch.float32)
+    model = sharded("deit", torch.float32)
     space = search_space(model)
     space.activate(space.subnet({"depth": 2 + rank}, fill="smallest"))
     images, labels = batch(0, rank, torch.float32)
