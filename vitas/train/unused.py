@@ -61,10 +61,11 @@ def skip_unused(optimizer: Optimizer, *, per: str = "element") -> Hooks:
         if any(callable(argument) for argument in (*args, *kwargs.values())):
             raise ChoiceError("skip_unused: the gradients have to be there before step(), which was given a closure")
         kept.clear()
-        for parameter, mask in _unused(p for group in optimizer.param_groups for p in group["params"]):
-            if mask is None:
+        for parameter, gradient, used in _with_zeros(p for group in optimizer.param_groups for p in group["params"]):
+            if not used:
                 parameter.grad = None
             elif per == "element":
+                mask = gradient == 0
                 state = {key: _local(value).clone() for key, value in _state(optimizer, parameter).items()}
                 kept.append((parameter, mask, _local(parameter).detach().clone(), state))
 
@@ -80,22 +81,22 @@ def skip_unused(optimizer: Optimizer, *, per: str = "element") -> Hooks:
 
 
 @torch.no_grad()
-def _unused(parameters: Iterable[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-    """Return the parameters with zeros in their gradient and where those are; None in place of the mask: everywhere."""
+def _with_zeros(parameters: Iterable[Tensor]) -> list[tuple[Tensor, Tensor, bool]]:
+    """Return the parameters with zeros in their gradient, the gradient (this rank's shard), and whether it has others."""
     parameters = [p for p in parameters if p.grad is not None and not p.grad.is_sparse]
     if not parameters:
         return []
-    masks = [_local(p.grad) == 0 for p in parameters if p.grad is not None]
-    used = torch.stack([(~mask).any().to(parameters[0].device) for mask in masks])
-    some = torch.stack([mask.any().to(parameters[0].device) for mask in masks])
+    gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+    device = gradients[0].device
+    used = torch.stack([gradient.any().to(device) for gradient in gradients])
+    full = torch.stack([gradient.all().to(device) for gradient in gradients])
     mesh = next((p.device_mesh for p in parameters if hasattr(p, "device_mesh")), None)
-    for group in (
-        mesh.get_all_groups() if mesh is not None else ()
-    ):  # a shard of zeros may belong to a tensor that has others
+    if mesh is not None:  # a shard of zeros may belong to a tensor that has others
         used = used.to(torch.uint8)
-        dist.all_reduce(used, dist.ReduceOp.MAX, group=group)
-    rows = zip(parameters, masks, used.tolist(), some.tolist(), strict=True)
-    return [(p, mask if any_used else None) for p, mask, any_used, any_zero in rows if any_zero or not any_used]
+        for group in mesh.get_all_groups():
+            dist.all_reduce(used, dist.ReduceOp.MAX, group=group)
+    rows = zip(parameters, gradients, used.tolist(), full.tolist(), strict=True)
+    return [(p, gradient, bool(any_used)) for p, gradient, any_used, all_used in rows if not (any_used and all_used)]
 
 
 def _state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
