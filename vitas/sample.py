@@ -126,6 +126,9 @@ class SubnetSampler:
         self._traced = inputs if "flops" in budgets and getattr(self._model, "cost", None) is None else None
         self._conditional: Conditional | None = None
         self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 0), dtype=np.int64))
+        self.windows: dict[str, Window] = {}
+        if not budgets:
+            return
         try:
             if self._traced is not None:
                 raise TooManyRows("costs by running")
@@ -134,7 +137,6 @@ class SubnetSampler:
             greatest = dict(zip(budgets, extremes(chain)[1].tolist(), strict=True))
         except TooManyRows:
             largest = self.space.encode(self.space.largest())[None]
-            self.windows: dict[str, Window] = {}
             greatest = {name: int(self._measure(name, largest)[0]) for name in budgets}
             self.windows = {name: window_of(budget, name, greatest[name]) for name, budget in budgets.items()}
             return

@@ -1,0 +1,159 @@
+"""The ImageNet script for real, on a small generated folder of images, with two processes."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import vitas
+
+pytestmark = [pytest.mark.heavy, pytest.mark.extras]
+pytest.importorskip("timm")
+Image = pytest.importorskip("PIL.Image")
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "train_imagenet.py"
+SPACE = ["--model", "deit_micro", "--img-size", "64", "--set", "patch_size=[8,16]", "--set", "depth=[1,2,3]"]
+TRAINING = ["--epochs", "4", "--warmup-epochs", "1", "--batch-size", "12", "--workers", "0"]
+TRAINING += ["--checkpoint-every", "5", "--log-every", "5", "--amp", "bf16", "--ema-decay", "0.9"]
+LAW = ["--hold-out", "4", "--mean-flops", "3.5e6"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three classes of noisy 64-pixel images: a bright bar at the top, in the middle or at the bottom."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for split, number in (("train", 44), ("val", 8)):
+        for label, name in enumerate(("bottom", "middle", "top")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = random.integers(0, 120, (64, 64, 3))
+                pixels[(2 - label) * 21 : (2 - label) * 21 + 21] += 120
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+def command(*arguments, ranks=2):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    return [sys.executable, *launch, str(SCRIPT), *map(str, arguments)]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
+
+
+def run(*arguments, ranks=2, seconds=300):
+    """Run the script; return its exit code and all that it printed."""
+    done = subprocess.run(
+        command(*arguments, ranks=ranks),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+    )
+    return done.returncode, done.stdout
+
+
+def run_and_kill(output, *arguments, seconds=300):
+    """Run the script until it has written its second checkpoint, then kill all its processes."""
+    job = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + seconds
+    try:
+        while not (output / "checkpoints" / "step-10").exists():
+            assert job.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < end, "no checkpoint"
+            time.sleep(0.02)
+    finally:
+        for pid in [*children(job.pid), job.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        job.wait()
+
+
+def children(parent):
+    """Return the processes that `parent` started: torchrun gives each rank a session of its own."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # one that has just ended
+            if int(status.read_text().rpartition(")")[2].split()[1]) == parent:
+                yield int(status.parent.name)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A superformer trained without a break."""
+    output = tmp_path_factory.mktemp("unbroken")
+    code, said = run("superformer", "--data", data, "--output", output, *LAW, *SPACE, *TRAINING)
+    assert code == 0, said
+    assert "smallest" in said  # the report
+    return output
+
+
+def assert_same_weights(one, other):
+    a, b = load_file(one), load_file(other)
+    assert set(a) == set(b)
+    for name, tensor in a.items():
+        assert tensor.isfinite().all()
+        assert (tensor == b[name]).all(), name
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(data, trained, tmp_path):
+    arguments = ["superformer", "--data", data, "--output", tmp_path, *LAW, *SPACE, *TRAINING]
+    run_and_kill(tmp_path, *arguments)
+    left = max(int(path.name[5:]) for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert 10 <= left < 35
+    assert not (tmp_path / "superformer.safetensors").exists()
+
+    changed = {"recipe": ["--epochs", "5"], "set": ["--set", "embed_dim=[32,96]"], "ranks": []}
+    for name, options in changed.items():
+        code, said = run(*arguments, *options, ranks=1)
+        assert code == 1
+        assert f"cannot go on: {name} was" in said
+    assert "cannot go on: ranks was 2 and is 1 now; choose another --output" in said
+
+    code, said = run(*arguments, "--workers", "1")  # how many processes read images changes nothing
+    assert code == 0, said
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("step")] == [
+        f"{step}/40" for step in range(left + 5, 41, 5)
+    ]
+    assert_same_weights(tmp_path / "superformer.safetensors", trained / "superformer.safetensors")
+    for name in ("model", "ema", "optimizer"):
+        paths = [folder / "checkpoints" / "step-40" / f"{name}.safetensors" for folder in (tmp_path, trained)]
+        assert_same_weights(*paths)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-40"]
+
+
+def test_search_retrain_and_test(data, trained, tmp_path):
+    model = vitas.create_superformer("deit_micro", num_classes=3, img_size=64, patch_size=[8, 16], depth=[1, 2, 3])
+    largest = vitas.count_flops(model, vitas.search_space(model).largest()).total
+    best = tmp_path / "best.json"
+    if hasattr(vitas, "evolve"):
+        found = tmp_path / "search"
+        weights = trained / "superformer.safetensors"
+        options = ["--output", found, "--weights", weights, "--flops", 0, largest // 2, "--hold-out", "4", "--workers", "0"]
+        code, said = run("search", "--data", data, *options, *SPACE, "--population", 6, "--generations", 2, ranks=1)
+        assert code == 0, said
+        best = found / "best.json"
+    else:
+        best.write_text(vitas.search_space(model).smallest().to_json())
+    subnet = vitas.Subnet.from_json(best.read_text())
+    assert vitas.count_flops(model, subnet).total <= largest // 2
+
+    output = tmp_path / "retrained"
+    code, said = run("retrain", "--data", data, "--output", output, "--subnet", best, *SPACE, *TRAINING, "--epochs", "8")
+    assert code == 0, said
+    network = vitas.load_subnet(output / "network")
+    assert sum(parameter.numel() for parameter in network.parameters()) == vitas.count_params(model, subnet)
+
+    options = ["--network", output / "network", "--img-size", "64", "--workers", "0"]
+    code, said = run("test", "--data", data, *options, ranks=1)
+    assert code == 0, said
+    assert float(said.split("accuracy ")[1].split("%")[0]) > 50  # of three classes
+    assert json.loads(best.read_text())

@@ -1,0 +1,286 @@
+"""How well a superformer is trained: a table, a picture and a verdict."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vitas.choice import Dim
+from vitas.errors import ChoiceError
+from vitas.nn.private import Private
+from vitas.sample import use_subnet
+from vitas.sharing import coverage
+from vitas.space import SearchSpace, search_space
+from vitas.subnet import Number, Subnet
+from vitas.walk import AnyChoice, held, unwrap
+
+Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class SupernetReport:
+    """What `supernet_report` found; prints as a table with a verdict.
+
+    Attributes:
+        scores: Score of the "smallest", "middle" and "largest" subnet, with inherited weights.
+        random: Scores of random subnets.
+        updates: For each Dim by which weights are cut, how often each channel was (or is expected to be) used, (L,) each, as
+            a part of the steps in which the Dim was live at all.
+        passes: For each of these Dims the number of trained passes in which it was live; empty where `trained` was not
+            given, and `updates` is what the prior leads to expect.
+        spread: For each Dim the largest minus the smallest of `updates`, times the number of its widths: uses in as many
+            draws as there are widths, which a fair pattern keeps at about 1 (ordinal sharing: the number of widths less 1).
+        untouched: Names of values that no step used, such as "patch_size=2"; empty where nothing was counted.
+        retrained: (inherited, retrained) scores of the networks that were retrained.
+        tau: Kendall's tau-b between the two; None where fewer than two networks were given.
+    """
+
+    scores: Mapping[str, float]
+    random: tuple[float, ...]
+    updates: Mapping[str, NDArray[np.float64]]
+    passes: Mapping[str, int]
+    spread: Mapping[str, float]
+    untouched: tuple[str, ...]
+    retrained: tuple[tuple[float, float], ...]
+    tau: float | None
+
+    @property
+    def counted(self) -> bool:
+        """Whether `updates` was counted, not expected."""
+        return bool(self.passes)
+
+    @property
+    def verdict(self) -> str:
+        """What this means, in words; the thresholds are ours and meant as a first look, not as a proof."""
+        said = [self._on_training(), self._on_sharing()]
+        if self.untouched:
+            said.append(f"Never used in training: {', '.join(self.untouched)}; train longer or sample otherwise.")
+        said.append(self._on_ranking())
+        return " ".join(said)
+
+    def _on_training(self) -> str:
+        smallest, middle, largest = (self.scores[name] for name in ("smallest", "middle", "largest"))
+        if not all(math.isfinite(score) for score in (smallest, middle, largest, *self.random)):
+            return "Some subnets score NaN or infinity: training has diverged."
+        reach = max(largest, middle, smallest)
+        if largest < 0.98 * reach:
+            return "A smaller subnet scores above the largest: train longer, or let the largest teach the others (sandwich)."
+        if smallest > 0.9 * reach > 0:
+            return "Smallest and largest score about the same: train longer, or the task is too easy to tell subnets apart."
+        return "Larger subnets score higher, as they should."
+
+    def _on_sharing(self) -> str:
+        kind = "were" if self.counted else "are expected to be"
+        uneven = [name for name, spread in self.spread.items() if spread > 1.5]
+        if not self.spread:
+            return "No width is searched."
+        if not uneven:
+            return f"Channels {kind} trained evenly (spread at most {max(self.spread.values()):.2g})."
+        worst = max(uneven, key=lambda name: self.spread[name])
+        low, high = self.updates[worst].min(), self.updates[worst].max()
+        return (
+            f"Channels {kind} trained unevenly in {len(uneven)} of {len(self.updates)} dimensions; in {worst} some in"
+            f" {low:.0%} and some in {high:.0%} of the steps. Cyclic sharing, or more steps, would even that out."
+        )
+
+    def _on_ranking(self) -> str:
+        n = len(self.retrained)
+        if self.tau is None:
+            return "Whether inherited scores rank networks rightly is not known: retrain some and pass retrained=."
+        if math.isnan(self.tau):
+            return f"Inherited or retrained scores of {n} networks are all equal: they cannot be ranked."
+        noise = math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))  # standard deviation of tau where there is no relation
+        shown = f"Kendall's tau {self.tau:.2f} over {n} networks"
+        if self.tau < 2 * noise:
+            return f"Inherited scores do not rank networks better than chance would ({shown}, noise {noise:.2f})."
+        how = "well" if self.tau >= 0.7 else "fairly" if self.tau >= 0.4 else "weakly"
+        return f"Inherited scores rank networks {how} ({shown}, noise {noise:.2f})."
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [(name, f"{score:.4g}") for name, score in self.scores.items()]
+        if self.random:
+            low, middle, high = np.quantile(self.random, [0, 0.5, 1])
+            rows.append((f"{len(self.random)} random", f"{low:.4g} to {high:.4g}, median {middle:.4g}"))
+        kind = "updates" if self.counted else "expected updates"
+        groups: dict[str, list[str]] = {}
+        for name in self.updates:
+            groups.setdefault(".".join("*" if part.isdigit() else part for part in name.split(".")), []).append(name)
+        for pattern, names in groups.items():
+            low, high = min(self.updates[name].min() for name in names), max(self.updates[name].max() for name in names)
+            spread = max(self.spread[name] for name in names)
+            rows.append((f"{kind} {pattern}", f"{low:.1%} to {high:.1%} of steps, spread {spread:.2g}"))
+        if self.tau is not None:
+            rows.append(("Kendall's tau", f"{self.tau:.3f} over {len(self.retrained)} networks"))
+        return rows
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([*(f"{name:<{width}}  {value}" for name, value in rows), self.verdict])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in self._rows())
+        return f"<table>{rows}</table><p>{escape(self.verdict)}</p>"
+
+    def plot(self) -> Any:
+        """Return a matplotlib Figure: scores, updates of each channel, inherited against retrained scores where given."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4.5 * (3 if self.retrained else 2), 3.6), layout="constrained")
+        axes = figure.subplots(1, 3 if self.retrained else 2)
+        _draw_scores(axes[0], self)
+        _draw_updates(axes[1], self)
+        if self.retrained:
+            axes[2].scatter(*zip(*self.retrained, strict=True), s=20, color="#0072B2")
+            axes[2].set(xlabel="inherited score", ylabel="retrained score", title=f"Kendall's tau {self.tau:.2f}")
+        for one in axes:
+            one.spines[["top", "right"]].set_visible(False)
+        return figure
+
+
+def _draw_scores(axes: Any, report: SupernetReport) -> None:
+    for place, score in enumerate(report.scores.values()):
+        axes.bar(place, score, width=0.6, color="#56B4E9")
+        axes.annotate(f"{score:.3g}", (place, score), ha="center", va="bottom")
+    names = list(report.scores)
+    if report.random:
+        jitter = np.linspace(-0.2, 0.2, len(report.random))
+        axes.scatter(len(names) + jitter, report.random, s=12, color="#E69F00")
+        names.append(f"{len(report.random)} random")
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="score", title="Inherited scores")
+    axes.margins(y=0.12)
+
+
+def _draw_updates(axes: Any, report: SupernetReport) -> None:
+    names = list(report.updates)
+    for name in names[:1]:
+        axes.plot(
+            np.linspace(0, 1, len(report.updates[name])), report.updates[name], color="#0072B2", lw=2, label=name, zorder=3
+        )
+    for number, name in enumerate(names[1:]):
+        label = f"{len(names) - 1} others" if number == 0 else None
+        use = report.updates[name]
+        axes.plot(np.linspace(0, 1, len(use)), use, color="grey", alpha=0.35, lw=1, label=label)
+    axes.set(xlabel="channel (0: first, 1: last)", ylabel="part of the steps", ylim=(0, 1.05))
+    axes.set_title(
+        "How often each channel was trained" if report.counted else "How often each channel is trained (expected)"
+    )
+    if names:
+        axes.legend(frameon=False, loc="lower right")
+
+
+def supernet_report(
+    model: nn.Module,
+    evaluate: Evaluate,
+    *,
+    n_random: int = 0,
+    trained: Iterable[Mapping[str, Number]] | None = None,
+    retrained: Mapping[Subnet, float] | None = None,
+    seed: int = 0,
+) -> SupernetReport:
+    """Return how well a superformer is trained: scores, updates of each channel, rank agreement, and a verdict in words.
+
+    Scores the smallest, the middle (the middle value of every choice) and the largest subnet; `n_random` more; and, with
+    inherited weights, each that was retrained. What was active comes back. Bilateral subnets score the mean of both sides.
+
+    Args:
+        model: A model with choices, possibly wrapped by DDP or torch.compile.
+        evaluate: Called with the model while a subnet is active; returns its accuracy (or another score of which more is
+            better), or a mapping with "accuracy".
+        n_random: Number of random subnets to score.
+        trained: The subnets that were trained, one for each pass, such as `sampler.sample(step, activate=False)` again for
+            each step; a bilateral one counts half for each side. None: what the prior leads to expect.
+        retrained: Score of networks that were trained from scratch; at least two for a tau.
+        seed: Seed of the random subnets.
+
+    Raises:
+        ChoiceError: a model without choices, subnets of another space, a score that is not a number.
+    """
+    space = search_space(model)
+    middle = space.decode(np.array([len(choice.values) // 2 for choice in space.choices.values()]))
+    corners = {"smallest": space.smallest(), "middle": middle, "largest": space.largest()}
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [space.sample(generator) for _ in range(n_random)]
+    inherited = {subnet: space.subnet(subnet) for subnet in retrained or {}}  # all checked before anything is scored
+    sliced = _sliced(model)
+    dims = {name: choice for name, choice in space.choices.items() if choice in sliced and isinstance(choice, Dim)}
+    updates, passes, untouched = _expected(dims) if trained is None else _counts(space, dims, trained)
+
+    def score(subnet: Subnet) -> float:
+        sides = ("left", "right") if space.bilateral else (None,)
+        scores = []
+        for side in sides:
+            with use_subnet(model, subnet, side=side):
+                scores.append(_number(evaluate(model)))
+        return sum(scores) / len(scores)
+
+    pairs = tuple(
+        (score(subnet), float(value)) for subnet, value in zip(inherited.values(), (retrained or {}).values(), strict=True)
+    )
+    return SupernetReport(
+        scores={name: score(subnet) for name, subnet in corners.items()},
+        random=tuple(score(subnet) for subnet in drawn),
+        updates=updates,
+        passes=passes,
+        spread={name: float(np.ptp(use)) * len(dims[name].values) for name, use in updates.items()},
+        untouched=untouched,
+        retrained=pairs,
+        tau=kendall_tau(*zip(*pairs, strict=True)) if len(pairs) > 1 else None,
+    )
+
+
+def _sliced(model: nn.Module) -> set[AnyChoice]:
+    """Return the choices by which some layer cuts its weights; a head count that only regroups channels is none."""
+    layers = (part for part in unwrap(model).modules() if hasattr(part, "active_weights") and not isinstance(part, Private))
+    return {base for layer in layers for _, choice in held(layer) for base in choice.bases}
+
+
+def _number(score: object) -> float:
+    if isinstance(score, Mapping):
+        if "accuracy" not in score:
+            raise ChoiceError(f"evaluate: expected a number or a mapping with 'accuracy', got {', '.join(map(str, score))}")
+        score = score["accuracy"]
+    try:
+        return float(score)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ChoiceError(f"evaluate: expected a number, got {score!r}") from None
+
+
+_Uses = tuple[dict[str, NDArray[np.float64]], dict[str, int], tuple[str, ...]]
+
+
+def _expected(dims: Mapping[str, Dim]) -> _Uses:
+    return {name: coverage(dim).counts / len(dim.values) for name, dim in dims.items()}, {}, ()
+
+
+def _counts(space: SearchSpace, dims: Mapping[str, Dim], trained: Iterable[Mapping[str, Number]]) -> _Uses:
+    """Return the part of its live passes in which each channel was used, their number, and the values that none used."""
+    uses: dict[str, dict[Number, int]] = {name: dict.fromkeys(choice.values, 0) for name, choice in space.choices.items()}
+    for subnet in trained:
+        for name, value in space.subnet(subnet).items():
+            uses[name][value] += 1
+    passes = {name: sum(uses[name].values()) for name in dims}
+    updates = {}
+    for name, dim in dims.items():
+        paths = coverage(dim).paths  # one row for each side and width
+        counts = np.tile([uses[name][value] / len(dim.sides) for value in dim.values], len(dim.sides))
+        updates[name] = counts @ paths / max(1, passes[name])
+    untouched = [f"{name}={value}" for name, values in uses.items() for value, n in values.items() if n == 0]
+    return updates, passes, tuple(untouched)
+
+
+def kendall_tau(a: Iterable[float], b: Iterable[float]) -> float:
+    """Return Kendall's tau-b of two lists of scores: 1 where they rank alike, -1 where opposite; NaN where one is constant.
+
+    Source: Kendall, "The treatment of ties in ranking problems", Biometrika 33 (1945).
+    """
+    x, y = (np.sign(np.subtract.outer(v, v)) for v in (np.array(list(a), float), np.array(list(b), float)))
+    norm = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
+    return float((x * y).sum()) / norm if norm else math.nan

@@ -1,0 +1,71 @@
+"""The sandwich rule: in each step the smallest and the largest subnet, and a few random ones between."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from vitas.choice import SIDES
+from vitas.errors import ChoiceError
+from vitas.sample import SubnetSampler
+from vitas.subnet import Subnet
+
+
+def sandwich(
+    model: nn.Module,
+    n_random: int = 2,
+    *,
+    step: int,
+    seed: int = 0,
+    largest_last: bool = True,
+    sampler: SubnetSampler | None = None,
+) -> Iterator[Subnet]:
+    """Return an iterator that activates one subnet after the other: smallest, random ones, largest.
+
+    Loss, backward pass, scaler and accumulation stay in the caller's loop:
+
+        for subnet in sandwich(model, step=step):
+            criterion(model(images), labels).backward()
+        optimizer.step()
+
+    The random subnets are a pure function of (seed, step): equal on all ranks and after a resume. In bilateral sharing they
+    have random sides, and the smallest and largest take left and right in turn from step to step; `bilateral` inside the
+    loop runs both.
+
+    The largest comes last so that under DistributedDataParallel, with all passes but the last in `no_sync()`, the pass
+    that communicates is the one whose gradients take longest and that uses every weight but private copies. First, it can
+    teach the others (`distill_loss`).
+
+    Source: Yu and Huang, arXiv:1903.05134v2, section 3.1; the order and the sides are ours.
+
+    Args:
+        model: A model with choices, possibly wrapped by DDP or torch.compile.
+        n_random: Number of random subnets.
+        step: Number of the training step, an int of at least 0.
+        seed: Any int of at least 0.
+        largest_last: Whether the largest comes last or first.
+        sampler: Draws the random subnets instead, such as one with a budget; its own seed then counts. One made before the
+            loop also saves walking through the model in each step.
+
+    Raises:
+        ChoiceError: a model without choices; numbers that are not ints of at least 0.
+    """
+    for name, number in (("n_random", n_random), ("step", step)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ChoiceError(f"{name}: expected an int of at least 0, got {number!r}")
+    sampler = SubnetSampler(model, seed=seed) if sampler is None else sampler
+    return _passes(sampler, n_random, step, largest_last)
+
+
+def _passes(sampler: SubnetSampler, n_random: int, step: int, largest_last: bool) -> Iterator[Subnet]:
+    space = sampler.space
+    side = SIDES[step % 2] if space.bilateral else None
+    ends = [space.smallest(), space.largest()]
+    first, last = (ends[:1], ends[1:]) if largest_last else (ends[::-1], [])
+    for subnet in first:
+        space.activate(subnet, side=side)
+        yield subnet
+    for i in range(n_random):
+        yield sampler.sample(step * n_random + i)
+    for subnet in last:
+        space.activate(subnet, side=side)
+        yield subnet
