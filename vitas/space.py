@@ -155,6 +155,17 @@ class SearchSpace:
             indices[k] = bisect_right(entry.cumulative, uniform[k] * entry.cumulative[-1])
         return self._subnet(indices)
 
+    def compose(self, pick: Callable[[str, AnyChoice], Number]) -> Subnet:
+        """Return the subnet whose values `pick(name, choice)` gives; it is asked for live choices only, in order.
+
+        Raises:
+            ChoiceError: `pick` gives an illegal value.
+        """
+        indices = [-1] * len(self._entries)
+        for k, entry in self._walk(indices):
+            indices[k] = entry.choice.index_of(pick(entry.name, entry.choice))
+        return self._subnet(indices)
+
     def largest(self) -> Subnet:
         """Return the subnet with the largest value of every choice."""
         return self.subnet({}, fill="largest")
@@ -250,6 +261,30 @@ class SearchSpace:
                 raise ChoiceError(f"{entry.name}: expected a number in 0..{len(entry.choice.values) - 1}, got {numbers[k]}")
             indices[k] = int(numbers[k])
         return self._subnet(indices)
+
+    def live(self, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which choices are live in each vector, (n, choices) ints -> (n, choices); other numbers may be anything."""
+        live = np.ones(codes.shape, dtype=bool)
+        true: list[NDArray[np.bool_] | None] = [None] * len(self._conditions)
+        for k, entry in enumerate(self._entries):
+            if entry.condition:
+                lives = true[entry.condition]
+                if lives is None:
+                    lives = np.zeros(len(codes), dtype=bool)
+                    for conjunction in self._conditions[entry.condition]:
+                        holds = np.ones(len(codes), dtype=bool)
+                        for gate, allowed in conjunction:
+                            table = np.zeros(len(self._entries[gate].choice.values), dtype=bool)
+                            table[list(allowed)] = True
+                            holds &= live[:, gate] & table[codes[:, gate]]
+                        lives |= holds
+                    true[entry.condition] = lives
+                live[:, k] = lives
+        return live
+
+    def canonical(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return vectors with -1 for the choices that are not live: equal networks have equal vectors."""
+        return np.where(self.live(codes), codes, -1)
 
     def numbers(self, subnet: Mapping[str, Number]) -> list[int]:
         """Return the number of each choice's value as a list; 0 for choices that are not live.

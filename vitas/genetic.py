@@ -1,0 +1,170 @@
+"""Genetic operators on encoded subnets, (n, choices) ints as `SearchSpace.encode` makes them; randomness is passed in.
+
+Operators work on *filled* codes, in which choices that are not live hold some number too, so that a child that grows deeper
+has numbers for its new blocks; `SearchSpace.canonical` brings them back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitas.space import SearchSpace
+
+Codes = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Genome(NamedTuple):
+    """What the operators need to know of a search space."""
+
+    sizes: Codes
+    """(choices,) number of values of each choice."""
+    block: Codes
+    """(choices,) number of the block that each choice belongs to."""
+    cumulative: Floats
+    """(choices, most values) prior of each choice, cumulated; 1 from the last value on."""
+
+    @classmethod
+    def of(cls, space: SearchSpace) -> Genome:
+        """Return the genome of a space: choices named alike up to their last number, `blocks.3`, are a block."""
+        choices = list(space.choices.values())
+        names = [re.sub(r"(.*\.|^)(\d+)(\..*)?$", r"\1\2", name) for name in space.choices]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        cumulative = np.ones((len(choices), max(len(choice.values) for choice in choices)))
+        for row, choice in zip(cumulative, choices, strict=True):
+            row[: len(choice.p) - 1] = np.cumsum(choice.p)[:-1] / np.sum(choice.p)
+        sizes = np.array([len(choice.values) for choice in choices])
+        return cls(sizes, np.array([numbers[name] for name in names]), cumulative)
+
+    def draw(self, n: int, rng: np.random.Generator) -> Codes:
+        """Return n filled codes, each number from its choice's prior."""
+        return (rng.random((n, len(self.sizes), 1)) >= self.cumulative).sum(axis=2)
+
+
+def crossover(first: Codes, second: Codes, genome: Genome, rng: np.random.Generator) -> Codes:
+    """Return one filled child for each pair: blocks of `second` between two points, or each with probability 1/2.
+
+    Where the parent that a block comes from does not have it, it comes from the other, or else from the prior.
+    Source: two-point crossover as in the public ViTAS code; over blocks, and mixed with uniform crossover, is ours.
+    """
+    n, blocks = len(first), int(genome.block.max()) + 1
+    low, high = np.sort(rng.integers(0, blocks + 1, (2, n, 1)), axis=0)
+    place = np.arange(blocks)
+    between, each = (place >= low) & (place < high), rng.random((n, blocks)) < 0.5
+    swapped = np.where(rng.random((n, 1)) < 0.5, between, each)[:, genome.block]
+    child = np.where(swapped, second, first)
+    child = np.where(child < 0, np.where(swapped, first, second), child)
+    return np.where(child < 0, genome.draw(n, rng), child)
+
+
+def mutate(codes: Codes, live: NDArray[np.bool_], genome: Genome, rng: np.random.Generator) -> Codes:
+    """Return codes with about one live number changed in each: to a neighbour or, as often, to any other value."""
+    changed = rng.random(codes.shape) * live.sum(axis=1, keepdims=True) < live
+    step = np.where(rng.random(codes.shape) < 0.5, 1, -1)
+    step = np.where((codes + step < 0) | (codes + step >= genome.sizes), -step, step)
+    jump = rng.integers(1, genome.sizes, codes.shape)
+    other = np.where(rng.random(codes.shape) < 0.5, codes + step, (codes + jump) % genome.sizes)
+    return np.where(changed, other, codes)
+
+
+def repair(
+    code: Codes,
+    live: NDArray[np.bool_],
+    genome: Genome,
+    inside: Callable[[Codes], NDArray[np.bool_]],
+    rng: np.random.Generator,
+    tries: tuple[int, ...] = (64, 1024),
+) -> Codes | None:
+    """Return a filled code inside the budget that differs from `code` in few live numbers; None if none was found.
+
+    Copies with one to four numbers drawn anew are counted all at once; among those inside that differ least, one is taken
+    at random.
+
+    Args:
+        code: (choices,) filled.
+        live: (choices,) which numbers may change.
+        genome: Sizes of the choices.
+        inside: Says of filled codes which lie inside the budget.
+        rng: Source of randomness.
+        tries: How many copies are counted at first, and how many more if none of them is inside.
+    """
+    places = np.flatnonzero(live)
+    for n in tries:
+        most = min(4, len(places))
+        order = rng.random((n, len(places))).argpartition(most - 1, axis=1)[:, :most]
+        chosen = places[order]
+        codes = np.repeat(code[None], n, axis=0)
+        kept = np.arange(most) >= rng.integers(1, most + 1, (n, 1))
+        anew = rng.integers(0, genome.sizes[chosen])
+        rows = np.arange(n)[:, None]
+        codes[rows, chosen] = np.where(kept, codes[rows, chosen], anew)
+        good = np.flatnonzero(inside(codes))
+        if len(good):
+            changes = (codes[good] != code).sum(axis=1)
+            return codes[rng.choice(good[changes == changes.min()])]
+    return None
+
+
+def ranked(values: Floats, violations: Floats) -> NDArray[np.int64]:
+    """Return the positions of individuals, best first.
+
+    Those that break no limit come before those that do, the latter by how much they do. The former stand in the order of
+    NSGA-II: by rank (how many fronts dominate them), inside a rank by falling crowding distance. Ties keep their order.
+
+    Shapes: values (n, objectives), smaller is better; violations (n,), 0 where every limit is met.
+    Source: Deb et al., 2002, NSGA-II (IEEE TEVC 6-2), sections III and VI.
+    """
+    if values.shape[1] == 1:
+        return np.lexsort((values[:, 0], violations))
+    ranks, crowding = np.zeros(len(values), dtype=np.int64), np.zeros(len(values))
+    good = np.flatnonzero(violations <= 0)
+    better = (values[good, None] <= values[None, good]).all(axis=2) & (values[good, None] < values[None, good]).any(axis=2)
+    left, rank = np.ones(len(good), dtype=bool), 0
+    while left.any():
+        front = left & ~better[left].any(axis=0)
+        ranks[good[front]] = rank
+        crowding[good[front]] = crowding_distance(values[good[front]])
+        left, rank = left & ~front, rank + 1
+    return np.lexsort((-crowding, ranks, violations))
+
+
+def crowding_distance(values: Floats) -> Floats:
+    """Return how far apart the neighbours of each point of a front are, summed over objectives, (n,); ends: infinite."""
+    distance = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]]
+        distance[order[[0, -1]]] = np.inf
+        if span > 0:
+            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return distance
+
+
+def nondominated(values: Floats) -> NDArray[np.bool_]:
+    """Return which points no other point dominates, (n, objectives) -> (n,); smaller is better."""
+    good = np.ones(len(values), dtype=bool)
+    for i, point in enumerate(values):
+        good[i] = not ((values <= point).all(axis=1) & (values < point).any(axis=1)).any()
+    return good
+
+
+def hypervolume(values: Floats, reference: Floats) -> float:
+    """Return the volume between a set of points and a reference that is worse; smaller values are better.
+
+    Shapes: values (n, objectives), reference (objectives,).
+    Source: slicing by the last objective (Zitzler 1999; "HSO" in While et al., 2006).
+    """
+    values = values[(values < reference).all(axis=1)]
+    if not len(values):
+        return 0.0
+    if values.shape[1] == 1:
+        return float(reference[0] - values.min())
+    values = values[np.argsort(values[:, -1], kind="stable")]
+    tops = [*values[1:, -1], reference[-1]]
+    slices = ((top - point[-1], n) for n, (point, top) in enumerate(zip(values, tops, strict=True), start=1))
+    return sum(depth * hypervolume(values[:n, :-1], reference[:-1]) for depth, n in slices if depth > 0)
