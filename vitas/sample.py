@@ -384,10 +384,5 @@ def use_subnet(model: nn.Module, subnet: Mapping[str, Number], *, side: str | No
     Raises:
         ChoiceError: as activate_subnet.
     """
-    space = search_space(model)
-    state = space.state()
-    try:
-        space.activate(subnet, side=side)
-        yield space.active()
-    finally:
-        state.put_back()
+    with search_space(model).use(subnet, side=side) as active:
+        yield active

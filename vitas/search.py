@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,9 @@ from torch import nn
 from vitas import plot
 from vitas.errors import ChoiceError, SearchError, VitasError, listed, one_of
 from vitas.genetic import Codes, Floats, Genome, crossover, hypervolume, mutate, nondominated, ranked, repair
-from vitas.sample import use_subnet
-from vitas.standin import SubnetSampler
+from vitas.sample import SubnetSampler
 from vitas.space import SearchSpace, search_space
-from vitas.storage import Ledger, open_storage
+from vitas.storage import Claim, Ledger, open_storage
 from vitas.subnet import Subnet
 from vitas.walk import AnyChoice, unwrap
 
@@ -446,12 +445,11 @@ def evolve(
     bar = _Bar(worker, total) if progress else None
     failures = 0
     try:
-        while (claimed := worker.next()) is not None:
-            trial_id, code = claimed
+        while (job := worker.next()) is not None:
             try:
-                error = _evaluate(model, evaluate, evolution, worker.ledger, trial_id, code)
+                error = _evaluate(model, evaluate, evolution, worker.ledger, job)
             except BaseException:
-                worker.ledger.withdraw(trial_id)  # Ctrl-C, or a mistake in what evaluate returns: to be done again
+                worker.ledger.withdraw(job.trial_id)  # Ctrl-C, or a mistake in what evaluate returns: to be done again
                 raise
             failures = failures + 1 if error is not None else 0
             if bar is not None:
@@ -469,26 +467,33 @@ def evolve(
     return result
 
 
+class _Job(NamedTuple):
+    """A subnet that this worker has claimed."""
+
+    trial_id: int
+    subnet: Subnet
+    counts: Mapping[str, int]
+
+
 def _evaluate(
-    model: nn.Module, evaluate: Evaluate, evolution: Evolution, ledger: Ledger, trial_id: int, code: Codes
+    model: nn.Module, evaluate: Evaluate, evolution: Evolution, ledger: Ledger, job: _Job
 ) -> Exception | str | None:
     """Evaluate a claimed subnet and store what came of it; return the error if it failed."""
     try:
-        with use_subnet(model, evolution.space.decode(code)):
+        with evolution.space.use(job.subnet):
             returned = evaluate(model)
     except Exception as error:
-        ledger.fail(trial_id, _described(error))
+        ledger.fail(job.trial_id, _described(error))
         return error
     aims = evolution._aims
-    counts = evolution._counts(code)
-    scores = aims.read(returned, counts)
+    scores = aims.read(returned, job.counts)
     failure = aims.failure(scores)
     if failure is not None:
-        ledger.fail(trial_id, failure)
+        ledger.fail(job.trial_id, failure)
         return failure
-    more = {name: value for name, value in scores.items() if name not in aims.objectives and name not in counts}
+    more = {name: value for name, value in scores.items() if name not in aims.objectives and name not in job.counts}
     kept = {"scores": _json(more)} if more else {}
-    ledger.complete(trial_id, [scores[name] for name in aims.objectives], kept, aims.excesses(scores))
+    ledger.complete(job.trial_id, [scores[name] for name in aims.objectives], kept, aims.excesses(scores))
     return None
 
 
@@ -532,16 +537,16 @@ class _Worker:
             if claim.state != "RUNNING" and evolution._told[key] is None:
                 evolution._record(code, self._evaluation(claim, code))
 
-    def _evaluation(self, claim: Any, code: Codes) -> Evaluation:
-        scores: dict[str, float] = dict(self.evolution._counts(code))
+    def _evaluation(self, claim: Claim, code: Codes) -> Evaluation:
+        subnet = self.evolution.space.decode(code)
+        counts = {name: claim.attrs[name] for name in ("flops", "params") if name in claim.attrs}
         if claim.state == "FAIL":
-            return Evaluation(self.evolution.space.decode(code), scores, claim.attrs.get("error", "no error was stored"))
-        scores.update({k: math.nan if v is None else v for k, v in claim.attrs.get("scores", {}).items()})
-        scores.update(zip(self.evolution._aims.objectives, claim.values, strict=True))
-        return Evaluation(self.evolution.space.decode(code), scores)
+            return Evaluation(subnet, counts, claim.attrs.get("error", "no error was stored"))
+        more = {name: math.nan if value is None else value for name, value in claim.attrs.get("scores", {}).items()}
+        return Evaluation(subnet, {**counts, **more, **dict(zip(self.evolution._aims.objectives, claim.values, strict=True))})
 
-    def next(self) -> tuple[int, Codes] | None:
-        """Claim a subnet and return the claim's id and its code; None when the search is over."""
+    def next(self) -> _Job | None:
+        """Claim a subnet; None when the search is over."""
         salt: tuple[int, ...] = ()
         pause = 0.01
         while True:
@@ -551,9 +556,9 @@ class _Worker:
                 self.read()
             code = self._candidate(salt) if len(self.evolution._told) < self.total else None
             if code is not None:
-                claimed = self._claim(code)
-                if claimed is not None:
-                    return claimed, code
+                job = self._claim(code)
+                if job is not None:
+                    return job
                 salt = (self._salt,)  # somebody was quicker: take another way than everybody who knows the same
             elif self.ledger.running:  # others are at work on the last ones; should they die, these are ours
                 time.sleep(pause)
@@ -567,18 +572,21 @@ class _Worker:
             return waiting[salt[0] % len(waiting) if salt else 0]
         return self.evolution._next(salt)
 
-    def _claim(self, code: Codes) -> int | None:
+    def _claim(self, code: Codes) -> _Job | None:
         """Claim a subnet; None if another worker's claim on it is older, or if the search was full before."""
-        subnet = self.evolution.space.decode(code)
-        trial_id, number = self.ledger.claim(subnet, self._values, self.evolution._counts(code))
+        subnet, counts = self.evolution.space.decode(code), self.evolution._counts(code)
+        trial_id, number = self.ledger.claim(subnet, self._values, counts)
         self.read()
-        first = [min(holders) for holders in self._holders.values() if holders]
-        if min(self._holders[code.tobytes()]) == number and (
-            len(first) <= self.total or sum(other < number for other in first) < self.total
-        ):
-            return trial_id
+        if min(self._holders[code.tobytes()]) == number and not self._is_beyond(number):
+            return _Job(trial_id, subnet, counts)
         self.ledger.withdraw(trial_id)
         return None
+
+    def _is_beyond(self, number: int) -> bool:
+        """Whether the claims before this one make up the whole search."""
+        if len(self.evolution._told) <= self.total:
+            return False
+        return sum(min(holders, default=number) < number for holders in self._holders.values()) >= self.total
 
 
 class _Bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import cached_property
 from html import escape
@@ -202,6 +203,27 @@ class SearchSpace:
         for choice, index in zip(self._choices, indices, strict=True):
             choice._set(index if index >= 0 else len(choice.values) - 1)
 
+    @contextmanager
+    def use(self, subnet: Mapping[str, Number], *, side: str | None = None) -> Iterator[Subnet]:
+        """Activate `subnet` for the length of a with block; what was active comes back, also after an exception.
+
+        Args:
+            subnet: A subnet of this space.
+            side: As in `activate`.
+
+        Yields:
+            The active subnet.
+
+        Raises:
+            ChoiceError: as `activate`.
+        """
+        state = self.state()
+        try:
+            self.activate(subnet, side=side)
+            yield self.active()
+        finally:
+            state.put_back()
+
     def _side_number(self, side: str | None) -> int:
         if side is None:
             return 0
@@ -301,16 +323,7 @@ class SearchSpace:
         for k in drawn:
             cumulative = self._entries[k].cumulative
             codes[:, k] = np.searchsorted(cumulative, rng.random(len(codes)) * cumulative[-1], side="right")
-        lives: dict[int, NDArray[np.bool_]] = {}
-        for k, entry in enumerate(self._entries):
-            if entry.condition not in lives:
-                alternatives = [
-                    np.all([np.isin(codes[:, gate], list(allowed)) for gate, allowed in conjunction], axis=0)
-                    for conjunction in self._conditions[entry.condition]
-                ]
-                lives[entry.condition] = np.broadcast_to(np.any(alternatives, axis=0), len(codes))
-            codes[~lives[entry.condition], k] = -1
-        return codes
+        return self.canonical(codes)
 
     def indices(self, subnet: Mapping[str, Number]) -> dict[AnyChoice, int]:
         """Return the number of each choice's value; 0 for choices that are not live.

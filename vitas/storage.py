@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,11 +192,18 @@ class Ledger:
             values: Name -> legal values, for Optuna's pictures.
             attrs: JSON values to be kept with it.
         """
-        template = self._optuna.trial.create_trial(
+        template = self._optuna.trial.FrozenTrial(  # create_trial takes longer: it checks what is right by construction
+            number=-1,
+            trial_id=-1,
             state=self._optuna.trial.TrialState.RUNNING,
+            value=None,
+            datetime_start=datetime.now(),
+            datetime_complete=None,
             params=dict(subnet),
             distributions={name: self._distribution(name, values[name]) for name in subnet},
             user_attrs={"claim": [*self._process, time.time()], **attrs},
+            system_attrs={},
+            intermediate_values={},
         )
         trial_id = self.storage.create_new_trial(self._id, template)
         self._own = self.storage.get_trial_number_from_id(trial_id)
