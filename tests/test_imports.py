@@ -45,6 +45,10 @@ ORDER = [
     "vitas.sample",
     "vitas.export",
     "vitas.saving",
+    "vitas.genetic",
+    "vitas.plot",
+    "vitas.storage",
+    "vitas.search",
     "vitas",
 ]
 

@@ -7,6 +7,7 @@ from vitas.errors import BudgetError, ChoiceError, VitasError
 from vitas.export import build_subnet, export_subnet
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
 from vitas.saving import load_subnet, load_superformer, save_subnet, save_superformer
+from vitas.search import Evolution, SearchResult, evolve, suggest_subnet
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Subnet
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
@@ -19,7 +20,9 @@ __all__ = [
     "ChoiceError",
     "CostModel",
     "Dim",
+    "Evolution",
     "FlopCount",
+    "SearchResult",
     "SearchSpace",
     "Subnet",
     "SubnetSampler",
@@ -32,6 +35,7 @@ __all__ = [
     "count_params",
     "count_subnets",
     "create_superformer",
+    "evolve",
     "export_subnet",
     "list_published_subnets",
     "list_superformers",
@@ -45,6 +49,7 @@ __all__ = [
     "save_superformer",
     "search_space",
     "sharing",
+    "suggest_subnet",
     "superformer",
     "use_subnet",
 ]

@@ -78,12 +78,13 @@ def repair(
     genome: Genome,
     inside: Callable[[Codes], NDArray[np.bool_]],
     rng: np.random.Generator,
-    tries: tuple[int, ...] = (64, 1024),
+    tries: tuple[int, ...] = (128, 1024),
 ) -> Codes | None:
-    """Return a filled code inside the budget that differs from `code` in few live numbers; None if none was found.
+    """Return a filled code inside the budget that is near `code`; None if none was found.
 
-    Copies with one to four numbers drawn anew are counted all at once; among those inside that differ least, one is taken
-    at random.
+    Many copies are changed at once, half of them in one to four live numbers, half in nearly all numbers, which move the same
+    fraction of their way down or up: that is what a child needs that got another patch size or width. Of the copies inside
+    the budget the nearest is taken, as the sum of steps over all choices.
 
     Args:
         code: (choices,) filled.
@@ -91,23 +92,35 @@ def repair(
         genome: Sizes of the choices.
         inside: Says of filled codes which lie inside the budget.
         rng: Source of randomness.
-        tries: How many copies are counted at first, and how many more if none of them is inside.
+        tries: How many copies are made at first, and how many more if none of them is inside.
     """
-    places = np.flatnonzero(live)
     for n in tries:
-        most = min(4, len(places))
-        order = rng.random((n, len(places))).argpartition(most - 1, axis=1)[:, :most]
-        chosen = places[order]
-        codes = np.repeat(code[None], n, axis=0)
-        kept = np.arange(most) >= rng.integers(1, most + 1, (n, 1))
-        anew = rng.integers(0, genome.sizes[chosen])
-        rows = np.arange(n)[:, None]
-        codes[rows, chosen] = np.where(kept, codes[rows, chosen], anew)
-        good = np.flatnonzero(inside(codes))
+        codes = np.concatenate([_few_anew(code, live, genome, n // 2, rng), _all_scaled(code, genome, n // 2, rng)])
+        good = codes[inside(codes)]
         if len(good):
-            changes = (codes[good] != code).sum(axis=1)
-            return codes[rng.choice(good[changes == changes.min()])]
+            steps = np.square(good - code)[:, live].sum(axis=1)
+            return good[rng.choice(np.flatnonzero(steps == steps.min()))]
     return None
+
+
+def _few_anew(code: Codes, live: NDArray[np.bool_], genome: Genome, n: int, rng: np.random.Generator) -> Codes:
+    """Return n copies of a code, each with one to four of its live numbers drawn anew."""
+    places = np.flatnonzero(live)
+    most = min(4, len(places))
+    chosen = places[rng.random((n, len(places))).argpartition(most - 1, axis=1)[:, :most]]
+    changed = np.arange(most) < rng.integers(1, most + 1, (n, 1))
+    codes, rows = np.repeat(code[None], n, axis=0), np.arange(n)[:, None]
+    codes[rows, chosen] = np.where(changed, rng.integers(0, genome.sizes[chosen]), codes[rows, chosen])
+    return codes
+
+
+def _all_scaled(code: Codes, genome: Genome, n: int, rng: np.random.Generator) -> Codes:
+    """Return n copies of a code, most numbers of each moved the same fraction of their way to the smallest or largest."""
+    fraction = rng.uniform(-1, 1, (n, 1))
+    moved = np.where(fraction < 0, code * (1 + fraction), code + (genome.sizes - 1 - code) * fraction)
+    moved = np.floor(moved + rng.random((n, len(code)))).astype(np.int64)  # rounded up or down at random
+    stays = rng.random((n, len(code))) < 0.2
+    return np.where(stays, code, np.minimum(moved, genome.sizes - 1))
 
 
 def ranked(values: Floats, violations: Floats) -> NDArray[np.int64]:
@@ -147,9 +160,13 @@ def crowding_distance(values: Floats) -> Floats:
 
 def nondominated(values: Floats) -> NDArray[np.bool_]:
     """Return which points no other point dominates, (n, objectives) -> (n,); smaller is better."""
-    good = np.ones(len(values), dtype=bool)
-    for i, point in enumerate(values):
-        good[i] = not ((values <= point).all(axis=1) & (values < point).any(axis=1)).any()
+    good = np.zeros(len(values), dtype=bool)
+    left = np.argsort(values.sum(axis=1), kind="stable")  # nothing is dominated by what has a larger sum
+    while len(left):
+        point = values[left[0]]
+        good[left[0]] = True
+        left = left[1:]
+        left = left[(values[left] < point).any(axis=1) | (values[left] == point).all(axis=1)]
     return good
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from vitas import plot
-from vitas.errors import ChoiceError, SearchError, VitasError, listed, one_of
+from vitas.errors import SearchError, VitasError, listed, one_of
 from vitas.genetic import Codes, Floats, Genome, crossover, hypervolume, mutate, nondominated, ranked, repair
 from vitas.sample import SubnetSampler
 from vitas.space import SearchSpace, search_space
@@ -141,6 +141,7 @@ class Evolution:
         model: A model with choices, possibly wrapped by DDP or torch.compile.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the largest subnet as strings.
         params: Budget of parameters, likewise.
+        inputs: For a FLOPs budget of a model that states no cost: what it is run on to be counted, see `count_flops`.
         limits: Name of a measured value -> an upper bound or (low, high), either may be None.
         objectives: Name -> "max" or "min". "flops" and "params" need not be measured.
         population: How many of the best subnets may be parents.
@@ -158,6 +159,7 @@ class Evolution:
         *,
         flops: Any = None,
         params: Any = None,
+        inputs: Any = None,
         limits: Mapping[str, Any] | None = None,
         objectives: Mapping[str, str] | None = None,
         population: int = 50,
@@ -165,7 +167,7 @@ class Evolution:
     ) -> None:
         self._aims = _Aims({"accuracy": "max"} if objectives is None else objectives, limits)
         self.population, self.seed = _count("population", population, 2), _count("seed", seed, 0)
-        self._sampler = SubnetSampler(model, flops=flops, params=params)
+        self._sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs)
         self.space: SearchSpace = self._sampler.space
         self._genome = Genome.of(self.space)
         self._told: dict[bytes, Evaluation | None] = {}  # None: asked for, no score yet
@@ -379,6 +381,7 @@ def evolve(
     *,
     flops: Any = None,
     params: Any = None,
+    inputs: Any = None,
     limits: Mapping[str, Any] | None = None,
     objectives: Mapping[str, str] | None = None,
     population: int = 50,
@@ -403,6 +406,7 @@ def evolve(
             evaluation is recorded as failed and the search goes on.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the largest subnet as strings.
         params: Budget of parameters, likewise.
+        inputs: For a FLOPs budget of a model that states no cost: what it is run on to be counted, see `count_flops`.
         limits: Name of a measured value -> an upper bound or (low, high), either may be None: {"latency_ms": (None, 12)}.
         objectives: Name -> "max" or "min"; None: {"accuracy": "max"}. "flops" and "params" need not be measured.
         population: How many of the best subnets may be parents; also how many are drawn at random first.
@@ -437,7 +441,14 @@ def evolve(
     if stale_after is not None and not _number("stale_after", stale_after) >= 0:
         raise SearchError(f"stale_after: expected seconds, at least 0, got {stale_after!r}")
     evolution = Evolution(
-        model, flops=flops, params=params, limits=limits, objectives=objectives, population=population, seed=seed
+        model,
+        flops=flops,
+        params=params,
+        inputs=inputs,
+        limits=limits,
+        objectives=objectives,
+        population=population,
+        seed=seed,
     )
     opened = open_storage(storage)
     facts = _facts(evolution, model if storage is not None else None)
@@ -446,11 +457,7 @@ def evolve(
     failures = 0
     try:
         while (job := worker.next()) is not None:
-            try:
-                error = _evaluate(model, evaluate, evolution, worker.ledger, job)
-            except BaseException:
-                worker.ledger.withdraw(job.trial_id)  # Ctrl-C, or a mistake in what evaluate returns: to be done again
-                raise
+            error = _evaluate(model, evaluate, evolution, worker.ledger, job)
             failures = failures + 1 if error is not None else 0
             if bar is not None:
                 bar.update()
@@ -458,8 +465,10 @@ def evolve(
                 cause = error if isinstance(error, Exception) else None
                 raise SearchError(f"{failures} evaluations failed in a row; the last: {_described(error)}") from cause
     except KeyboardInterrupt:
-        worker.read()
+        pass  # what there is, is returned
     finally:
+        worker.ledger.withdraw_own()  # interrupted, or a mistake in what evaluate returns: to be done again
+        worker.read()
         if bar is not None:
             bar.close()
     result = evolution.result()
@@ -514,7 +523,7 @@ class _Worker:
         self._values = {name: choice.values for name, choice in evolution.space.choices.items()}
         self._holders: dict[bytes, set[int]] = {}  # subnet -> numbers of its claims that stand
         self._orphans: dict[bytes, Codes] = {}  # claimed once, given up, not claimed since
-        self._salt = int.from_bytes(hashlib.sha256(json.dumps([*ledger._process, id(self)]).encode()).digest()[:8], "big")
+        self._salt = int(ledger.token, 16)
         self.read()
 
     def read(self) -> None:
@@ -543,7 +552,9 @@ class _Worker:
         if claim.state == "FAIL":
             return Evaluation(subnet, counts, claim.attrs.get("error", "no error was stored"))
         more = {name: math.nan if value is None else value for name, value in claim.attrs.get("scores", {}).items()}
-        return Evaluation(subnet, {**counts, **more, **dict(zip(self.evolution._aims.objectives, claim.values, strict=True))})
+        return Evaluation(
+            subnet, {**counts, **more, **dict(zip(self.evolution._aims.objectives, claim.values, strict=True))}
+        )
 
     def next(self) -> _Job | None:
         """Claim a subnet; None when the search is over."""
@@ -596,30 +607,27 @@ class _Bar:
         from tqdm import tqdm
 
         self._evolution = worker.evolution
-        done = self._done()
+        done = len(self._evolution.result().history)
         self._bar = tqdm(total=total, initial=done, desc=worker.ledger.study.study_name, unit="subnet")
         self._started, self._before, self._shown = time.monotonic(), done, 0.0
 
-    def _done(self) -> int:
-        return sum(evaluation is not None for evaluation in self._evolution._told.values())
-
     def update(self) -> None:
-        """Show how far the search is; at most ten times a second."""
+        """Show how far the search is; at most twice a second."""
         now = time.monotonic()
-        if now - self._shown < 0.1:
+        if now - self._shown < 0.5:
             return
         self._shown = now
         self._show(now)
 
     def _show(self, now: float) -> None:
-        done = self._done()
-        best = self._evolution._best
+        result = self._evolution.result()
+        front = result.front
+        done = len(result.history)
         facts = {"per minute": f"{60 * (done - self._before) / max(now - self._started, 1e-9):.0f}"}
-        if best and best[0][2] == 0:
-            name = next(iter(self._evolution._aims.objectives))
-            result = self._evolution.result()
-            facts = {f"best {name}": f"{result.front[0].scores[name]:.5g}", **facts}
-            if len(self._evolution._aims.objectives) > 1:
+        if front:
+            name = next(iter(result.objectives))
+            facts = {f"best {name}": f"{front[0].scores[name]:.5g}", **facts}
+            if len(result.objectives) > 1:
                 facts["hypervolume"] = f"{result.hypervolume:.4g}"
         self._bar.n = done
         self._bar.set_postfix(facts)

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -141,8 +142,9 @@ class Ledger:
         self.study = _open_study(storage, name, objectives)
         self._id = storage.get_study_id_from_name(name)
         self._agree(facts)
+        self.token = uuid.uuid4().hex
+        """Tells the claims of this ledger from all others."""
         self._process = _this_process()
-        self._own = -1  # number of the claim in work
         self._seen = 0
         self._open: dict[int, Any] = {}  # RUNNING, as last read
         self._distributions: dict[tuple[str, tuple[Number, ...]], Any] = {}
@@ -153,7 +155,9 @@ class Ledger:
         attrs = self.storage.get_study_user_attrs(self._id)
         if "vitas" not in attrs:
             if self.storage.get_all_trials(self._id, deepcopy=False):
-                raise SearchError(f"storage: evolve did not make the study {self.study.study_name!r} that is there; give name=")
+                raise SearchError(
+                    f"storage: evolve did not make the study {self.study.study_name!r} that is there; give name="
+                )
             self.storage.set_study_system_attr(self._id, "study:metric_names", list(facts["objectives"]))
             self.storage.set_study_user_attr(self._id, "vitas", dict(facts))
             attrs = self.storage.get_study_user_attrs(self._id)
@@ -182,9 +186,7 @@ class Ledger:
             yield Claim(number, trial.state.name, trial.params, trial.values, trial.user_attrs)
         self._seen = len(trials)
 
-    def claim(
-        self, subnet: Subnet, values: Mapping[str, tuple[Number, ...]], attrs: Mapping[str, Any]
-    ) -> tuple[int, int]:
+    def claim(self, subnet: Subnet, values: Mapping[str, tuple[Number, ...]], attrs: Mapping[str, Any]) -> tuple[int, int]:
         """Add a claim on a network; return its id and its number.
 
         Args:
@@ -201,13 +203,12 @@ class Ledger:
             datetime_complete=None,
             params=dict(subnet),
             distributions={name: self._distribution(name, values[name]) for name in subnet},
-            user_attrs={"claim": [*self._process, time.time()], **attrs},
+            user_attrs={"claim": [self.token, time.time(), *self._process], **attrs},
             system_attrs={},
             intermediate_values={},
         )
         trial_id = self.storage.create_new_trial(self._id, template)
-        self._own = self.storage.get_trial_number_from_id(trial_id)
-        return trial_id, self._own
+        return trial_id, self.storage.get_trial_number_from_id(trial_id)
 
     def _distribution(self, name: str, values: tuple[Number, ...]) -> Any:
         if (name, values) not in self._distributions:
@@ -259,9 +260,15 @@ class Ledger:
         if stale_after is None:
             stale_after = max(60.0, 10 * self.longest) if self.longest else float("inf")
         for trial in self._open.values():
-            machine, pid, started, claimed = trial.user_attrs["claim"]
+            token, claimed, machine, pid, started = trial.user_attrs["claim"]
             gone = machine == self._process[0] and _start_of(pid) != started
-            if trial.number != self._own and (gone or time.time() - claimed > stale_after):
+            if token != self.token and (gone or time.time() - claimed > stale_after):
+                self.withdraw(trial._trial_id)
+
+    def withdraw_own(self) -> None:
+        """Give up the claims of this ledger that have no result."""
+        for trial in self.storage.get_all_trials(self._id, deepcopy=False):
+            if trial.state.name == "RUNNING" and trial.user_attrs["claim"][0] == self.token:
                 self.withdraw(trial._trial_id)
 
     @property
