@@ -102,10 +102,12 @@ def test_repair_finds_a_code_inside_and_near(space):
     for code in outside:
         live = space.live(code[None])[0]
         mended = repair(code, live, genome, inside, rng)
-        assert inside(mended[None])[0]
-        assert (mended >= 0).all()
-        assert (mended < genome.sizes).all()
-        steps.append((mended != code)[live].sum())
+        if mended is not None:  # no change of width makes up for patches four times as large
+            assert inside(mended[None])[0]
+            assert (mended >= 0).all()
+            assert (mended < genome.sizes).all()
+            steps.append((mended != code)[live].sum())
+    assert len(steps) > 40
     assert np.median(steps) < 8
     nothing = repair(outside[0], space.live(outside[0][None])[0], genome, lambda codes: np.zeros(len(codes), bool), rng)
     assert nothing is None

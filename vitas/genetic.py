@@ -63,8 +63,13 @@ def crossover(first: Codes, second: Codes, genome: Genome, rng: np.random.Genera
 
 
 def mutate(codes: Codes, live: NDArray[np.bool_], genome: Genome, rng: np.random.Generator) -> Codes:
-    """Return codes with about one live number changed in each: to a neighbour or, as often, to any other value."""
-    changed = rng.random(codes.shape) * live.sum(axis=1, keepdims=True) < live
+    """Return codes with about one live number changed in each: to a neighbour or, as often, to any other value.
+
+    Blocks are as likely as each other, and so are the choices inside a block.
+    """
+    members = live @ (genome.block[:, None] == genome.block)  # of each choice's block, those that are live
+    share = np.divide(live, members, out=np.zeros(codes.shape), where=live)  # these add up to the number of blocks
+    changed = rng.random(codes.shape) * share.sum(axis=1, keepdims=True) < share
     step = np.where(rng.random(codes.shape) < 0.5, 1, -1)
     step = np.where((codes + step < 0) | (codes + step >= genome.sizes), -step, step)
     jump = rng.integers(1, genome.sizes, codes.shape)
