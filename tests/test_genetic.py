@@ -84,6 +84,8 @@ def test_mutation_changes_about_one_live_number(space):
     assert (mutants >= 0).all()
     assert (mutants < genome.sizes).all()
     assert changed.sum(axis=1).mean() == pytest.approx(1, abs=0.06)
+    place = list(space.choices).index("embed_dim")  # a block of its own, as likely as each other block
+    assert changed[:, place].mean() == pytest.approx((1 / (3 + live[:, 3:].sum(axis=1) / 3)).mean(), abs=0.02)
     jumps = np.abs(mutants - codes)[changed]
     assert (jumps > 1).any()
 

@@ -67,7 +67,7 @@ def mutate(codes: Codes, live: NDArray[np.bool_], genome: Genome, rng: np.random
 
     Blocks are as likely as each other, and so are the choices inside a block.
     """
-    members = live @ (genome.block[:, None] == genome.block)  # of each choice's block, those that are live
+    members = live.astype(np.int64) @ (genome.block[:, None] == genome.block)  # of each choice's block, those that are live
     share = np.divide(live, members, out=np.zeros(codes.shape), where=live)  # these add up to the number of blocks
     changed = rng.random(codes.shape) * share.sum(axis=1, keepdims=True) < share
     step = np.where(rng.random(codes.shape) < 0.5, 1, -1)

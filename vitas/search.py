@@ -65,11 +65,11 @@ class _Aims:
         Raises:
             SearchError: not a number or a mapping of numbers; an objective or a limited value that is missing.
         """
-        names = list(self.objectives)
         if not isinstance(returned, Mapping):
-            if len(names) > 1:
-                raise SearchError(f"evaluate: expected a mapping with {listed(names)}, got {returned!r}")
-            returned = {names[0]: returned}
+            measured = [name for name in self.objectives if name not in counts] or list(self.objectives)
+            if len(measured) > 1:
+                raise SearchError(f"evaluate: expected a mapping with {listed(measured)}, got {returned!r}")
+            returned = {measured[0]: returned}
         scores = {**counts, **{name: _number(name, value) for name, value in returned.items()}}
         for what, wanted in (("the objective", self.objectives), ("the limited value", self.limits)):
             for name in wanted:
@@ -130,9 +130,9 @@ class Evolution:
     """The search with the loop left to the caller: `ask` for subnets, `tell` their scores, in any order.
 
     Steady state: as soon as a score is told, the next subnet asked for can descend from it. The first `population` subnets
-    are drawn from the prior inside the budget. Then two parents are taken, each the best of three drawn from the best
-    `population` so far (by rank and crowding distance with several objectives), their blocks are crossed, about one choice is
-    mutated, and a child outside the budget is repaired by drawing a few of its choices anew. No subnet is asked for twice.
+    are drawn from the prior inside the budget. Then a parent is taken, the best of eight drawn from the best `population` so
+    far (by rank and crowding distance with several objectives); with probability 1/2 its blocks are crossed with those of a
+    second one; about one choice is mutated; and a child outside the budget is repaired. No subnet is asked for twice.
 
     Source: NSGA-II (Deb et al., 2002) for ranks and crowding; population and evaluations as in the public ViTAS code (Su et
     al., July 2021); steady state, crossover over blocks and repair are ours.
@@ -217,9 +217,10 @@ class Evolution:
 
     def _child(self, rng: np.random.Generator, litter: int = 4) -> Codes | None:
         """Return the first of a few children that is new and inside the budget, after repair if need be."""
-        parents = rng.integers(0, len(self._best), (3, 2 * litter)).min(axis=0)
+        parents = rng.integers(0, len(self._best), (8, 2 * litter)).min(axis=0)  # the best of eight
         codes = np.stack([np.frombuffer(self._best[parent][0], dtype=np.int64) for parent in parents])
-        children = crossover(codes[:litter], codes[litter:], self._genome, rng)
+        second = np.where(rng.random((litter, 1)) < 0.5, codes[litter:], codes[:litter])
+        children = crossover(codes[:litter], second, self._genome, rng)
         children = mutate(children, self.space.live(children), self._genome, rng)
         canonical = self.space.canonical(children)
         inside = self._sampler.contains(canonical)
@@ -401,7 +402,7 @@ def evolve(
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile; left as it was.
-        evaluate: Called with the model while the subnet to be scored is active. Returns the objective as a number, or a
+        evaluate: Called with the model while the subnet to be scored is active. Returns the measured objective as a number, or a
             mapping with every objective, every limited value and whatever else is to be kept. If it raises or returns NaN the
             evaluation is recorded as failed and the search goes on.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the largest subnet as strings.
@@ -643,12 +644,12 @@ def _facts(evolution: Evolution, model: nn.Module | None) -> dict[str, Any]:
     space = evolution.space
     described = {"choices": space.description(), "priors": {name: list(c.p) for name, c in space.choices.items()}}
     return {
+        "search space": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16],
         "objectives": evolution._aims.objectives,
         "limits": {name: [_finite(low), _finite(high)] for name, (low, high) in evolution._aims.limits.items()},
         "budget": {name: [int(bound) for bound in window] for name, window in evolution._sampler.windows.items()},
         "population": evolution.population,
         "seed": evolution.seed,
-        "search space": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16],
         "weights": _fingerprint(model) if model is not None else None,
     }
 
