@@ -39,7 +39,10 @@ def test_never_outside_the_budget_nor_twice(model):
     assert len(set(asked)) == 300
     space = vitas.search_space(model)
     assert all(subnet in space for subnet in asked)
-    for name, count in (("flops", lambda s: vitas.count_flops(model, s).total), ("params", lambda s: vitas.count_params(model, s))):
+    for name, count in (
+        ("flops", lambda s: vitas.count_flops(model, s).total),
+        ("params", lambda s: vitas.count_params(model, s)),
+    ):
         low, high = evolution.result().windows[name]
         assert all(low <= count(subnet) <= high for subnet in asked)
     assert vitas.count_flops(model, asked[-1]).total == evolution.result().scores[asked[-1]]["flops"]
@@ -100,7 +103,10 @@ def test_a_window_runs_out_of_networks():
     model = vitas.nn.ElasticMlp(width, vitas.Dim([3, 5, 7, 9], name="hidden"))
     evolution = vitas.Evolution(model, params=(30, 90), population=4)
     inside = {
-        evolution.space.subnet({"width": a, "hidden": b}) for a in (2, 4, 6) for b in (3, 5, 7, 9) if 30 <= 2 * a * b + a + b <= 90
+        evolution.space.subnet({"width": a, "hidden": b})
+        for a in (2, 4, 6)
+        for b in (3, 5, 7, 9)
+        if 30 <= 2 * a * b + a + b <= 90
     }
     asked = evolution.ask(50)
     assert set(asked) == inside

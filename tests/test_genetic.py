@@ -31,7 +31,13 @@ def test_stages_and_their_blocks_are_blocks_of_their_own():
     class Choices:
         choices = {
             name: vitas.Choice([1, 2])
-            for name in ("stages.0.embed_dim", "stages.0.depth", "stages.0.blocks.1.mlp_dim", "stages.0.blocks.1.num_heads", "w")
+            for name in (
+                "stages.0.embed_dim",
+                "stages.0.depth",
+                "stages.0.blocks.1.mlp_dim",
+                "stages.0.blocks.1.num_heads",
+                "w",
+            )
         }
 
     assert Genome.of(Choices()).block.tolist() == [0, 0, 1, 1, 2]

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -139,7 +138,9 @@ def test_too_many_failures_in_a_row_stop_it_with_the_last_error(model, tmp_path)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     result = vitas.evolve(model, score, max_failures=3, storage=tmp_path / "search.log", **SETTINGS)  # mended, it goes on
     assert len(result.history) == 30
-    assert [evaluation.error is None for evaluation in result.history[:14]] == [True] * 4 + [False] + [True] * 5 + [False] * 3 + [True]
+    assert [evaluation.error is None for evaluation in result.history[:14]] == [True] * 4 + [False] + [True] * 5 + [
+        False
+    ] * 3 + [True]
 
 
 def test_ctrl_c_returns_what_there_is_and_loses_nothing(model, tmp_path):
@@ -159,7 +160,9 @@ def test_ctrl_c_returns_what_there_is_and_loses_nothing(model, tmp_path):
     assert [trial.state.name for trial in whole.study.trials].count("PRUNED") == 1
 
 
-@pytest.mark.parametrize(("returned", "message"), [(None, "got None"), ("0.5", "got '0.5'"), ({"acc": 1}, "'accuracy' is not in")])
+@pytest.mark.parametrize(
+    ("returned", "message"), [(None, "got None"), ("0.5", "got '0.5'"), ({"acc": 1}, "'accuracy' is not in")]
+)
 def test_a_mistake_in_evaluate_is_refused_at_once_and_costs_no_network(model, tmp_path, returned, message):
     with pytest.raises(SearchError, match=message):
         vitas.evolve(model, lambda model: returned, storage=tmp_path / "search.log", **SETTINGS)
@@ -234,7 +237,9 @@ def test_files_that_are_no_journals_are_refused_and_stay_as_they_are(model, tmp_
         vitas.evolve(model, score, storage=tmp_path / "no" / "search.log", **SETTINGS)
     with pytest.raises(FileError, match="is not a file"):
         vitas.evolve(model, score, storage=tmp_path, **SETTINGS)
-    (tmp_path / "damaged").write_bytes(b'{"op_code":0,"worker_id":"a","study_name":"b","directions":[1]}\n}}}\n{"op_code":1}\n')
+    (tmp_path / "damaged").write_bytes(
+        b'{"op_code":0,"worker_id":"a","study_name":"b","directions":[1]}\n}}}\n{"op_code":1}\n'
+    )
     with pytest.raises(FileError, match="is damaged"):
         vitas.evolve(model, score, storage=tmp_path / "damaged", **SETTINGS)
 

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ def open_storage(where: Any) -> Any:
     if where is None or isinstance(where, optuna.storages.BaseStorage):
         return optuna.storages.get_storage(where)
     if isinstance(where, str) and "://" in where:
-        return optuna.storages.get_storage(where)
+        return _patiently(lambda: optuna.storages.get_storage(where))
     if not isinstance(where, (str, os.PathLike)) or not os.fspath(where):
         raise SearchError(f"storage: expected None, a path or a URL, got {where!r}")
     path = Path(where)
@@ -90,6 +90,21 @@ def open_storage(where: Any) -> Any:
         return optuna.storages.JournalStorage(backend)
     except (ValueError, KeyError, AssertionError) as error:
         raise FileError(f"storage: {path} is damaged: {error}") from error
+
+
+def _patiently(step: Callable[[], Any]) -> Any:
+    """Try a step on a database again when another worker takes the same one: both make the tables, or the study."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import DatabaseError
+
+    for pause in (0.1, 0.3, 1.0, 3.0):
+        try:
+            return step()
+        except (DatabaseError, StorageInternalError) as error:
+            if "does not exist" in str(error) or "could not" in str(error):
+                raise
+            time.sleep(pause)
+    return step()
 
 
 def _refuse_other_files(path: Path) -> None:

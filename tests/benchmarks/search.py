@@ -9,9 +9,9 @@ our repair too, Optuna rejects what lies outside the window and asks again.
 
 import argparse
 import statistics
+import sys
 import time
 from pathlib import Path
-import sys
 
 import numpy as np
 
@@ -19,7 +19,7 @@ import vitas
 from vitas.genetic import Genome, repair
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.synthetic import Synthetic  # noqa: E402
+from tests.synthetic import Synthetic
 
 WINDOW = (900_000_000, 1_000_000_000)
 
@@ -100,7 +100,9 @@ def by_optuna(task, seed, evaluations):
     best, done, asked = -np.inf, 0, 0
     while done < evaluations and asked < 10 * evaluations:
         trial, asked = study.ask(), asked + 1
-        code = task.space.encode(task.space.compose(lambda name, choice: trial.suggest_categorical(name, choice.values)))[None]
+        code = task.space.encode(task.space.compose(lambda name, choice: trial.suggest_categorical(name, choice.values)))[
+            None
+        ]
         if task.sampler.contains(code)[0]:
             value = float(task.score(code)[0])
             study.tell(trial, value)

@@ -1,6 +1,6 @@
 """What a trial of a search costs besides its evaluation: 51 choices (`vitas_deit`), 2,000 trials, on each storage.
 
-    python tests/benchmarks/search_overhead.py [--trials 2000]
+python tests/benchmarks/search_overhead.py [--trials 2000]
 """
 
 import argparse
@@ -33,7 +33,10 @@ def main() -> None:
             vitas.evolve(model, evaluate, storage=storage, progress=False, **settings)
             (wall, cpu), (last_wall, last_cpu) = marks[0], marks[-1]
             n = len(marks) - 1
-            print(f"{name:<13} {1e3 * (last_wall - wall) / n:6.2f} ms, CPU {1e3 * (last_cpu - cpu) / n:6.2f} ms  ({n} trials)", flush=True)
+            print(
+                f"{name:<13} {1e3 * (last_wall - wall) / n:6.2f} ms, CPU {1e3 * (last_cpu - cpu) / n:6.2f} ms  ({n} trials)",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
