@@ -3,7 +3,7 @@
     python examples/search_many_workers.py
 
 Starts a server of its own in a temporary folder and stops it at the end (Debian and Ubuntu: apt install postgresql; driver:
-pip install "psycopg[binary]"). Where there is none it says so and uses a journal file. On several machines every machine makes
+pip install "psycopg[binary]"). Where there is none it says so and uses a journal file. On several machines every one makes
 the same call of `vitas.evolve` with the same URL: see docs/many_machines.md.
 """
 

@@ -56,7 +56,7 @@ class Synthetic:
         self.shape = 3 * patch + 4 * width**0.5 + 2 * depth**0.5 - 3 * (width - depth) ** 2
 
     def of_codes(self, patch, width, depth, blocks):
-        """Return the scores of networks: numbers of patch, width, depth - 1 (n,) and blocks (n, 16, 3) of (i, j, heads) numbers."""
+        """Return the scores of networks: numbers of patch, width, depth (n,) and of i, j, heads of the blocks (n, 16, 3)."""
         k = np.arange(BLOCKS)
         runs = k <= depth[:, None]
         i, j, h = np.where(runs[None], np.moveaxis(blocks, 2, 0), 0)

@@ -229,7 +229,7 @@ def test_bad_scores_are_refused(model, scores, message):
 def test_several_objectives_need_a_mapping_and_asks_a_number(model):
     evolution = vitas.Evolution(model, objectives={"a": "max", "b": "min"})
     (subnet,) = evolution.ask()
-    with pytest.raises(SearchError, match="expected a mapping with a, b, got 0.5"):
+    with pytest.raises(SearchError, match=r"expected a mapping with a, b, got 0\.5"):
         evolution.tell(subnet, 0.5)
     with pytest.raises(SearchError, match="n: expected an int of at least 1"):
         evolution.ask(0)

@@ -1,4 +1,5 @@
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -28,19 +29,9 @@ def test_choices_of_one_block_travel_together(space):
 
 
 def test_stages_and_their_blocks_are_blocks_of_their_own():
-    class Choices:
-        choices = {
-            name: vitas.Choice([1, 2])
-            for name in (
-                "stages.0.embed_dim",
-                "stages.0.depth",
-                "stages.0.blocks.1.mlp_dim",
-                "stages.0.blocks.1.num_heads",
-                "w",
-            )
-        }
-
-    assert Genome.of(Choices()).block.tolist() == [0, 0, 1, 1, 2]
+    names = ("stages.0.embed_dim", "stages.0.depth", "stages.0.blocks.1.mlp_dim", "stages.0.blocks.1.num_heads", "w")
+    stages = types.SimpleNamespace(choices={name: vitas.Choice([1, 2]) for name in names})
+    assert Genome.of(stages).block.tolist() == [0, 0, 1, 1, 2]
 
 
 def test_draws_follow_the_priors():

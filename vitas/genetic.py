@@ -87,9 +87,9 @@ def repair(
 ) -> Codes | None:
     """Return a filled code inside the budget that is near `code`; None if none was found.
 
-    Many copies are changed at once, half of them in one to four live numbers, half in nearly all numbers, which move the same
-    fraction of their way down or up: that is what a child needs that got another patch size or width. Of the copies inside
-    the budget the nearest is taken, as the sum of steps over all choices.
+    Many copies are changed at once, half of them in one to four live numbers, half in nearly all numbers, which move the
+    same fraction of their way down or up: that is what a child needs that got another patch size or width. Of the copies
+    inside the budget the nearest is taken, by the sum of squared steps over live choices.
 
     Args:
         code: (choices,) filled.

@@ -301,7 +301,7 @@ class SearchResult:
 
     @property
     def front(self) -> list[Evaluation]:
-        """The evaluations that no other one beats on all objectives, best first on the first; those that meet every limit."""
+        """Of the evaluations that meet every limit those that no other one dominates, best first on the first objective."""
         good = self._good
         if not good:
             return []
@@ -402,17 +402,17 @@ def evolve(
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile; left as it was.
-        evaluate: Called with the model while the subnet to be scored is active. Returns the measured objective as a number, or a
-            mapping with every objective, every limited value and whatever else is to be kept. If it raises or returns NaN the
-            evaluation is recorded as failed and the search goes on.
+        evaluate: Called with the model while the subnet to be scored is active. Returns the measured objective as a number,
+            or a mapping with every objective, every limited value and whatever else is to be kept. If it raises or returns
+            NaN the evaluation is recorded as failed and the search goes on.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the largest subnet as strings.
         params: Budget of parameters, likewise.
         inputs: For a FLOPs budget of a model that states no cost: what it is run on to be counted, see `count_flops`.
         limits: Name of a measured value -> an upper bound or (low, high), either may be None: {"latency_ms": (None, 12)}.
         objectives: Name -> "max" or "min"; None: {"accuracy": "max"}. "flops" and "params" need not be measured.
         population: How many of the best subnets may be parents; also how many are drawn at random first.
-        generations: population * generations evaluations are done in all, failed ones included. A search that is done goes on
-            with a larger number.
+        generations: population * generations evaluations are done in all, failed ones included. A search that is done
+            goes on with a larger number.
         seed: Any int of at least 0. Same seed, same search, with one worker.
         storage: None (memory), the path of a journal file, a URL that Optuna takes, or an Optuna storage.
         name: Name of the search in the storage.

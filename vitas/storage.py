@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class FileLock:
         self._file: Any = None
 
     def acquire(self) -> bool:
-        """Wait for the lock; then nobody else is writing, and a last line without an end is the rest of a killed writer's."""
+        """Wait for the lock; nobody else is writing then, so a last line without an end is a killed writer's."""
         self._file = open(self._path, "rb+")  # noqa: SIM115
         fcntl.flock(self._file, fcntl.LOCK_EX)
         _cut_torn_line(self._file)
@@ -181,7 +182,7 @@ class Ledger:
             if there.get(what) != here.get(what):
                 raise SearchError(
                     f"storage: the search {self.study.study_name!r} there was made with another {what}"
-                    f" ({_short(there.get(what))}, here {_short(here.get(what))}); go on with the same, or give another name="
+                    f" ({_short(there.get(what))}, here {_short(here.get(what))}); go on with that, or give another name="
                 )
 
     def news(self) -> Iterator[Claim]:
@@ -261,10 +262,8 @@ class Ledger:
         self._write(self.storage.set_trial_state_values, trial_id, self._optuna.trial.TrialState[state], values)
 
     def _write(self, write: Any, *arguments: Any) -> None:
-        try:
+        with suppress(self._optuna.exceptions.UpdateFinishedTrialError):  # it was taken for dead, its claim given up
             write(*arguments)
-        except self._optuna.exceptions.UpdateFinishedTrialError:
-            pass  # another worker took this one for dead and has given its claim up
 
     def withdraw_dead(self, stale_after: float | None) -> None:
         """Give up the claims of workers that died.
