@@ -43,7 +43,8 @@ class Genome(NamedTuple):
 
     def draw(self, n: int, rng: np.random.Generator) -> Codes:
         """Return n filled codes, each number from its choice's prior."""
-        return (rng.random((n, len(self.sizes), 1)) >= self.cumulative).sum(axis=2)
+        numbers: Codes = (rng.random((n, len(self.sizes), 1)) >= self.cumulative).sum(axis=2)
+        return numbers
 
 
 def crossover(first: Codes, second: Codes, genome: Genome, rng: np.random.Generator) -> Codes:
@@ -104,7 +105,8 @@ def repair(
         good = codes[inside(codes)]
         if len(good):
             steps = np.square(good - code)[:, live].sum(axis=1)
-            return good[rng.choice(np.flatnonzero(steps == steps.min()))]
+            nearest: Codes = good[rng.choice(np.flatnonzero(steps == steps.min()))]
+            return nearest
     return None
 
 
@@ -142,7 +144,8 @@ def ranked(values: Floats, violations: Floats) -> NDArray[np.int64]:
     ranks, crowding = np.zeros(len(values), dtype=np.int64), np.zeros(len(values))
     good = np.flatnonzero(violations <= 0)
     better = (values[good, None] <= values[None, good]).all(axis=2) & (values[good, None] < values[None, good]).any(axis=2)
-    left, rank = np.ones(len(good), dtype=bool), 0
+    left: NDArray[np.bool_] = np.ones(len(good), dtype=bool)
+    rank = 0
     while left.any():
         front = left & ~better[left].any(axis=0)
         ranks[good[front]] = rank
@@ -189,4 +192,4 @@ def hypervolume(values: Floats, reference: Floats) -> float:
     values = values[np.argsort(values[:, -1], kind="stable")]
     tops = [*values[1:, -1], reference[-1]]
     slices = ((top - point[-1], n) for n, (point, top) in enumerate(zip(values, tops, strict=True), start=1))
-    return sum(depth * hypervolume(values[:n, :-1], reference[:-1]) for depth, n in slices if depth > 0)
+    return float(sum(depth * hypervolume(values[:n, :-1], reference[:-1]) for depth, n in slices if depth > 0))

@@ -203,11 +203,12 @@ class Evolution:
                     return code
         if len(self._told) >= self.population and len(self._best) > 1:
             for _ in range(8):
-                code = self._child(rng)
-                if code is not None:
-                    return code
+                child = self._child(rng)
+                if child is not None:
+                    return child
         for n in (64, 1024, 8192):
-            for code in self._sampler.draw(n, rng):
+            drawn: list[Codes] = list(self._sampler.draw(n, rng))
+            for code in drawn:
                 if self._is_new(code):
                     return code
         return None
@@ -554,7 +555,7 @@ class _Worker:
             return Evaluation(subnet, counts, claim.attrs.get("error", "no error was stored"))
         more = {name: math.nan if value is None else value for name, value in claim.attrs.get("scores", {}).items()}
         return Evaluation(
-            subnet, {**counts, **more, **dict(zip(self.evolution._aims.objectives, claim.values, strict=True))}
+            subnet, {**counts, **more, **dict(zip(self.evolution._aims.objectives, claim.values or (), strict=True))}
         )
 
     def next(self) -> _Job | None:
@@ -666,7 +667,7 @@ def _fingerprint(model: nn.Module) -> str:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             if not value.is_meta:
                 data = value.detach().cpu().contiguous().reshape(-1)
-                digest.update(data.view(torch.uint8).numpy())
+                digest.update(memoryview(data.view(torch.uint8).numpy()))
     return digest.hexdigest()[:16]
 
 

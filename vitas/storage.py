@@ -294,7 +294,7 @@ class Ledger:
 def _open_study(storage: Any, name: str, objectives: Mapping[str, str]) -> Any:
     import optuna
 
-    directions = ["maximize" if direction == "max" else "minimize" for direction in objectives.values()]
+    directions: list[Any] = ["maximize" if direction == "max" else "minimize" for direction in objectives.values()]
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line on standard error for a study that is opened
     try:
