@@ -68,7 +68,7 @@ def score_subnets(model: nn.Module, part: Part, n: int, seed: int) -> dict[vitas
     """Return the accuracy of n random subnets with the weights that they inherit from the superformer."""
     generator = torch.Generator().manual_seed(seed)
     scores = {}
-    for _ in tqdm(range(n), desc="scoring", unit="subnet", mininterval=1):
+    for _ in range(n):
         subnet = vitas.sample_subnet(model, generator=generator)
         scores[subnet] = accuracy(model, part)
     return scores
@@ -82,10 +82,10 @@ class Point(NamedTuple):
 
 
 def draw(path: Path, scored: dict[str, list[Point]], marked: dict[str, Point], budget: float) -> None:
-    """Draw accuracy against MACs: one cloud of random subnets for each name, and single networks."""
+    """Draw accuracy against MACs: one cloud of subnets for each name, and single networks."""
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     axes = figure.subplots()
-    for (name, points), colour in zip(scored.items(), ("#56B4E9", "#E69F00"), strict=True):
+    for (name, points), colour in zip(scored.items(), ("#56B4E9", "#E69F00", "#999999"), strict=True):
         macs, accuracies = zip(*points, strict=True)
         axes.scatter(np.divide(macs, 1e6), accuracies, s=18, color=colour, alpha=0.7, linewidths=0, label=name)
     for (name, point), marker, size in zip(marked.items(), "so*", (9, 17, 12), strict=True):
@@ -96,7 +96,7 @@ def draw(path: Path, scored: dict[str, list[Point]], marked: dict[str, Point], b
     axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
     axes.set_xlabel("million multiply-adds (MACs) for one image")
     axes.set_ylabel("accuracy on the search part (%)")
-    axes.set_title("Random subnets of one superformer, with inherited weights")
+    axes.set_title("Subnets of one superformer, with inherited weights")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
@@ -120,14 +120,22 @@ def main() -> None:
     print(space)
     train(model, train_part, epochs=80, seed=options.seed, superformer=True)
 
-    # Search: score random subnets with inherited weights, take the best that costs at most half of the largest.
-    scores = score_subnets(model, search_part, n=300, seed=options.seed)
-    macs = {subnet: vitas.count_flops(model, subnet).total for subnet in scores}
+    # Search: the best subnet, with inherited weights, that costs at most half of the largest; of equal ones the cheapest.
+    found = vitas.evolve(
+        model,
+        lambda model: accuracy(model, search_part),
+        flops="50%",
+        objectives={"accuracy": "max", "flops": "min"},
+        population=20,
+        generations=10,
+        seed=options.seed,
+    )
+    chosen = found.best
     largest = space.largest()  # the largest value of every choice; patches of 4 x 4 pixels make just 4 tokens
-    budget = vitas.count_flops(model, largest).total / 2
-    affordable = [subnet for subnet in scores if macs[subnet] <= budget]
-    chosen = max(affordable, key=lambda subnet: (scores[subnet], -macs[subnet]))
-    print(chosen)
+    budget = found.windows["flops"][1]
+    print(found, chosen, sep="\n")
+    scores = score_subnets(model, search_part, n=100, seed=options.seed)  # random ones, for comparison
+    macs = {subnet: vitas.count_flops(model, subnet).total for subnet in scores}
 
     # Export: plain torch modules with the same outputs, checked on real images; once more with fresh weights to retrain.
     networks = {
@@ -138,10 +146,10 @@ def main() -> None:
     train(networks["chosen, retrained"], train_part, epochs=60, seed=options.seed, superformer=False)
 
     # Report; the test part is used here for the first and only time.
-    first = np.array(list(scores.values())[:100])
-    low, middle, high = np.quantile(first, [0, 0.5, 1])
-    print(f"\ninherited accuracy of {len(first)} random subnets on the search part:")
-    print(f"min {low:.1f} %, median {middle:.1f} %, max {high:.1f} %, standard deviation {first.std():.1f} points\n")
+    drawn = np.array(list(scores.values()))
+    low, middle, high = np.quantile(drawn, [0, 0.5, 1])
+    print(f"\ninherited accuracy of {len(drawn)} random subnets on the search part:")
+    print(f"min {low:.1f} %, median {middle:.1f} %, max {high:.1f} %, standard deviation {drawn.std():.1f} points\n")
     print(f"{'network':<18}  {'test accuracy':>13}  {'MACs':>9}  {'parameters':>10}")
     marked = {}
     for name, network in networks.items():
@@ -150,9 +158,10 @@ def main() -> None:
         print(f"{name:<18}  {accuracy(network, test_part):>11.1f} %  {cost:>9,}  {vitas.count_params(model, subnet):>10,}")
         marked[name] = Point(cost, accuracy(network, search_part))
     clouds = {
-        f"patches of {size} x {size} pixels": [Point(macs[s], scores[s]) for s in scores if s["patch_size"] == size]
+        f"random, patches of {size} x {size}": [Point(macs[s], scores[s]) for s in scores if s["patch_size"] == size]
         for size in space.choices["patch_size"].values
     }
+    clouds["evaluated by the search"] = [Point(int(s["flops"]), s["accuracy"]) for s in found.scores.values()]
     draw(options.output, clouds, marked, budget)
     print(f"\npicture: {options.output} ({time.perf_counter() - started:.0f} s in all)")
 

@@ -63,6 +63,10 @@ ORDER = [
     "vitas.train.ranks",
     "vitas.train.report",
     "vitas.train",
+    "vitas.genetic",
+    "vitas.plot",
+    "vitas.storage",
+    "vitas.search",
     "vitas",
 ]
 

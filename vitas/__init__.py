@@ -9,6 +9,7 @@ from vitas.latency import Latency, LatencyTable, latency_table, measure_latency
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
 from vitas.saving import load_subnet, load_superformer, save_subnet, save_superformer
 from vitas.score import accuracy, zero_cost
+from vitas.search import Evolution, SearchResult, evolve, suggest_subnet
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Subnet
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
@@ -22,9 +23,11 @@ __all__ = [
     "ChoiceError",
     "CostModel",
     "Dim",
+    "Evolution",
     "FlopCount",
     "Latency",
     "LatencyTable",
+    "SearchResult",
     "SearchSpace",
     "Subnet",
     "SubnetSampler",
@@ -38,6 +41,7 @@ __all__ = [
     "count_params",
     "count_subnets",
     "create_superformer",
+    "evolve",
     "export_report",
     "export_subnet",
     "latency_table",
@@ -55,6 +59,7 @@ __all__ = [
     "save_superformer",
     "search_space",
     "sharing",
+    "suggest_subnet",
     "superformer",
     "train",
     "use_subnet",

@@ -16,6 +16,10 @@ class BudgetError(VitasError, ValueError):
     """A budget that cannot be read or that no subnet meets."""
 
 
+class SearchError(VitasError, ValueError):
+    """A search that cannot start or go on: its objectives, limits or storage, or what `evaluate` returned."""
+
+
 class ShapeError(VitasError, ValueError):
     """A tensor whose shape does not fit the active subnet."""
 

@@ -18,7 +18,7 @@ from vitas.conditional import Conditional, extremes
 from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
 from vitas.counting import SubnetCount, count_inside
 from vitas.elimination import Chain, TooManyRows
-from vitas.errors import BudgetError, ChoiceError, one_of
+from vitas.errors import BudgetError, ChoiceError, VitasError, one_of
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number, Subnet
 from vitas.walk import unwrap
@@ -224,13 +224,19 @@ class SubnetSampler:
         Raises:
             ChoiceError: not encoded subnets of the space.
         """
-        names = ["flops", "params"] if self._traced is not None or hasattr(self._model, "cost") else ["params"]
+        names = ["flops", "params"] if self._traced is not None or self._stated is not None else ["params"]
         return {name: self._measure(name, codes) for name in names}
 
     @cached_property
+    def _stated(self) -> Cost | None:
+        try:
+            return stated_cost(self._model)
+        except VitasError:  # a module that states none, or a layer, whose cost depends on its tokens
+            return None
+
+    @cached_property
     def _costs(self) -> CostModel:
-        stated = hasattr(self._model, "cost")
-        return CostModel(self.space, stated_cost(self._model) if stated else Cost(), params_of(self._model))
+        return CostModel(self.space, self._stated or Cost(), params_of(self._model))
 
     def _measure(self, name: str, codes: NDArray[np.int64]) -> NDArray[np.int64]:
         if name == "params":
@@ -386,10 +392,5 @@ def use_subnet(model: nn.Module, subnet: Mapping[str, Number], *, side: str | No
     Raises:
         ChoiceError: as activate_subnet.
     """
-    space = search_space(model)
-    state = space.state()
-    try:
-        space.activate(subnet, side=side)
-        yield space.active()
-    finally:
-        state.put_back()
+    with search_space(model).use(subnet, side=side) as active:
+        yield active

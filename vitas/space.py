@@ -6,6 +6,7 @@ import re
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import cached_property
 from html import escape
@@ -156,6 +157,17 @@ class SearchSpace:
             indices[k] = bisect_right(entry.cumulative, uniform[k] * entry.cumulative[-1])
         return self._subnet(indices)
 
+    def compose(self, pick: Callable[[str, AnyChoice], Number]) -> Subnet:
+        """Return the subnet whose values `pick(name, choice)` gives; it is asked for live choices only, in order.
+
+        Raises:
+            ChoiceError: `pick` gives an illegal value.
+        """
+        indices = [-1] * len(self._entries)
+        for k, entry in self._walk(indices):
+            indices[k] = entry.choice.index_of(pick(entry.name, entry.choice))
+        return self._subnet(indices)
+
     def largest(self) -> Subnet:
         """Return the subnet with the largest value of every choice."""
         return self.subnet({}, fill="largest")
@@ -191,6 +203,27 @@ class SearchSpace:
             dim._side = number
         for choice, index in zip(self._choices, indices, strict=True):
             choice._set(index if index >= 0 else len(choice.values) - 1)
+
+    @contextmanager
+    def use(self, subnet: Mapping[str, Number], *, side: str | None = None) -> Iterator[Subnet]:
+        """Activate `subnet` for the length of a with block; what was active comes back, also after an exception.
+
+        Args:
+            subnet: A subnet of this space.
+            side: As in `activate`.
+
+        Yields:
+            The active subnet.
+
+        Raises:
+            ChoiceError: as `activate`.
+        """
+        state = self.state()
+        try:
+            self.activate(subnet, side=side)
+            yield self.active()
+        finally:
+            state.put_back()
 
     def _side_number(self, side: str | None) -> int:
         if side is None:
@@ -252,6 +285,30 @@ class SearchSpace:
             indices[k] = int(numbers[k])
         return self._subnet(indices)
 
+    def live(self, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which choices are live in each vector, (n, choices) ints -> (n, choices); other numbers may be anything."""
+        live = np.ones(codes.shape, dtype=bool)
+        true: list[NDArray[np.bool_] | None] = [None] * len(self._conditions)
+        for k, entry in enumerate(self._entries):
+            if entry.condition:
+                lives = true[entry.condition]
+                if lives is None:
+                    lives = np.zeros(len(codes), dtype=bool)
+                    for conjunction in self._conditions[entry.condition]:
+                        holds = np.ones(len(codes), dtype=bool)
+                        for gate, allowed in conjunction:
+                            table = np.zeros(len(self._entries[gate].choice.values), dtype=bool)
+                            table[list(allowed)] = True
+                            holds &= live[:, gate] & table[codes[:, gate]]
+                        lives |= holds
+                    true[entry.condition] = lives
+                live[:, k] = lives
+        return live
+
+    def canonical(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return vectors with -1 for the choices that are not live: equal networks have equal vectors."""
+        return np.where(self.live(codes), codes, -1)
+
     def numbers(self, subnet: Mapping[str, Number]) -> list[int]:
         """Return the number of each choice's value as a list; 0 for choices that are not live.
 
@@ -267,16 +324,7 @@ class SearchSpace:
         for k in drawn:
             cumulative = self._entries[k].cumulative
             codes[:, k] = np.searchsorted(cumulative, rng.random(len(codes)) * cumulative[-1], side="right")
-        lives: dict[int, NDArray[np.bool_]] = {}
-        for k, entry in enumerate(self._entries):
-            if entry.condition not in lives:
-                alternatives = [
-                    np.all([np.isin(codes[:, gate], list(allowed)) for gate, allowed in conjunction], axis=0)
-                    for conjunction in self._conditions[entry.condition]
-                ]
-                lives[entry.condition] = np.broadcast_to(np.any(alternatives, axis=0), len(codes))
-            codes[~lives[entry.condition], k] = -1
-        return codes
+        return self.canonical(codes)
 
     def indices(self, subnet: Mapping[str, Number]) -> dict[AnyChoice, int]:
         """Return the number of each choice's value; 0 for choices that are not live.
