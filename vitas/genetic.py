@@ -143,7 +143,8 @@ def ranked(values: Floats, violations: Floats) -> NDArray[np.int64]:
         return np.lexsort((values[:, 0], violations))
     ranks, crowding = np.zeros(len(values), dtype=np.int64), np.zeros(len(values))
     good = np.flatnonzero(violations <= 0)
-    better = (values[good, None] <= values[None, good]).all(axis=2) & (values[good, None] < values[None, good]).any(axis=2)
+    ahead, behind = values[good, None], values[None, good]
+    better = np.all(ahead <= behind, axis=2) & np.any(ahead < behind, axis=2)
     left: NDArray[np.bool_] = np.ones(len(good), dtype=bool)
     rank = 0
     while left.any():

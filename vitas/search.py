@@ -667,7 +667,7 @@ def _fingerprint(model: nn.Module) -> str:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             if not value.is_meta:
                 data = value.detach().cpu().contiguous().reshape(-1)
-                digest.update(memoryview(data.view(torch.uint8).numpy()))
+                digest.update(data.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
