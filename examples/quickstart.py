@@ -121,18 +121,18 @@ def main() -> None:
     train(model, train_part, epochs=80, seed=options.seed, superformer=True)
 
     # Search: the best subnet, with inherited weights, that costs at most half of the largest; of equal ones the cheapest.
+    largest = space.largest()  # the largest value of every choice; patches of 4 x 4 pixels make just 4 tokens
+    budget = vitas.count_flops(model, largest).total / 2
     found = vitas.evolve(
         model,
         lambda model: accuracy(model, search_part),
-        flops="50%",
+        flops=budget,
         objectives={"accuracy": "max", "flops": "min"},
         population=20,
         generations=10,
         seed=options.seed,
     )
     chosen = found.best
-    largest = space.largest()  # the largest value of every choice; patches of 4 x 4 pixels make just 4 tokens
-    budget = found.windows["flops"][1]
     print(found, chosen, sep="\n")
     scores = score_subnets(model, search_part, n=100, seed=options.seed)  # random ones, for comparison
     macs = {subnet: vitas.count_flops(model, subnet).total for subnet in scores}

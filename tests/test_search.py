@@ -424,12 +424,12 @@ def test_a_worker_elsewhere_is_waited_for_until_it_is_stale(model, tmp_path, mon
         calls.append(vitas.active_subnet(model))
         return made_up(calls[-1])
 
-    started = time.monotonic()
     result = vitas.evolve(model, evaluate, storage=path, stale_after=1.5, **SETTINGS)
-    assert time.monotonic() - started > 0.5
-    assert len(calls) == len(set(calls)) == 23  # 7 were done; the one that ran elsewhere came last
-    running = [trial for trial in result.study.trials if trial.state.name == "PRUNED"]
-    assert [calls[-1]] == [vitas.Subnet(trial.params) for trial in running]
+    assert len(calls) == len(set(calls)) == 23  # 7 were done, and one ran elsewhere
+    (left,) = [trial for trial in result.study.trials if trial.state.name == "PRUNED"]
+    (again,) = [trial for trial in result.study.trials if trial.params == left.params and trial.number > left.number]
+    assert again.state.name == "COMPLETE"
+    assert (again.datetime_start - left.datetime_start).total_seconds() >= 1.4
 
 
 def interrupted_at_eight():

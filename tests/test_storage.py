@@ -1,0 +1,95 @@
+"""The journal: what killed writers leave behind, and the lock."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import vitas
+from vitas.storage import FileLock, Ledger, _start_of, _this_process, open_storage
+
+optuna = pytest.importorskip("optuna")
+pytestmark = [pytest.mark.extras, pytest.mark.skipif(sys.platform == "win32", reason="flock")]
+
+FACTS = {"objectives": {"score": "max"}}
+VALUES = {"width": (2, 4, 6)}
+
+
+def ledger(path):
+    return Ledger(open_storage(path), "vitas", {"score": "max"}, FACTS)
+
+
+def claimed(path, width):
+    return ledger(path).claim(vitas.Subnet({"width": width}), VALUES, {})
+
+
+@pytest.mark.parametrize("kept", [1, 20, -1])
+def test_a_torn_last_line_is_cut_before_the_next_is_written(tmp_path, kept):
+    path = tmp_path / "search.log"
+    first = ledger(path)
+    trial_id, _ = first.claim(vitas.Subnet({"width": 4}), VALUES, {})
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.splitlines()[-1][:kept])  # a worker died in the middle of a line, while we are at work
+    first.complete(trial_id, [0.5], {})
+    for line in path.read_bytes().splitlines():
+        json.loads(line)
+    assert path.read_bytes().startswith(whole)
+    path.write_bytes(path.read_bytes() + b'{"op_code":4,"worker')  # and once more before we open it
+    claims = list(ledger(path).news())
+    assert [(claim.state, dict(claim.params), claim.values) for claim in claims] == [("COMPLETE", {"width": 4}, [0.5])]
+    claimed(path, 6)
+    assert [claim.params["width"] for claim in ledger(path).news()] == [4, 6]
+
+
+def test_a_torn_first_line_is_cut_too(tmp_path):
+    path = tmp_path / "search.log"
+    path.write_bytes(b'{"op_code":0,"wor')
+    claimed(path, 2)
+    assert [claim.params["width"] for claim in ledger(path).news()] == [2]
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    path = tmp_path / "search.log"
+    path.touch()
+    code = (
+        "import time; from vitas.storage import FileLock\n"
+        f"lock = FileLock({str(path)!r}); lock.acquire(); print('locked', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    import fcntl
+
+    with path.open("rb+") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    started = time.monotonic()
+    lock = FileLock(str(path))
+    assert lock.acquire()
+    lock.release()
+    assert time.monotonic() - started < 5
+    assert [entry.name for entry in tmp_path.iterdir()] == ["search.log"]
+
+
+def test_a_process_is_known_by_when_it_started():
+    machine, pid, started = _this_process()
+    assert (machine, pid) == (_this_process()[0], os.getpid())
+    assert _start_of(pid) == started != ""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert _start_of(child.pid) not in ("", started)
+    child.communicate(b"\n")
+    assert _start_of(child.pid) == ""
+
+
+def test_what_was_given_up_stays_given_up(tmp_path):
+    path = tmp_path / "search.log"
+    slow, other = ledger(path), ledger(path)
+    trial_id, number = slow.claim(vitas.Subnet({"width": 4}), VALUES, {})
+    other.withdraw(trial_id)
+    slow.complete(trial_id, [0.5], {"more": 1})  # it was only slow: its result comes too late
+    assert [(claim.number, claim.state) for claim in ledger(path).news()] == [(number, "PRUNED")]
