@@ -10,9 +10,8 @@ Pretrained weights are downloaded; without a network it says so and goes on with
 
 import argparse
 import socket
-import time
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import timm
 import torch
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_model_data_config
 from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
@@ -65,12 +64,12 @@ def split(data: Dataset, shares: list[float]) -> list[Subset]:
     return torch.utils.data.random_split(data, shares, torch.Generator().manual_seed(0))
 
 
-def fine_tune(model: nn.Module, data: Dataset, *, epochs: int, superformer: bool) -> None:
+def fine_tune(model: nn.Module, data: Dataset, *, epochs: int, lr: float, superformer: bool) -> None:
     """Run an ordinary training loop, in which a wrapped model needs one extra line."""
     generator = torch.Generator().manual_seed(0)
     loader = DataLoader(data, batch_size=32, shuffle=True, drop_last=True, generator=generator)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=5e-4, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-4, total_steps=epochs * len(loader))
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * len(loader))
     model.train()
     for _ in tqdm(range(epochs), desc="wrapped model" if superformer else "original", unit="epoch", mininterval=1):
         for images, labels in loader:
@@ -84,32 +83,14 @@ def fine_tune(model: nn.Module, data: Dataset, *, epochs: int, superformer: bool
     model.eval()
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Dataset) -> float:
-    """Return the percentage of images that are classified correctly."""
-    right = [(model(images).argmax(dim=1) == labels).float() for images, labels in DataLoader(data, batch_size=128)]
-    return 100 * torch.cat(right).mean().item()
-
-
-def search(model: nn.Module, data: Dataset, flops: str, n: int) -> vitas.Subnet:
+def search(model: nn.Module, score: Callable[[nn.Module], float], *, flops: str, n: int) -> vitas.Subnet:
     """Return the best of n random subnets inside a budget, with the weights that they inherit."""
     generator = torch.Generator().manual_seed(0)
     scores = {}
     for _ in tqdm(range(n), desc="search", unit="subnet", mininterval=1):
         subnet = vitas.sample_subnet(model, flops=flops, generator=generator)
-        scores[subnet] = accuracy(model, data)
+        scores[subnet] = score(model)
     return max(scores, key=scores.__getitem__)
-
-
-@torch.no_grad()
-def latency(model: nn.Module, image: Tensor, runs: int = 30) -> float:
-    """Return the median milliseconds for one image."""
-    times = []
-    for _ in range(runs + 5):
-        started = time.perf_counter()
-        model(image)
-        times.append(1000 * (time.perf_counter() - started))
-    return median(times[5:])
 
 
 def main() -> None:
@@ -118,7 +99,8 @@ def main() -> None:
     parser.add_argument("--model", default="test_vit", help="a Vision Transformer of timm, such as deit_small_patch16_224")
     parser.add_argument("--data", type=Path, help="folder with train/ and val/; without it scikit-learn's digits")
     parser.add_argument("--img-size", type=int, default=64, help="height and width of the images in pixels")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=2e-3, help="largest learning rate; 1e-4 for pretrained weights")
     parser.add_argument("--budget", default="50%", help="of the original's multiply-adds")
     parser.add_argument("--subnets", type=int, default=30, help="to score")
     parser.add_argument("--output", type=Path, help="new folder for the export")
@@ -135,16 +117,18 @@ def main() -> None:
     model = vitas.wrap(original, depth="auto")  # a copy: heads, MLP widths and depth can now be searched
     space = vitas.search_space(model)
     print(space)
-    fine_tune(original, train, epochs=options.epochs, superformer=False)
-    fine_tune(model, train, epochs=options.epochs, superformer=True)
+    fine_tune(original, train, epochs=options.epochs, lr=options.lr, superformer=False)
+    fine_tune(model, train, epochs=options.epochs, lr=options.lr, superformer=True)
 
-    best = search(model, search_part, options.budget, options.subnets)
+    score = vitas.accuracy(DataLoader(search_part, batch_size=128))
+    best = search(model, score, flops=options.budget, n=options.subnets)
     print(best)
     print(vitas.export_report(model, best))
     image = torch.stack([test[0][0]])
     small = vitas.export_subnet(model, best, verify=image)  # timm's own class, with the same outputs
     whole = vitas.export_subnet(model, space.largest(), verify=image)
 
+    right = vitas.accuracy(DataLoader(test, batch_size=128))
     print(f"\n{'network':<28}  {'test accuracy':>13}  {'MACs':>13}  {'parameters':>10}  {'one image':>9}")
     for name, network, subnet in (
         ("original, fine-tuned", original.eval(), space.largest()),
@@ -152,7 +136,7 @@ def main() -> None:
         (f"wrapped model, best at {options.budget}", small, best),
     ):
         cost, size = vitas.count_flops(model, subnet).total, vitas.count_params(model, subnet)
-        percent, milliseconds = accuracy(network, test), latency(network, image)
+        percent, milliseconds = 100 * right(network), vitas.measure_latency(network, image).median
         print(f"{name:<28}  {percent:>11.1f} %  {cost:>13,}  {size:>10,}  {milliseconds:>6.1f} ms")
     if options.output:
         vitas.save_subnet(small, options.output)
