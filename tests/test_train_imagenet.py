@@ -17,6 +17,7 @@ import vitas
 
 pytestmark = [pytest.mark.heavy, pytest.mark.extras]
 pytest.importorskip("timm")
+pytest.importorskip("optuna")
 Image = pytest.importorskip("PIL.Image")
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_imagenet.py"
@@ -134,15 +135,10 @@ def test_search_retrain_and_test(data, trained, tmp_path):
     model = vitas.create_superformer("deit_micro", num_classes=3, img_size=64, patch_size=[8, 16], depth=[1, 2, 3])
     largest = vitas.count_flops(model, vitas.search_space(model).largest()).total
     best = tmp_path / "best.json"
-    if hasattr(vitas, "evolve"):
-        found = tmp_path / "search"
-        weights = trained / "superformer.safetensors"
-        options = ["--output", found, "--weights", weights, "--flops", 0, largest // 2, "--hold-out", "4", "--workers", "0"]
-        code, said = run("search", "--data", data, *options, *SPACE, "--population", 6, "--generations", 2, ranks=1)
-        assert code == 0, said
-        best = found / "best.json"
-    else:
-        best.write_text(vitas.search_space(model).smallest().to_json())
+    options = ["--output", tmp_path, "--weights", trained / "superformer.safetensors", "--flops", 0, largest // 2]
+    options += ["--hold-out", "4", "--workers", "0", "--population", 6, "--generations", 2]
+    code, said = run("search", "--data", data, *options, *SPACE, ranks=1)
+    assert code == 0, said
     subnet = vitas.Subnet.from_json(best.read_text())
     assert vitas.count_flops(model, subnet).total <= largest // 2
 
