@@ -70,13 +70,13 @@ def test_global_randomness_is_not_touched(model):
 
 
 def test_beats_random_draws(model):
-    result = None
     evolution = vitas.Evolution(model, flops=("45%", "50%"))
-    run(evolution, 600)
+    asked = run(evolution, 600)
     result = evolution.result()
     sampler = vitas.SubnetSampler(model, flops=("45%", "50%"))
-    drawn = max(made_up(evolution.space.decode(code)) for code in sampler.draw(600, np.random.default_rng(1)))
-    assert made_up(result.best) > drawn
+    drawn = [made_up(evolution.space.decode(code)) for code in sampler.draw(600, np.random.default_rng(1))]
+    assert made_up(result.best) >= max(drawn)  # either may find the very best of a space this small
+    assert np.median([made_up(subnet) for subnet in asked[300:]]) > np.quantile(drawn, 0.95)
     assert made_up(result.best) == max(evaluation.scores["accuracy"] for evaluation in result.history)
 
 
