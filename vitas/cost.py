@@ -22,7 +22,7 @@ from torch import nn
 
 from vitas import plain
 from vitas.choice import Choice
-from vitas.errors import ChoiceError, VitasError, one_of
+from vitas.errors import ChoiceError, VitasError, one_of, shown
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number
 from vitas.walk import State, eval_mode, holders, unwrap
@@ -188,7 +188,7 @@ def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, 
     from torch.utils.flop_counter import FlopCounterMode
 
     if convention != "exact":
-        raise ChoiceError(f"convention: a count by running is exact, got {convention!r}")
+        raise ChoiceError(f"convention: a count by running is exact, got {shown(convention)}")
     state = State.of_module(model)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     try:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.choice import SIDES, Dim
-from vitas.errors import ChoiceError, VitasError, listed, one_of
+from vitas.errors import ChoiceError, VitasError, listed, one_of, shown
 from vitas.subnet import Number, Subnet
 from vitas.walk import AnyChoice, Gate, State, holders, unwrap
 
@@ -149,7 +149,7 @@ class SearchSpace:
             generator: Source of randomness; None: torch's default one. A draw takes the same amount of it every time.
         """
         if generator is not None and not isinstance(generator, torch.Generator):
-            raise ChoiceError(f"generator: expected a torch.Generator or None, got {generator!r}")
+            raise ChoiceError(f"generator: expected a torch.Generator or None, got {shown(generator)}")
         device = generator.device if generator is not None else "cpu"
         uniform = torch.rand(len(self._entries), generator=generator, dtype=torch.float64, device=device).tolist()
         indices = [-1] * len(self._entries)
@@ -231,7 +231,7 @@ class SearchSpace:
         if side not in SIDES:
             raise ChoiceError(f"side: {one_of(SIDES, side)}")
         if not self.bilateral:
-            raise ChoiceError(f"side: got {side!r}, but no Dim of this model is bilateral")
+            raise ChoiceError(f"side: got {shown(side)}, but no Dim of this model is bilateral")
         return SIDES.index(side)
 
     @cached_property
