@@ -41,7 +41,9 @@ def check(extra: str) -> None:
     """Do what an extra is for, and make sure that the others are not there to help."""
     installed = {name: [root for root in roots if find_spec(root)] for name, roots in ROOTS.items()}
     expected = {name: roots if name == extra else [] for name, roots in ROOTS.items()}
-    foreign = {name: found for name, found in installed.items() if not set(found) <= {*expected[name], *ROOTS.get(extra, [])}}
+    foreign = {
+        name: found for name, found in installed.items() if not set(found) <= {*expected[name], *ROOTS.get(extra, [])}
+    }
     assert not foreign, f"not asked for: {foreign}"
     assert set(expected.get(extra, [])) <= set(installed.get(extra, [])), f"{extra}: {installed.get(extra)}"
     small, images = core()

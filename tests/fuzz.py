@@ -108,12 +108,38 @@ def numbers() -> st.SearchStrategy[Any]:
 
 
 def words() -> st.SearchStrategy[Any]:
-    known = ["largest", "smallest", "left", "right", "random", "inherit", "fresh", "cyclic", "50%", "-1%", "1e400%", "%", "nan%"]
+    known = [
+        "largest",
+        "smallest",
+        "left",
+        "right",
+        "random",
+        "inherit",
+        "fresh",
+        "cyclic",
+        "50%",
+        "-1%",
+        "1e400%",
+        "%",
+        "nan%",
+    ]
     return st.one_of(st.text(max_size=8), pick(known), pick(["", "x" * 10**6, "\0", "\ud800", "💥" * 99]))
 
 
 def scalars() -> st.SearchStrategy[Any]:
-    things = [None, object, Rude(), torch.zeros(3), torch.zeros(()), np.zeros((2, 2)), b"\xff" * 9, 3j, print, {1, 2}, range(10**9)]
+    things = [
+        None,
+        object,
+        Rude(),
+        torch.zeros(3),
+        torch.zeros(()),
+        np.zeros((2, 2)),
+        b"\xff" * 9,
+        3j,
+        print,
+        {1, 2},
+        range(10**9),
+    ]
     return st.one_of(numbers(), words(), pick(things))
 
 
@@ -132,7 +158,9 @@ def json_values() -> st.SearchStrategy[Any]:
     leaves = st.one_of(
         st.none(), st.booleans(), st.integers(-3, 40), pick(HUGE[:8]), st.floats(), st.text(max_size=6), st.just("x" * 10**5)
     )
-    return st.recursive(leaves, lambda i: st.lists(i, max_size=3) | st.dictionaries(st.text(max_size=4), i, max_size=3), max_leaves=5)
+    return st.recursive(
+        leaves, lambda i: st.lists(i, max_size=3) | st.dictionaries(st.text(max_size=4), i, max_size=3), max_leaves=5
+    )
 
 
 def mutated(value: Any, draw: Callable[[Any], Any], times: int = 2) -> Any:
@@ -282,17 +310,43 @@ def budgets(bench: Bench, draw: Callable[[Any], Any]) -> None:
         elif which == 1:
             vitas.count_subnets(bench.model, params=budget)
         elif which == 2:
-            vitas.SubnetSampler(bench.model, params=budget, seed=draw(st.just(0) | scalars())).sample(draw(st.just(0) | scalars()))
+            vitas.SubnetSampler(bench.model, params=budget, seed=draw(st.just(0) | scalars())).sample(
+                draw(st.just(0) | scalars())
+            )
         else:
             depth_law_for(bench.model, flops=budget)
 
 
 def building(bench: Bench, draw: Callable[[Any], Any]) -> None:
     """Build networks of no space, of impossible sizes, with unknown arguments."""
-    size = st.one_of(pick([0, -1, 8, 16, *HUGE]), numbers().filter(_tiny_or_absurd), words(), st.none(), st.tuples(numbers(), numbers()))
+    size = st.one_of(
+        pick([0, -1, 8, 16, *HUGE]), numbers().filter(_tiny_or_absurd), words(), st.none(), st.tuples(numbers(), numbers())
+    )
     options: dict[str, Any] = {"num_classes": 3, "img_size": 8, "in_chans": 1}
-    names = ["num_classes", "img_size", "in_chans", "embed_dim", "depth", "num_heads", "qkv_dim", "mlp_dim", "mlp_ratio", "patch_size"]
-    names += ["head_dim", "private", "global_pool", "distilled", "drop_path_rate", "sharing", "norm_eps", "init_values", "nonsense", "depth_p"]
+    names = [
+        "num_classes",
+        "img_size",
+        "in_chans",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "qkv_dim",
+        "mlp_dim",
+        "mlp_ratio",
+        "patch_size",
+    ]
+    names += [
+        "head_dim",
+        "private",
+        "global_pool",
+        "distilled",
+        "drop_path_rate",
+        "sharing",
+        "norm_eps",
+        "init_values",
+        "nonsense",
+        "depth_p",
+    ]
     for name in draw(st.lists(st.sampled_from(names), max_size=2, unique=True)):
         options[name] = draw(st.one_of(size, st.lists(size, max_size=4), scalars().filter(_tiny_or_absurd)))
     name = draw(st.one_of(st.just("deit_micro"), st.just("deit_micro"), words(), scalars()))
@@ -326,7 +380,14 @@ def choices(bench: Bench, draw: Callable[[Any], Any]) -> None:
     """Make choices and dimensions of nonsense."""
     values = draw(st.one_of(st.lists(st.one_of(st.integers(1, 9), numbers()), max_size=4), anything()))
     p = draw(st.one_of(st.none(), st.lists(numbers(), max_size=4), anything()))
-    sharing = draw(st.one_of(st.just("cyclic"), words(), scalars().filter(lambda it: not callable(it)), pick([lambda v, n, p: v, lambda v, n, p: None])))
+    sharing = draw(
+        st.one_of(
+            st.just("cyclic"),
+            words(),
+            scalars().filter(lambda it: not callable(it)),
+            pick([lambda v, n, p: v, lambda v, n, p: None]),
+        )
+    )
     name = draw(st.one_of(st.none(), scalars()))
     which = draw(st.integers(0, 4))
     with frugal(which, values, p, sharing, name):
@@ -394,7 +455,9 @@ def _damaged_weights(data: bytes, draw: Callable[[Any], Any]) -> bytes:
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     if "space" in header.get("__metadata__", {}) and draw(st.booleans()):
         field = draw(st.sampled_from(sorted(header["__metadata__"])))
-        header["__metadata__"][field] = draw(st.one_of(st.text(max_size=9), json_values().map(json.dumps), st.just("[" * 10**5)))
+        header["__metadata__"][field] = draw(
+            st.one_of(st.text(max_size=9), json_values().map(json.dumps), st.just("[" * 10**5))
+        )
     else:
         header = mutated(header, draw)
     text = json.dumps(header).encode("utf-8", "surrogatepass")

@@ -67,6 +67,8 @@ ORDER = [
     "vitas.plot",
     "vitas.storage",
     "vitas.search",
+    "vitas.cards",
+    "vitas.plot",
     "vitas",
 ]
 

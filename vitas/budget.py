@@ -9,7 +9,6 @@ import numpy as np
 
 from vitas.errors import BudgetError, shown
 
-
 _BEYOND_ALL_COSTS = 2**63 - 1
 
 
