@@ -38,7 +38,7 @@ LONGEST_MESSAGE = 2000
 
 @contextlib.contextmanager
 def frugal(*given: Any) -> Iterator[None]:
-    """Check that what runs inside is quick and takes little memory, and that what it raises is a VitasError that says why."""
+    """Check that what runs inside is quick and takes little memory, and raises nothing but a VitasError that says why."""
     try:
         with _frugal():
             yield
