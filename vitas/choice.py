@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitas.errors import ChoiceError, ShapeError, one_of, shown
+from vitas.errors import ChoiceError, ShapeError, is_one_of, one_of, shown
 from vitas.sharing import Run, Sharing, runs_of
 from vitas.slicing import by_selection, cut, mark, marked, refuse_reentrant, select
 
@@ -258,7 +258,7 @@ class Dim(Choice[int]):
 
     @side.setter
     def side(self, side: str) -> None:
-        if side not in SIDES:
+        if not is_one_of(SIDES, side):
             raise ChoiceError(f"side: {one_of(SIDES, side)}")
         if SIDES.index(side) >= len(self.sides):
             raise ChoiceError(f"side: {self.label} shares its channels by {shown(self.sharing)}, which has no right side")

@@ -22,7 +22,7 @@ from torch import nn
 
 from vitas import plain
 from vitas.choice import Choice
-from vitas.errors import ChoiceError, VitasError, one_of, shown
+from vitas.errors import ChoiceError, VitasError, is_one_of, one_of, shown
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number
 from vitas.walk import State, eval_mode, holders, unwrap
@@ -314,7 +314,7 @@ def stated_cost(model: nn.Module, convention: str = "exact") -> Cost:
         ChoiceError: another convention.
         VitasError: a model that states no cost, or not for one image.
     """
-    if convention not in ("exact", "vitas"):
+    if not is_one_of(["exact", "vitas"], convention):
         raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
     state_cost = getattr(model, "cost", None)
     if state_cost is None:

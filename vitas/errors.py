@@ -64,6 +64,11 @@ def shown(value: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
+def is_one_of(values: Sequence[object], got: object) -> bool:
+    """Say whether `got` is among words (and None); arrays and tensors, which compare element by element, never are."""
+    return isinstance(got, (str, type(None))) and got in values
+
+
 def one_of(values: Sequence[object], got: object, most: int = 20) -> str:
     """Return "expected one of 2, 4, got 3 (nearest: 4)" for a value that is not among `values`."""
     listing = ", ".join(str(value) for value in values[:most])

@@ -18,7 +18,7 @@ from vitas.conditional import Conditional, extremes
 from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
 from vitas.counting import SubnetCount, count_inside
 from vitas.elimination import Chain, TooManyRows
-from vitas.errors import BudgetError, ChoiceError, VitasError, one_of, shown
+from vitas.errors import BudgetError, ChoiceError, VitasError, is_one_of, one_of, shown
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number, Subnet
 from vitas.walk import unwrap
@@ -56,7 +56,7 @@ def sample_subnet(
         BudgetError: a malformed budget; an empty window, with the nearest costs that can be reached.
         VitasError: a FLOPs budget for a model that states no cost, without `inputs`.
     """
-    if policy not in ("random", "largest", "smallest"):
+    if not is_one_of(["random", "largest", "smallest"], policy):
         raise ChoiceError(f"policy: {one_of(['random', 'largest', 'smallest'], policy)}")
     if policy != "random" and (flops is not None or params is not None):
         raise BudgetError(f"policy {shown(policy)} takes no budget; draw at random, or leave the budget out")

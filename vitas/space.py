@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.choice import SIDES, Dim
-from vitas.errors import ChoiceError, VitasError, listed, one_of, shown
+from vitas.errors import ChoiceError, VitasError, is_one_of, listed, one_of, shown
 from vitas.subnet import Number, Subnet
 from vitas.walk import AnyChoice, Gate, State, holders, unwrap
 
@@ -138,7 +138,7 @@ class SearchSpace:
         Raises:
             ChoiceError: an unknown name, an illegal value, a missing choice.
         """
-        if fill not in (None, "largest", "smallest"):
+        if not is_one_of([None, "largest", "smallest"], fill):
             raise ChoiceError(f"fill: {one_of(['largest', 'smallest'], fill)}")
         return self._subnet(self._encoded(Subnet(values), fill, strict=False))
 
@@ -228,7 +228,7 @@ class SearchSpace:
     def _side_number(self, side: str | None) -> int:
         if side is None:
             return 0
-        if side not in SIDES:
+        if not is_one_of(SIDES, side):
             raise ChoiceError(f"side: {one_of(SIDES, side)}")
         if not self.bilateral:
             raise ChoiceError(f"side: got {shown(side)}, but no Dim of this model is bilateral")

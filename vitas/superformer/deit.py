@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitas import plain
 from vitas.cost import Cost, cost_of, params_of
-from vitas.errors import ChoiceError, one_of
+from vitas.errors import ChoiceError, is_one_of, one_of
 from vitas.nn import (
     CyclicLinear,
     DropPath,
@@ -206,7 +206,7 @@ class DeiTSuperformer(plain.VisionTransformer):
         Raises:
             ChoiceError: another convention.
         """
-        if convention not in ("exact", "vitas"):
+        if not is_one_of(["exact", "vitas"], convention):
             raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
         exact = convention == "exact"
         patches = self.patch_embed.tokens()  # type: ignore[operator]
@@ -243,7 +243,7 @@ class DeiTSuperformer(plain.VisionTransformer):
 
 
 def _check_pooling(global_pool: str, distilled: bool, fc_norm: bool | None) -> None:
-    if global_pool not in ("token", "avg"):
+    if not is_one_of(["token", "avg"], global_pool):
         raise ChoiceError(f"global_pool: {one_of(['token', 'avg'], global_pool)}")
     if distilled and (global_pool != "token" or fc_norm):
         raise ChoiceError("global_pool, fc_norm: a distilled model classifies from its tokens, normed before pooling")
