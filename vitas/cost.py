@@ -23,7 +23,7 @@ from torch import nn
 from vitas import plain
 from vitas.choice import Choice
 from vitas.errors import ChoiceError, VitasError, is_one_of, one_of, shown
-from vitas.space import SearchSpace, search_space
+from vitas.space import SearchSpace, codes_of, search_space
 from vitas.subnet import Number
 from vitas.walk import State, eval_mode, holders, unwrap
 
@@ -405,9 +405,7 @@ class CostModel:
     def _evaluate(self, tables: _Tables, codes: Codes) -> Any:
         if isinstance(codes, Mapping):
             return tables.one(self.space.numbers(codes))
-        codes = np.asarray(codes)
-        if codes.ndim != 2 or codes.shape[1] != len(self.space) or not np.issubdtype(codes.dtype, np.integer):
-            raise ChoiceError(f"codes: expected ints of shape (n, {len(self.space)}), got {codes.dtype} {codes.shape}")
+        codes = codes_of(codes, len(self.space), "codes")
         most = np.array([len(choice.values) for choice in self.space.choices.values()])
         least = np.minimum(self._smallest, 0)  # -1 for choices that are not live in some subnet
         if codes.size and ((codes.min(axis=0) < least).any() or (codes.max(axis=0) >= most).any()):

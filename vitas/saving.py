@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.errors import FileError, listed, one_of
+from vitas.errors import FileError, listed, one_of, shown
 from vitas.nn.embed import pixels
 from vitas.space import search_space
 from vitas.walk import held, holders, unwrap
@@ -92,7 +92,9 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
         elif config["class"] in _CLASSES:
             model = _on_meta(config, folder)
         else:
-            raise FileError(f"{folder}: a network of your own class {config['class']!r}; build one and pass it as into=")
+            raise FileError(
+                f"{folder}: a network of your own class {shown(config['class'])}; build one and pass it as into="
+            )
     elif img_size is not None:
         raise FileError("img_size: positions are resampled only where load_subnet builds the network, not with into=")
     else:
@@ -149,7 +151,9 @@ def load_superformer(model: nn.Module, path: Path_) -> None:
     inner, path = unwrap(model), Path(path)
     metadata = _metadata(path)
     if metadata.get("format") != SUPERFORMER or metadata.get("version") != str(VERSION):
-        raise FileError(f"{path}: expected format {SUPERFORMER!r} version {VERSION}, got {metadata.get('format')!r}")
+        raise FileError(
+            f"{path}: expected format {shown(SUPERFORMER)} version {VERSION}, got {shown(metadata.get('format'))}"
+        )
     saved, own = _json(metadata.get("space", ""), path), search_space(inner).description()
     _check(isinstance(saved, dict), f"{path}: space", "an object", saved)
     if saved != own:
@@ -271,7 +275,7 @@ def _difference(got: Any, expected: Any, where: str) -> str | None:
         pairs = enumerate(zip(got, expected, strict=True))
         return next(filter(None, (_difference(a, b, f"{where}.{i}") for i, (a, b) in pairs)), None)
     if type(got) is not type(expected) or got != expected:
-        return f"{where}: got {str(got)[:60]!r}, a network of timm would have {str(expected)[:60]!r}"
+        return f"{where}: got {shown(got)}, a network of timm would have {shown(str(expected)[:60])}"
     return None
 
 
@@ -324,9 +328,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise FileError(f"{path}: expected a JSON object, got {type(config).__name__}")
     if config.get("format") != FORMAT:
-        raise FileError(f"{path}: format: expected {FORMAT!r}, got {config.get('format')!r}")
+        raise FileError(f"{path}: format: expected {shown(FORMAT)}, got {shown(config.get('format'))}")
     if config.get("version") != VERSION or isinstance(config.get("version"), bool):
-        raise FileError(f"{path}: version: expected {VERSION}, got {config.get('version')!r}")
+        raise FileError(f"{path}: version: expected {VERSION}, got {shown(config.get('version'))}")
     _same_keys(config, wanted, f"{path}")
     if config["hash"] != _hash(config):
         raise FileError(f"{path}: hash: does not fit the content; the file was changed or cut")
@@ -348,7 +352,7 @@ def _same_keys(got: Mapping[str, Any], wanted: set[str], where: str) -> None:
 
 def _check(fits: bool, where: str, wanted: str, got: object) -> None:
     if not fits:
-        raise FileError(f"{where}: expected {wanted}, got {str(got)[:60]!r}")
+        raise FileError(f"{where}: expected {wanted}, got {shown(got)}")
 
 
 def _count(value: object) -> bool:
