@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ChoiceError(
-                f"warmup_epochs: expected at least 0 and below {self.epochs} epochs, got {self.warmup_epochs!r}"
+                f"warmup_epochs: expected at least 0 and below {self.epochs} epochs, got {shown(self.warmup_epochs)}"
             )
         for name in ("hflip", "random_erasing", "switch_prob", "smoothing", "drop_path"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ChoiceError(f"{name}: expected a number in [0, 1], got {getattr(self, name)!r}")
+                raise ChoiceError(f"{name}: expected a number in [0, 1], got {shown(getattr(self, name))}")
         for name in ("lr", "batch_size", "crop_pct"):
             if not getattr(self, name) > 0:
-                raise ChoiceError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
+                raise ChoiceError(f"{name}: expected a positive number, got {shown(getattr(self, name))}")
 
     def lr_factor(self, epoch: float) -> float:
         """Return the learning rate as a part of `lr` after `epoch` epochs (whole or not): linear warm-up, then a cosine."""
