@@ -14,7 +14,7 @@ project = "vitas"
 author = "the vitas contributors"
 version = release = vitas.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute", "pictures"]
 html_theme = "furo"
 html_title = f"vitas {release}"
 html_static_path = ["_static"]
@@ -50,14 +50,27 @@ def write_reference() -> None:
     folder = HERE / "api"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name in ("vitas", "vitas.nn", "vitas.superformer", "vitas.sharing", "vitas.train", "vitas.plot", "vitas.plain", "vitas.errors"):
+    seen: set[int] = set()  # a name has one place: the first page that lists it
+    for name in (
+        "vitas",
+        "vitas.nn",
+        "vitas.superformer",
+        "vitas.sharing",
+        "vitas.train",
+        "vitas.plot",
+        "vitas.plain",
+        "vitas.errors",
+    ):
         module = importlib.import_module(name)
-        own = [key for key, it in vars(module).items() if getattr(it, "__module__", None) == name and not key.startswith("_")]
+        own = [
+            key for key, it in vars(module).items() if getattr(it, "__module__", None) == name and not key.startswith("_")
+        ]
         lines = [f"# {name}", "", (module.__doc__ or "").strip(), "", "```{eval-rst}"]
         for key in getattr(module, "__all__", own):
             it = getattr(module, key)
-            if inspect.ismodule(it):
+            if inspect.ismodule(it) or id(it) in seen:
                 continue
+            seen.add(id(it))
             if inspect.isclass(it):
                 lines += [f".. autoclass:: {name}.{key}", "   :members:", "   :show-inheritance:", ""]
             elif inspect.isfunction(it):
@@ -71,6 +84,7 @@ def as_fields(app, what, name, obj, options, lines) -> None:
     """Make fields of the parts of a docstring that are a line each: shapes, cost, source."""
     result, inside = [], False
     for line in lines:
+        line = line.replace("|", "\\|")  # |x| is a magnitude here, no substitution
         starts = PARTS.match(line)
         if starts:
             if not inside and result and result[-1]:

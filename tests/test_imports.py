@@ -64,11 +64,10 @@ ORDER = [
     "vitas.train.report",
     "vitas.train",
     "vitas.genetic",
+    "vitas.cards",
     "vitas.plot",
     "vitas.storage",
     "vitas.search",
-    "vitas.cards",
-    "vitas.plot",
     "vitas",
 ]
 

@@ -19,11 +19,11 @@ def test_hostile_input_is_refused_clearly_and_soon(target, bench):
 def test_the_fuzz_itself_finds_what_it_looks_for():
     with pytest.raises(AssertionError, match="message of 3000 characters"), fuzz.frugal():
         raise ChoiceError("x" * 3000)
-    with pytest.raises(AssertionError, match="took .* MB"), fuzz.frugal():
+    with pytest.raises(AssertionError, match=r"took \d+ MB"), fuzz.frugal():
         _ = b"x" * (100 * 2**20)
     with pytest.raises(ZeroDivisionError), fuzz.frugal("what was given"):
-        1 / 0
-    with pytest.raises(AssertionError, match="took .* s"), fuzz.frugal():
+        _ = 1 / 0
+    with pytest.raises(AssertionError, match=r"took .* s"), fuzz.frugal():
         _spin(1.1)
 
 

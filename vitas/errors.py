@@ -64,6 +64,12 @@ def shown(value: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
+def brief(error: Exception, most: int = 300) -> str:
+    """Return what another library's error says, cut where it is long."""
+    text = str(error)
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
 def is_one_of(values: Sequence[object], got: object) -> bool:
     """Say whether `got` is among words (and None); arrays and tensors, which compare element by element, never are."""
     return isinstance(got, (str, type(None))) and got in values

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any, NoReturn
 
 from vitas.choice import LONGEST_NAME, is_name, plain_number
-from vitas.errors import ChoiceError, shown
+from vitas.errors import ChoiceError, brief, shown
 
 Number = int | float
 
@@ -66,7 +66,7 @@ class Subnet(Mapping[str, Number]):
         except (ValueError, TypeError, RecursionError) as error:
             if isinstance(error, ChoiceError):
                 raise
-            raise ChoiceError(f"subnet: not a JSON object of names and numbers ({error})") from None
+            raise ChoiceError(f"subnet: not a JSON object of names and numbers ({brief(error)})") from None
         return cls(values)
 
     def _table(self) -> tuple[dict[str, Number], list[str], dict[str, dict[str, Number]]]:

@@ -47,6 +47,17 @@ def reusable(values: T) -> T:
     return list(values) if isinstance(values, Iterable) else values  # type: ignore[return-value]
 
 
+def check_numbers(**numbers: float | None) -> None:
+    """Refuse what is no number where one is optional: the starting gain of LayerScale, the epsilon of a norm.
+
+    Raises:
+        ChoiceError: with the name of the argument.
+    """
+    for name, number in numbers.items():
+        if number is not None and not abs(plain_number(number, name)) < 1e30:
+            raise ChoiceError(f"{name}: expected a number that float32 holds, got {shown(number)}")
+
+
 def check_rates(**rates: float) -> None:
     """Refuse rates of dropout and the like that are not in [0, 1).
 

@@ -23,7 +23,17 @@ from vitas.nn.embed import Table, active_table, make_table, patch_count
 from vitas.sharing import Sharing
 from vitas.slicing import outside_graphs
 from vitas.space import search_space
-from vitas.superformer.arguments import Count, Ratio, Width, check_rates, choice_of, depths_of, dim_of, reusable
+from vitas.superformer.arguments import (
+    Count,
+    Ratio,
+    Width,
+    check_numbers,
+    check_rates,
+    choice_of,
+    depths_of,
+    dim_of,
+    reusable,
+)
 from vitas.walk import holders
 
 
@@ -102,6 +112,7 @@ class DeiTSuperformer(plain.VisionTransformer):
         shift: bool = True,
     ) -> None:
         check_rates(proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+        check_numbers(init_values=init_values, norm_eps=norm_eps, final_norm_eps=final_norm_eps)
         _check_pooling(global_pool, distilled, fc_norm)
         min_depth, slots, step = depths_of(depth)
         width = dim_of(embed_dim, "embed_dim", sharing)

@@ -25,7 +25,17 @@ from vitas.nn.embed import pixels
 from vitas.nn.identity import lay_drop_path
 from vitas.sharing import Sharing
 from vitas.space import search_space
-from vitas.superformer.arguments import Count, Ratio, Width, check_rates, choice_of, depths_of, dim_of, reusable
+from vitas.superformer.arguments import (
+    Count,
+    Ratio,
+    Width,
+    check_numbers,
+    check_rates,
+    choice_of,
+    depths_of,
+    dim_of,
+    reusable,
+)
 from vitas.walk import holders
 
 T = TypeVar("T")
@@ -114,6 +124,7 @@ class TwinsSuperformer(plain.Twins):
             attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
         )
+        check_numbers(norm_eps=norm_eps)
         dims = [dim_of(d, f"stages.{k}.embed_dim", sharing) for k, d in enumerate(_listed(embed_dims, "embed_dims"))]
         stages = range(len(dims))
 

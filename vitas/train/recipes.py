@@ -95,8 +95,8 @@ class Recipe:
             num_classes: Classes, for mixup's targets.
 
         Returns:
-            transform: `timm.data.transforms_factory.transforms_imagenet_train` (`create_transform` would leave out the
-                colour jitter wherever RandAugment is on).
+            transform: `timm.data.transforms_factory.transforms_imagenet_train`, since `create_transform` would leave out
+            the colour jitter wherever RandAugment is on.
             eval_transform: `timm.data.transforms_factory.transforms_imagenet_eval`.
             mixup: `timm.data.Mixup`; None where neither mixup nor CutMix is on (smooth the labels in the loss then).
             optimizer: `timm.optim.create_optimizer_v2`.

@@ -21,7 +21,7 @@ def sandwich(
 ) -> Iterator[Subnet]:
     """Return an iterator that activates one subnet after the other: smallest, random ones, largest.
 
-    Loss, backward pass, scaler and accumulation stay in the caller's loop:
+    Loss, backward pass, scaler and accumulation stay in the caller's loop::
 
         for subnet in sandwich(model, step=step):
             criterion(model(images), labels).backward()
