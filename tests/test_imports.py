@@ -64,6 +64,7 @@ ORDER = [
     "vitas.train.report",
     "vitas.train",
     "vitas.genetic",
+    "vitas.cards",
     "vitas.plot",
     "vitas.storage",
     "vitas.search",

@@ -1,6 +1,6 @@
 """Searchable Vision Transformer layers: train one superformer in your own loop, search it, export plain torch."""
 
-from vitas import nn, plain, sharing, superformer, train
+from vitas import nn, plain, plot, sharing, superformer, train
 from vitas.choice import Choice, Dim
 from vitas.cost import CostModel, FlopCount, cost_model, count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, VitasError
@@ -52,6 +52,7 @@ __all__ = [
     "measure_latency",
     "nn",
     "plain",
+    "plot",
     "published_subnet",
     "register",
     "sample_subnet",

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitas.errors import BudgetError
+from vitas.errors import BudgetError, shown
+
+_BEYOND_ALL_COSTS = 2**63 - 1
 
 
 class Window(NamedTuple):
@@ -34,10 +36,10 @@ def window_of(budget: Any, what: str, largest: int) -> Window:
     """
     if isinstance(budget, (tuple, list)):
         if len(budget) != 2:
-            raise BudgetError(f"{what}: expected (low, high), got {budget!r}")
+            raise BudgetError(f"{what}: expected (low, high), got {shown(budget)}")
         low, high = (_bound(bound, what, largest) for bound in budget)
         if low is None and high is None:
-            raise BudgetError(f"{what}: got {budget!r}, which bounds nothing; leave {what} out")
+            raise BudgetError(f"{what}: got {shown(budget)}, which bounds nothing; leave {what} out")
     else:
         low, high = None, _bound(budget, what, largest)
     window = Window(max(0, math.ceil(low)) if low is not None else 0, math.floor(high) if high is not None else largest)
@@ -54,14 +56,14 @@ def _bound(bound: Any, what: str, largest: int) -> float | None:
     if isinstance(bound, np.generic):
         bound = bound.item()
     if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-        raise BudgetError(f"{what}: expected a number, (low, high) or a percentage such as '60%', got {bound!r}")
-    if math.isnan(bound) or bound < 0:
-        raise BudgetError(f"{what}: expected a number of at least 0, got {bound!r}")
+        raise BudgetError(f"{what}: expected a number, (low, high) or a percentage such as '60%', got {shown(bound)}")
+    if bound != bound or bound < 0:
+        raise BudgetError(f"{what}: expected a number of at least 0, got {shown(bound)}")
     if isinstance(bound, float) and 0 < bound < 2:
-        raise BudgetError(f"{what}: got {bound!r}; a share of the largest is written as a string, '{100 * bound:g}%'")
-    if math.isinf(bound):
+        raise BudgetError(f"{what}: got {shown(bound)}; a share of the largest is written as a string, '{100 * bound:g}%'")
+    if bound == math.inf:
         return None
-    return bound
+    return min(bound, _BEYOND_ALL_COSTS)
 
 
 def _percentage(text: str, what: str) -> float:
@@ -70,5 +72,5 @@ def _percentage(text: str, what: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 <= share <= 100:
-        raise BudgetError(f"{what}: expected a percentage from '0%' to '100%', got {text!r}")
+        raise BudgetError(f"{what}: expected a percentage from '0%' to '100%', got {shown(text)}")
     return share

@@ -7,8 +7,9 @@ must agree hold the same object: that is how a residual add, a norm and a classi
 import math
 import uuid
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -16,11 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitas.errors import ChoiceError, ShapeError, one_of
+from vitas.errors import ChoiceError, ShapeError, is_one_of, one_of, shown
 from vitas.sharing import Run, Sharing, runs_of
 from vitas.slicing import by_selection, cut, mark, marked, refuse_reentrant, select
 
 SIDES = ("left", "right")
+LONGEST_NAME = 500
+MOST_VALUES = 2**14
+MOST_CHANNELS = 2**24  # far beyond any network, and small enough for costs to stay below 64 bits
 V = TypeVar("V", int, float)
 
 
@@ -44,8 +48,8 @@ class Choice(Generic[V]):
     name: str | None
 
     def __init__(self, values: Iterable[V], *, p: Sequence[float] | None = None, name: str | None = None) -> None:
-        if name is not None and not isinstance(name, str):
-            raise ChoiceError(f"name: expected a string, got {name!r}")
+        if name is not None and not is_name(name):
+            raise ChoiceError(f"name: expected a string of at most {LONGEST_NAME} characters, got {shown(name)}")
         self.name = name
         values, p = _in_order(values, p)
         self.values = _checked_values(values, self.label, self._least)
@@ -199,12 +203,14 @@ class Dim(Choice[int]):
         p: Sequence[float] | None = None,
         name: str | None = None,
     ) -> None:
+        what = name if is_name(name) else self._kind
         values, p = _in_order(values, p)
-        values = _checked_values(values, name or self._kind, self._least)
+        values = _checked_values(values, what, self._least)
         if not all(isinstance(value, int) for value in values):
-            raise ChoiceError(f"{name or self._kind}: channel counts are ints, got {list(values)}")
+            raise ChoiceError(f"{what}: channel counts are ints, got {shown(list(values))}")
+        _refuse_too_many(values[-1], what)
         self.sharing = sharing if isinstance(sharing, str) else getattr(sharing, "__name__", "custom")
-        p = _checked_p(p, len(values), name or self._kind)
+        p = _checked_p(p, len(values), what)
         self.sides: tuple[tuple[Run, ...], ...] = runs_of(sharing, values, p)
         self._side = 0
         super().__init__(values, p=p, name=name)
@@ -216,16 +222,17 @@ class Dim(Choice[int]):
         Source: the width rule of the public ViTAS code (Python's rounding): 384 -> 38, 77, 115 ... 384.
 
         Raises:
-            ChoiceError: fractions outside (0, 1], or two that round to one count.
+            ChoiceError: `largest` is no channel count; fractions outside (0, 1], or two that round to one count.
         """
-        what = options.get("name") or cls._kind
+        what = name if is_name(name := options.get("name")) else cls._kind
         if not isinstance(fractions, Iterable):
-            raise ChoiceError(f"{what}: expected several fractions, got {fractions!r}")
-        fractions = list(fractions)
+            raise ChoiceError(f"{what}: expected several fractions, got {shown(fractions)}")
+        largest = as_dim(largest, what).largest
+        fractions = list(islice(fractions, MOST_VALUES + 1))
         for fraction in fractions:
             number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
             if not number or not 0 < fraction <= 1:
-                raise ChoiceError(f"{what}: fractions lie in (0, 1], got {fraction!r}")
+                raise ChoiceError(f"{what}: fractions lie in (0, 1], got {shown(fraction)}")
         return cls([round(largest * fraction) for fraction in fractions], **options)
 
     def _make_marks(self) -> tuple[Sequence[Tensor | None], ...]:
@@ -251,10 +258,10 @@ class Dim(Choice[int]):
 
     @side.setter
     def side(self, side: str) -> None:
-        if side not in SIDES:
+        if not is_one_of(SIDES, side):
             raise ChoiceError(f"side: {one_of(SIDES, side)}")
         if SIDES.index(side) >= len(self.sides):
-            raise ChoiceError(f"side: {self.label} shares its channels by {self.sharing!r}, which has no right side")
+            raise ChoiceError(f"side: {self.label} shares its channels by {shown(self.sharing)}, which has no right side")
         self._side = SIDES.index(side)
         self._set(self._index)
 
@@ -370,6 +377,8 @@ class _Product(Dim):
         self._origin = uuid.uuid4().hex
         whole_runs = all(isinstance(value, int) for base in bases for value in base.values)  # not for ratios
         unit, times = (scale, 1) if whole_runs else (1, scale)
+        if math.prod(len(base.values) for base in bases) > 8 * MOST_VALUES:
+            raise ChoiceError(f"{self.label}: a product of more than {8 * MOST_VALUES} combinations")
         weights: dict[int, float] = {}
         counts: dict[tuple[int, ...], int] = {}
         for indices in product(*(range(len(base.values)) for base in bases)):
@@ -380,6 +389,7 @@ class _Product(Dim):
             p = math.prod(base.p[i] for base, i in zip(bases, indices, strict=True))
             weights[count] = weights.get(count, 0.0) + p
         whole = sorted(weights)
+        _refuse_too_many(whole[-1] * unit, self.label)
         self._position = {indices: whole.index(count) for indices, count in counts.items()}
         self._refuse_equal_products()
         self.values = tuple(count * unit for count in whole)
@@ -450,7 +460,7 @@ def as_dim(dim: int | Dim, what: str = "channels") -> Dim:
     if isinstance(dim, Dim):
         return dim
     if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
-        raise ChoiceError(f"{what}: expected a positive int or a Dim, got {dim!r}")
+        raise ChoiceError(f"{what}: expected a positive int or a Dim, got {shown(dim)}")
     return Dim(_checked_values([dim], what, 1))
 
 
@@ -463,7 +473,7 @@ def as_choice(value: "V | Choice[V]", what: str = "value") -> "Choice[V]":
     if isinstance(value, Choice):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise ChoiceError(f"{what}: expected a number or a Choice, got {value!r}")
+        raise ChoiceError(f"{what}: expected a number or a Choice, got {shown(value)}")
     return Choice(_checked_values([value], what, 0))
 
 
@@ -471,20 +481,32 @@ def plain_number(value: object, what: str) -> int | float:
     """Return an int or float for any real number, numpy's included.
 
     Raises:
-        ChoiceError: bools, NaN, infinities, strings, tensors.
+        ChoiceError: bools, NaN, infinities, strings, tensors, ints that 64 bits do not hold.
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ChoiceError(f"{what}: expected an int or a float, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ChoiceError(f"{what}: expected an int or a float, got {shown(value)}")
+    if not math.isfinite(value) if isinstance(value, float) else not -(2**63) <= value < 2**63:
+        raise ChoiceError(f"{what}: expected a finite number of at most 64 bits, got {shown(value)}")
     return value
+
+
+def is_name(name: object) -> bool:
+    """Say whether this can be the name of a choice."""
+    return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME
+
+
+def _refuse_too_many(channels: int, what: str) -> None:
+    if channels > MOST_CHANNELS:
+        raise ChoiceError(f"{what}: expected at most {MOST_CHANNELS} channels, got {shown(channels)}")
 
 
 def _in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[V], Sequence[float] | None]:
     """Return values in ascending order and their probabilities with them; what cannot be ordered is refused later."""
     if p is None or not isinstance(values, Iterable) or not isinstance(p, Iterable) or isinstance(values, str):
         return values, p
-    listed, weights = list(values), list(p)
+    listed, weights = list(islice(values, MOST_VALUES + 1)), list(islice(p, MOST_VALUES + 2))
     try:
         order = sorted(range(len(listed)), key=lambda i: listed[i])
     except TypeError:
@@ -494,13 +516,15 @@ def _in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[
 
 def _checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ...]:
     if isinstance(values, (str, bytes, int, float)) or not isinstance(values, Iterable):
-        raise ChoiceError(f"{what}: expected several values, got {values!r}")
-    numbers = [plain_number(value, what) for value in values]
+        raise ChoiceError(f"{what}: expected several values, got {shown(values)}")
+    numbers = [plain_number(value, what) for value in islice(values, MOST_VALUES + 1)]
+    if len(numbers) > MOST_VALUES:
+        raise ChoiceError(f"{what}: expected at most {MOST_VALUES} values, got more")
     if not numbers:
         raise ChoiceError(f"{what}: expected at least one value, got none")
     if len(set(numbers)) < len(numbers):
-        twice = next(value for value in numbers if numbers.count(value) > 1)
-        raise ChoiceError(f"{what}: {twice} is given twice in {numbers}")
+        twice = Counter(numbers).most_common(1)[0][0]
+        raise ChoiceError(f"{what}: {twice} is given twice in {shown(numbers)}")
     if min(numbers) < least:
         wanted = "positive values" if least else "values of at least 0"
         raise ChoiceError(f"{what}: expected {wanted}, got {min(numbers)}")
@@ -511,10 +535,10 @@ def _checked_p(p: Sequence[float] | None, n: int, what: str) -> tuple[float, ...
     if p is None:
         return (1 / n,) * n
     if isinstance(p, (str, bytes)) or not isinstance(p, Iterable):
-        raise ChoiceError(f"p of {what}: expected {n} probabilities, got {p!r}")
-    weights = [float(plain_number(weight, f"p of {what}")) for weight in p]
+        raise ChoiceError(f"p of {what}: expected {n} probabilities, got {shown(p)}")
+    weights = [float(plain_number(weight, f"p of {what}")) for weight in islice(p, n + 1)]
     if len(weights) != n:
-        raise ChoiceError(f"p of {what}: expected {n} probabilities, one for each value, got {len(weights)}")
-    if min(weights) < 0 or sum(weights) <= 0:
-        raise ChoiceError(f"p of {what}: expected probabilities of at least 0 that are not all 0, got {weights}")
+        raise ChoiceError(f"p of {what}: expected {n} probabilities, one for each value, got {shown(p)}")
+    if min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise ChoiceError(f"p of {what}: expected probabilities of at least 0 that are not all 0, got {shown(weights)}")
     return tuple(weight / sum(weights) for weight in weights)

@@ -22,8 +22,8 @@ from torch import nn
 
 from vitas import plain
 from vitas.choice import Choice
-from vitas.errors import ChoiceError, VitasError, one_of
-from vitas.space import SearchSpace, search_space
+from vitas.errors import ChoiceError, VitasError, is_one_of, one_of, shown
+from vitas.space import SearchSpace, codes_of, search_space
 from vitas.subnet import Number
 from vitas.walk import State, eval_mode, holders, unwrap
 
@@ -188,7 +188,7 @@ def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, 
     from torch.utils.flop_counter import FlopCounterMode
 
     if convention != "exact":
-        raise ChoiceError(f"convention: a count by running is exact, got {convention!r}")
+        raise ChoiceError(f"convention: a count by running is exact, got {shown(convention)}")
     state = State.of_module(model)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
@@ -314,7 +314,7 @@ def stated_cost(model: nn.Module, convention: str = "exact") -> Cost:
         ChoiceError: another convention.
         VitasError: a model that states no cost, or not for one image.
     """
-    if convention not in ("exact", "vitas"):
+    if not is_one_of(["exact", "vitas"], convention):
         raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
     state_cost = getattr(model, "cost", None)
     if state_cost is None:
@@ -405,9 +405,7 @@ class CostModel:
     def _evaluate(self, tables: _Tables, codes: Codes) -> Any:
         if isinstance(codes, Mapping):
             return tables.one(self.space.numbers(codes))
-        codes = np.asarray(codes)
-        if codes.ndim != 2 or codes.shape[1] != len(self.space) or not np.issubdtype(codes.dtype, np.integer):
-            raise ChoiceError(f"codes: expected ints of shape (n, {len(self.space)}), got {codes.dtype} {codes.shape}")
+        codes = codes_of(codes, len(self.space), "codes")
         most = np.array([len(choice.values) for choice in self.space.choices.values()])
         least = np.minimum(self._smallest, 0)  # -1 for choices that are not live in some subnet
         if codes.size and ((codes.min(axis=0) < least).any() or (codes.max(axis=0) >= most).any()):

@@ -12,7 +12,7 @@ from vitas.budget import Window, window_of
 from vitas.conditional import extremes
 from vitas.cost import Cost, params_of, stated_cost
 from vitas.elimination import Chain
-from vitas.errors import BudgetError, ChoiceError
+from vitas.errors import BudgetError, ChoiceError, shown
 from vitas.nn.identity import ShiftableIdentity, binomial_law
 from vitas.space import search_space
 from vitas.walk import AnyChoice, unwrap
@@ -42,7 +42,7 @@ def depth_law_for(model: nn.Module, *, flops: Any = None, params: Any = None) ->
         raise BudgetError("depth_law_for: give one target, flops=... or params=...")
     what, target = ("flops", flops) if params is None else ("params", params)
     if isinstance(target, (tuple, list)):
-        raise BudgetError(f"{what}: the mean meets one number, got {target!r}")
+        raise BudgetError(f"{what}: the mean meets one number, got {shown(target)}")
     space, model = search_space(model), unwrap(model)
     cost = stated_cost(model) if what == "flops" else params_of(model)
     mean = _mean_given_depths(model, cost)

@@ -1,6 +1,7 @@
 """What vitas raises for users' mistakes: the name, the value received, what was expected, the nearest legal value."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 
 
@@ -40,27 +41,66 @@ class CheckpointError(VitasError, RuntimeError):
     """Gradient checkpointing that would recompute another subnet than the one that ran."""
 
 
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 80, 200, 80
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = self.maxdeque = 12
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Longer ints cannot be written out (Python refuses beyond 4,300 digits)."""
+        return repr(x) if x.bit_length() <= 256 else f"{'-' if x < 0 else ''}2**{x.bit_length() - 1} or more"
+
+
+_short = _Short()
+
+
+def shown(value: object, most: int = 200) -> str:
+    """Return a value as messages show it: its repr, cut where it is long; never fails, whatever the value."""
+    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "shape"):
+        return f"a tensor of shape {tuple(value.shape)}"
+    text = _short.repr(value)
+    text = text if text.isprintable() else " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def brief(error: Exception, most: int = 300) -> str:
+    """Return what another library's error says, cut where it is long."""
+    text = str(error)
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def is_one_of(values: Sequence[object], got: object) -> bool:
+    """Say whether `got` is among words (and None); arrays and tensors, which compare element by element, never are."""
+    return isinstance(got, (str, type(None))) and got in values
+
+
 def one_of(values: Sequence[object], got: object, most: int = 20) -> str:
     """Return "expected one of 2, 4, got 3 (nearest: 4)" for a value that is not among `values`."""
-    shown = ", ".join(str(value) for value in values[:most])
+    listing = ", ".join(str(value) for value in values[:most])
     if len(values) > most:
-        shown += f", ... {values[-1]} ({len(values)} values)"
-    wanted = f"one of {shown}" if len(values) > 1 else shown
-    return f"expected {wanted}, got {got!r}{_nearest(values, got)}"
+        listing += f", ... {values[-1]} ({len(values)} values)"
+    wanted = f"one of {listing}" if len(values) > 1 else listing
+    return f"expected {wanted}, got {shown(got)}{_nearest(values, got)}"
 
 
 def _nearest(values: Sequence[object], got: object) -> str:
     if isinstance(got, str):
-        close = difflib.get_close_matches(got.lower(), [str(value) for value in values], n=1)
+        close = difflib.get_close_matches(got[:100].lower(), [str(value) for value in values], n=1)
         return f" (nearest: {close[0]})" if close else ""
     if isinstance(got, bool) or not isinstance(got, (int, float)) or got != got:
         return ""
     numbers = [value for value in values if isinstance(value, (int, float))]
-    return f" (nearest: {min(numbers, key=lambda value: abs(value - got))})" if numbers else ""
+    return f" (nearest: {min(numbers, key=lambda value: abs(value - clipped(got)))})" if numbers else ""
+
+
+def clipped(number: float) -> float:
+    """Return a number, or the end of what a float can hold that is next to it: longer ints cannot be made floats."""
+    return min(max(number, -(2**1000)), 2**1000)
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
     """Return up to `most` names and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name if len(name) <= 80 else shown(name) for name in names[:most]) + more

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitas.errors import ChoiceError, ExportError, one_of
+from vitas.errors import ChoiceError, ExportError, is_one_of, one_of
 from vitas.nn.base import exported
 from vitas.sample import use_subnet
 from vitas.space import search_space
@@ -47,7 +47,7 @@ def export_subnet(
         ExportError: `verify` found a difference; a part that is still searchable or cannot draw fresh weights; a model
             without elastic layers.
     """
-    if weights not in ("inherit", "fresh"):
+    if not is_one_of(["inherit", "fresh"], weights):
         raise ChoiceError(f"weights: {one_of(['inherit', 'fresh'], weights)}")
     if weights == "fresh" and verify is not None:
         raise ChoiceError("verify: fresh weights have nothing to be compared with")

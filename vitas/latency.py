@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from vitas import plain
 from vitas.cost import Codes, Cost, CostModel
-from vitas.errors import VitasError
+from vitas.errors import VitasError, shown
 from vitas.nn.base import exported, exports_itself
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number
@@ -78,7 +78,7 @@ def measure_latency(
 
 def _check_count(what: str, number: int, least: int) -> None:
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise VitasError(f"{what}: expected an int of at least {least}, got {number!r}")
+        raise VitasError(f"{what}: expected an int of at least {least}, got {shown(number)}")
 
 
 def _arguments(inputs: Any, device: torch.device) -> tuple[Any, ...]:

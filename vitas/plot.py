@@ -1,13 +1,20 @@
-"""Pictures of searches, drawn on matplotlib axes."""
+"""Pictures: cards for notebooks as HTML, the rest drawn with matplotlib (extra `plot`)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitas.cards import Card, difference_card, space_card, subnet_card
+from vitas.choice import Dim
+from vitas.errors import ChoiceError, shown
+from vitas.sharing import coverage
 from vitas.subnet import Subnet
+
+__all__ = ["Card", "coverage_map", "difference_card", "space_card", "subnet_card", "training_curves"]
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"  # told apart by colour-blind readers too
 
@@ -74,3 +81,74 @@ def widths(axes: Any, subnet: Subnet) -> None:
     axes.set_title(", ".join(f"{name} {value}" for name, value in single.items()), fontsize="medium")
     if blocks:
         axes.legend(frameon=False, fontsize="small")
+
+
+def coverage_map(dims: Dim | Mapping[str, Dim]) -> Any:
+    """Return a matplotlib Figure: which channels each width uses, and below how many widths use each channel.
+
+    A bilateral width is drawn lighter where only one of its two sides uses the channel.
+
+    Args:
+        dims: A Dim, or several by name, side by side.
+
+    Raises:
+        ChoiceError: not a Dim.
+    """
+    from matplotlib.figure import Figure
+
+    named = dict(dims) if isinstance(dims, Mapping) else {getattr(dims, "label", ""): dims}
+    for name, dim in named.items():
+        if not isinstance(dim, Dim):
+            raise ChoiceError(f"coverage_map: expected a Dim, got {shown(dim)} for {shown(name)}")
+    made = Figure(figsize=(max(2.7 * len(named), 4.2), 4.2), layout="constrained")
+    axes = made.subplots(2, len(named), sharex="col", squeeze=False, height_ratios=[3, 1])
+    for (name, dim), (runs, uses) in zip(named.items(), axes.T, strict=True):
+        fairness, widths, channels = coverage(dim), len(dim.values), dim.largest
+        paths = fairness.paths.reshape(-1, widths, channels).mean(axis=0)  # bilateral: the mean of two sides
+        runs.imshow(paths, cmap="Blues", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest", origin="upper")
+        runs.set_yticks(np.arange(0.5, widths - 1), minor=True)
+        runs.grid(which="minor", axis="y", color="white", linewidth=1.5 if widths <= 20 else 0)
+        runs.tick_params(which="minor", length=0)
+        every = max(1, widths // 8)
+        runs.set_yticks(range(0, widths, every), [str(value) for value in dim.values[::every]], fontsize="small")
+        runs.set_title(f"{name}\n{dim.sharing}" if name and name != dim.sharing else dim.sharing, fontsize="medium")
+        fair = fairness.spread <= max(dim.p) * widths + 1e-9
+        uses.stairs(fairness.counts, np.arange(channels + 1) - 0.5, fill=True, color=BLUE if fair else ORANGE)
+        uses.set(ylim=(0, 1.05 * max(axis.max() for axis in (fairness.counts, np.ones(1)))))
+        uses.set_xlabel(f"channel\nspread {fairness.spread:.3g}", fontsize="small")
+        uses.spines[["top", "right"]].set_visible(False)
+    most = max(uses.get_ylim()[1] for uses in axes[1])
+    for uses in axes[1]:
+        uses.set_ylim(0, most)
+    axes[0, 0].set_ylabel("width")
+    axes[1, 0].set_ylabel("widths that\nuse it", fontsize="small")
+    return made
+
+
+def training_curves(history: Mapping[str, Sequence[float]], *, window: int = 1, x_name: str = "step") -> Any:
+    """Return a matplotlib Figure of values over steps, one line for each name.
+
+    Args:
+        history: Name -> one value for each step; NaN leaves a gap.
+        window: Steps of the moving mean; the values themselves stay behind it, faint.
+        x_name: What a step is.
+
+    Raises:
+        ChoiceError: a window that is not an int of at least 1.
+    """
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ChoiceError(f"window: expected an int of at least 1, got {shown(window)}")
+    made = figure(1)
+    axes = made.axes[0]
+    for number, (name, given) in enumerate(history.items()):
+        values = np.asarray(given, dtype=np.float64)
+        steps, colour = np.arange(1, len(values) + 1), f"C{number}"
+        if 1 < window <= len(values):
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            mean = np.convolve(values, np.ones(window) / window, mode="valid")
+            axes.plot(steps[window - 1 :], mean, color=colour, label=name)
+        else:
+            axes.plot(steps, values, color=colour, label=name)
+    axes.set_xlabel(x_name)
+    axes.legend(frameon=False, fontsize="small")
+    return made

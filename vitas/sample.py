@@ -18,7 +18,7 @@ from vitas.conditional import Conditional, extremes
 from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
 from vitas.counting import SubnetCount, count_inside
 from vitas.elimination import Chain, TooManyRows
-from vitas.errors import BudgetError, ChoiceError, VitasError, one_of
+from vitas.errors import BudgetError, ChoiceError, VitasError, is_one_of, one_of, shown
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number, Subnet
 from vitas.walk import unwrap
@@ -56,10 +56,10 @@ def sample_subnet(
         BudgetError: a malformed budget; an empty window, with the nearest costs that can be reached.
         VitasError: a FLOPs budget for a model that states no cost, without `inputs`.
     """
-    if policy not in ("random", "largest", "smallest"):
+    if not is_one_of(["random", "largest", "smallest"], policy):
         raise ChoiceError(f"policy: {one_of(['random', 'largest', 'smallest'], policy)}")
     if policy != "random" and (flops is not None or params is not None):
-        raise BudgetError(f"policy {policy!r} takes no budget; draw at random, or leave the budget out")
+        raise BudgetError(f"policy {shown(policy)} takes no budget; draw at random, or leave the budget out")
     if flops is not None or params is not None:
         sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs)
         rng = np.random.default_rng(_word(generator))
@@ -76,7 +76,7 @@ def sample_subnet(
 def _word(generator: torch.Generator | None) -> int:
     """Draw a seed from a generator."""
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise ChoiceError(f"generator: expected a torch.Generator or None, got {generator!r}")
+        raise ChoiceError(f"generator: expected a torch.Generator or None, got {shown(generator)}")
     device = generator.device if generator is not None else "cpu"
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 
@@ -179,7 +179,7 @@ class SubnetSampler:
         """
         n = _counted(n, "n")
         if not isinstance(rng, np.random.Generator):
-            raise ChoiceError(f"rng: expected a numpy.random.Generator, got {rng!r}")
+            raise ChoiceError(f"rng: expected a numpy.random.Generator, got {shown(rng)}")
         found: list[NDArray[np.int64]] = [np.empty((0, len(self.space)), dtype=np.int64)]
         arrived, proposed, batch = 0, 0, n
         most = _PROPOSALS_BY_RUNNING if self._traced is not None else 10**6 + 1000 * n
@@ -350,7 +350,7 @@ def count_subnets(model: nn.Module, *, flops: Any = None, params: Any = None) ->
 
 def _counted(number: int, what: str) -> int:
     if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 0:
-        raise ChoiceError(f"{what}: expected an int of at least 0, got {number!r}")
+        raise ChoiceError(f"{what}: expected an int of at least 0, got {shown(number)}")
     return int(number)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.errors import FileError, listed, one_of
+from vitas.errors import FileError, brief, listed, one_of, shown
 from vitas.nn.embed import pixels
 from vitas.space import search_space
 from vitas.walk import held, holders, unwrap
@@ -92,7 +92,9 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
         elif config["class"] in _CLASSES:
             model = _on_meta(config, folder)
         else:
-            raise FileError(f"{folder}: a network of your own class {config['class']!r}; build one and pass it as into=")
+            raise FileError(
+                f"{folder}: a network of your own class {shown(config['class'])}; build one and pass it as into="
+            )
     elif img_size is not None:
         raise FileError("img_size: positions are resampled only where load_subnet builds the network, not with into=")
     else:
@@ -149,7 +151,9 @@ def load_superformer(model: nn.Module, path: Path_) -> None:
     inner, path = unwrap(model), Path(path)
     metadata = _metadata(path)
     if metadata.get("format") != SUPERFORMER or metadata.get("version") != str(VERSION):
-        raise FileError(f"{path}: expected format {SUPERFORMER!r} version {VERSION}, got {metadata.get('format')!r}")
+        raise FileError(
+            f"{path}: expected format {shown(SUPERFORMER)} version {VERSION}, got {shown(metadata.get('format'))}"
+        )
     saved, own = _json(metadata.get("space", ""), path), search_space(inner).description()
     _check(isinstance(saved, dict), f"{path}: space", "an object", saved)
     if saved != own:
@@ -200,7 +204,9 @@ def _expressed(module: nn.Module) -> dict[str, Any]:
         with torch.device("meta"):
             again = type(module).from_config(config)  # type: ignore[attr-defined]
     except (AttributeError, TypeError, KeyError, ArithmeticError) as error:
-        raise FileError(f"config: this network was changed in a way that its config cannot express ({error})") from None
+        raise FileError(
+            f"config: this network was changed in a way that its config cannot express ({brief(error)})"
+        ) from None
     got = {name: tuple(tensor.shape) for name, tensor in again.state_dict().items()}
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     if got != expected or repr(again) != repr(module) or _parts(again) != _parts(module):
@@ -229,7 +235,9 @@ def _expressed_by_timm(name: str, module: nn.Module) -> dict[str, Any]:
         with torch.device("meta"):
             again = family.from_config(name, config)
     except _NO_NETWORK as error:
-        raise FileError(f"config: this network was changed in a way that its config cannot express ({error})") from None
+        raise FileError(
+            f"config: this network was changed in a way that its config cannot express ({brief(error)})"
+        ) from None
     told, own = ({**_shapes(one), **_kinds(one), **family.scalars(one)} for one in (again, module))
     if different := [name for name in {**told, **own} if told.get(name) != own.get(name)]:
         raise FileError(f"config: this network was changed in a way that its config cannot express: {listed(different)}")
@@ -271,7 +279,7 @@ def _difference(got: Any, expected: Any, where: str) -> str | None:
         pairs = enumerate(zip(got, expected, strict=True))
         return next(filter(None, (_difference(a, b, f"{where}.{i}") for i, (a, b) in pairs)), None)
     if type(got) is not type(expected) or got != expected:
-        return f"{where}: got {str(got)[:60]!r}, a network of timm would have {str(expected)[:60]!r}"
+        return f"{where}: got {shown(got)}, a network of timm would have {shown(str(expected)[:60])}"
     return None
 
 
@@ -310,7 +318,7 @@ def _json(text: str, path: Path) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: not valid JSON ({error})") from None
+        raise FileError(f"{path}: not valid JSON ({brief(error)})") from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -319,14 +327,14 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise FileError(f"{path}: larger than {_MOST_CONFIG_BYTES} bytes")
         config = _json(path.read_text(), path)
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path}: cannot be read ({error})") from None
+        raise FileError(f"{path}: cannot be read ({brief(error)})") from None
     wanted = {"format", "version", "class", "model", "dtypes", "hash"}
     if not isinstance(config, dict):
         raise FileError(f"{path}: expected a JSON object, got {type(config).__name__}")
     if config.get("format") != FORMAT:
-        raise FileError(f"{path}: format: expected {FORMAT!r}, got {config.get('format')!r}")
+        raise FileError(f"{path}: format: expected {shown(FORMAT)}, got {shown(config.get('format'))}")
     if config.get("version") != VERSION or isinstance(config.get("version"), bool):
-        raise FileError(f"{path}: version: expected {VERSION}, got {config.get('version')!r}")
+        raise FileError(f"{path}: version: expected {VERSION}, got {shown(config.get('version'))}")
     _same_keys(config, wanted, f"{path}")
     if config["hash"] != _hash(config):
         raise FileError(f"{path}: hash: does not fit the content; the file was changed or cut")
@@ -348,7 +356,7 @@ def _same_keys(got: Mapping[str, Any], wanted: set[str], where: str) -> None:
 
 def _check(fits: bool, where: str, wanted: str, got: object) -> None:
     if not fits:
-        raise FileError(f"{where}: expected {wanted}, got {str(got)[:60]!r}")
+        raise FileError(f"{where}: expected {wanted}, got {shown(got)}")
 
 
 def _count(value: object) -> bool:
@@ -494,7 +502,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise FileError(f"{path}: cannot be read ({error})") from None
+        raise FileError(f"{path}: cannot be read ({brief(error)})") from None
 
 
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
@@ -531,7 +539,7 @@ def _on_meta(config: Mapping[str, Any], where: Path) -> nn.Module:
         with torch.device("meta"):
             return _CLASSES[config["class"]].from_config(config["model"])  # type: ignore[no-any-return]
     except (RuntimeError, OverflowError) as error:
-        raise FileError(f"{where}: sizes that no tensor can have ({error})") from None
+        raise FileError(f"{where}: sizes that no tensor can have ({brief(error)})") from None
 
 
 def _resized(
@@ -582,11 +590,11 @@ def _complete_or_not_at_all(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise FileError(f"{target}: cannot be written ({error})") from None
+        raise FileError(f"{target}: cannot be written ({brief(error)})") from None
     try:
         yield scratch / target.name
         os.replace(scratch / target.name, target)
     except (OSError, SafetensorError, KeyError) as error:  # a KeyError for a type that safetensors does not know
-        raise FileError(f"{target}: cannot be written ({error})") from None
+        raise FileError(f"{target}: cannot be written ({brief(error)})") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitas.choice import SIDES
-from vitas.errors import ChoiceError, ShapeError, VitasError
+from vitas.errors import ChoiceError, ShapeError, VitasError, shown
 from vitas.nn.base import exported
 from vitas.space import search_space
 from vitas.walk import device_of, eval_mode, holders, unwrap
@@ -49,7 +49,7 @@ def accuracy(
         VitasError: a loader that cannot be read, or without images.
     """
     if not isinstance(amp, bool):
-        raise ChoiceError(f"amp: expected True or False, got {amp!r}")
+        raise ChoiceError(f"amp: expected True or False, got {shown(amp)}")
     where = None if device is None else _device(device)
     batches = _read(loader)
 
@@ -69,7 +69,7 @@ def _device(device: torch.device | str) -> torch.device:
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ChoiceError(f"device: got {device!r} ({str(error).splitlines()[0]})") from None
+        raise ChoiceError(f"device: got {shown(device)} ({str(error).splitlines()[0]})") from None
 
 
 def _read(loader: Iterable[Any]) -> list[_Batch]:

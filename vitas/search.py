@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from vitas import plot
-from vitas.errors import SearchError, VitasError, listed, one_of
+from vitas.errors import SearchError, VitasError, listed, one_of, shown
 from vitas.genetic import Codes, Floats, Genome, crossover, hypervolume, mutate, nondominated, ranked, repair
 from vitas.sample import SubnetSampler
 from vitas.space import SearchSpace, search_space
@@ -47,14 +47,16 @@ class _Aims:
 
     def __init__(self, objectives: Any, limits: Any) -> None:
         if not isinstance(objectives, Mapping) or not objectives:
-            raise SearchError(f"objectives: expected names and directions such as {{'accuracy': 'max'}}, got {objectives!r}")
+            raise SearchError(
+                f"objectives: expected names and directions such as {{'accuracy': 'max'}}, got {shown(objectives)}"
+            )
         for name, direction in objectives.items():
             if not isinstance(name, str) or not name:
-                raise SearchError(f"objectives: expected names that are strings, got {name!r}")
+                raise SearchError(f"objectives: expected names that are strings, got {shown(name)}")
             if direction not in ("max", "min"):
                 raise SearchError(f"objectives: {name}: {one_of(['max', 'min'], direction)}")
         if not isinstance(limits, (Mapping, type(None))):
-            raise SearchError(f"limits: expected names and bounds such as {{'latency_ms': (None, 12)}}, got {limits!r}")
+            raise SearchError(f"limits: expected names and bounds such as {{'latency_ms': (None, 12)}}, got {shown(limits)}")
         self.objectives: dict[str, str] = dict(objectives)
         self.limits = {name: _bounds(name, bounds) for name, bounds in (limits or {}).items()}
         self._signs = np.array([-1.0 if direction == "max" else 1.0 for direction in self.objectives.values()])
@@ -68,13 +70,15 @@ class _Aims:
         if not isinstance(returned, Mapping):
             measured = [name for name in self.objectives if name not in counts] or list(self.objectives)
             if len(measured) > 1:
-                raise SearchError(f"evaluate: expected a mapping with {listed(measured)}, got {returned!r}")
+                raise SearchError(f"evaluate: expected a mapping with {listed(measured)}, got {shown(returned)}")
             returned = {measured[0]: returned}
         scores = {**counts, **{name: _number(name, value) for name, value in returned.items()}}
         for what, wanted in (("the objective", self.objectives), ("the limited value", self.limits)):
             for name in wanted:
                 if name not in scores:
-                    raise SearchError(f"evaluate: {what} {name!r} is not in what it returned: {one_of(list(scores), name)}")
+                    raise SearchError(
+                        f"evaluate: {what} {shown(name)} is not in what it returned: {one_of(list(scores), name)}"
+                    )
         return scores
 
     def failure(self, scores: Mapping[str, float]) -> str | None:
@@ -101,11 +105,11 @@ class _Aims:
 
 def _bounds(name: Any, bounds: Any) -> tuple[float, float]:
     if not isinstance(name, str) or not name:
-        raise SearchError(f"limits: expected names that are strings, got {name!r}")
+        raise SearchError(f"limits: expected names that are strings, got {shown(name)}")
     low, high = bounds if isinstance(bounds, (tuple, list)) and len(bounds) == 2 else (None, bounds)
     numbers = [_number(f"limits: {name}", bound) for bound in (low, high) if bound is not None]
     if not numbers or any(math.isnan(number) for number in numbers):
-        raise SearchError(f"limits: {name}: expected a number or (low, high), either may be None, got {bounds!r}")
+        raise SearchError(f"limits: {name}: expected a number or (low, high), either may be None, got {shown(bounds)}")
     least, most = -math.inf if low is None else float(low), math.inf if high is None else float(high)
     if least > most:
         raise SearchError(f"limits: {name}: the lower limit {low} is above the upper one {high}; they read (low, high)")
@@ -116,13 +120,13 @@ def _number(name: Any, value: Any) -> float:
     if isinstance(value, torch.Tensor) and value.ndim == 0:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise SearchError(f"{name}: expected a number, got {value!r}")
+        raise SearchError(f"{name}: expected a number, got {shown(value)}")
     return float(value) if isinstance(value, (float, np.floating)) else int(value)
 
 
 def _count(what: str, number: Any, least: int) -> int:
     if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < least:
-        raise SearchError(f"{what}: expected an int of at least {least}, got {number!r}")
+        raise SearchError(f"{what}: expected an int of at least {least}, got {shown(number)}")
     return int(number)
 
 
@@ -435,13 +439,13 @@ def evolve(
         >>> small = vitas.export_subnet(model, result.best)
     """
     if not callable(evaluate):
-        raise SearchError(f"evaluate: expected a function of the model, got {evaluate!r}")
+        raise SearchError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
     if not isinstance(name, str) or not name:
-        raise SearchError(f"name: expected a string, got {name!r}")
+        raise SearchError(f"name: expected a string, got {shown(name)}")
     total = _count("population", population, 2) * _count("generations", generations, 1)
     _count("max_failures", max_failures, 1)
     if stale_after is not None and not _number("stale_after", stale_after) >= 0:
-        raise SearchError(f"stale_after: expected seconds, at least 0, got {stale_after!r}")
+        raise SearchError(f"stale_after: expected seconds, at least 0, got {shown(stale_after)}")
     evolution = Evolution(
         model,
         flops=flops,

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vitas.errors import ChoiceError, one_of
+from vitas.errors import ChoiceError, one_of, shown
 
 Run = tuple[int, int]
 """(start, length) on the ring."""
@@ -118,7 +118,7 @@ _RULES: dict[str, StartsRule] = {
 def _checked(starts: Sequence[int], values: Sequence[int]) -> Sequence[int]:
     given = list(starts) if isinstance(starts, Iterable) else [starts]
     if len(given) != len(values) or not all(isinstance(start, (int, np.integer)) for start in given):
-        raise ChoiceError(f"sharing: expected a rule that gives {len(values)} starts (ints), got {starts!r}")
+        raise ChoiceError(f"sharing: expected a rule that gives {len(values)} starts (ints), got {shown(starts)}")
     return [int(start) for start in given]
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.choice import SIDES, Dim
-from vitas.errors import ChoiceError, VitasError, listed, one_of
+from vitas.errors import ChoiceError, VitasError, is_one_of, listed, one_of, shown
 from vitas.subnet import Number, Subnet
 from vitas.walk import AnyChoice, Gate, State, holders, unwrap
 
@@ -138,7 +138,7 @@ class SearchSpace:
         Raises:
             ChoiceError: an unknown name, an illegal value, a missing choice.
         """
-        if fill not in (None, "largest", "smallest"):
+        if not is_one_of([None, "largest", "smallest"], fill):
             raise ChoiceError(f"fill: {one_of(['largest', 'smallest'], fill)}")
         return self._subnet(self._encoded(Subnet(values), fill, strict=False))
 
@@ -149,7 +149,7 @@ class SearchSpace:
             generator: Source of randomness; None: torch's default one. A draw takes the same amount of it every time.
         """
         if generator is not None and not isinstance(generator, torch.Generator):
-            raise ChoiceError(f"generator: expected a torch.Generator or None, got {generator!r}")
+            raise ChoiceError(f"generator: expected a torch.Generator or None, got {shown(generator)}")
         device = generator.device if generator is not None else "cpu"
         uniform = torch.rand(len(self._entries), generator=generator, dtype=torch.float64, device=device).tolist()
         indices = [-1] * len(self._entries)
@@ -228,10 +228,10 @@ class SearchSpace:
     def _side_number(self, side: str | None) -> int:
         if side is None:
             return 0
-        if side not in SIDES:
+        if not is_one_of(SIDES, side):
             raise ChoiceError(f"side: {one_of(SIDES, side)}")
         if not self.bilateral:
-            raise ChoiceError(f"side: got {side!r}, but no Dim of this model is bilateral")
+            raise ChoiceError(f"side: got {shown(side)}, but no Dim of this model is bilateral")
         return SIDES.index(side)
 
     @cached_property
@@ -275,9 +275,7 @@ class SearchSpace:
         Raises:
             ChoiceError: wrong length, not ints, numbers out of range.
         """
-        numbers = np.asarray(vector)
-        if numbers.shape != (len(self),) or not np.issubdtype(numbers.dtype, np.integer):
-            raise ChoiceError(f"vector: expected {len(self)} ints, got shape {numbers.shape} of {numbers.dtype}")
+        numbers = codes_of([vector], len(self), "vector")[0]
         indices = [-1] * len(self._entries)
         for k, entry in self._walk(indices):
             if not 0 <= numbers[k] < len(entry.choice.values):
@@ -419,6 +417,31 @@ class SearchSpace:
         cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self._rows())
         head = f"<b>{len(self)} choices, {_networks(self.size)} networks</b>"
         return f"{head}<br>{escape(self._summary())}<table>{cells}</table>"
+
+
+def codes_of(rows: object, n: int, what: str) -> NDArray[np.int64]:
+    """Return encoded subnets as an array, (rows, n).
+
+    Raises:
+        ChoiceError: not rows of n ints each.
+    """
+    if isinstance(rows, (list, tuple)) and len(rows) == 1 and isinstance(rows[0], np.ndarray):
+        rows = rows[0][None]
+    if isinstance(rows, np.ndarray):
+        if rows.ndim != 2 or rows.shape[1] != n or not np.issubdtype(rows.dtype, np.integer):
+            raise ChoiceError(f"{what}: expected rows of {n} ints, got shape {rows.shape} of {rows.dtype}")
+        return rows
+    if not isinstance(rows, (list, tuple)):
+        raise ChoiceError(f"{what}: expected rows of {n} ints, got {shown(rows)}")
+    for row in rows:
+        ints = isinstance(row, np.ndarray) and row.ndim == 1 and np.issubdtype(row.dtype, np.integer)
+        if (not ints and not (isinstance(row, (list, tuple)) and all(map(_is_code, row)))) or len(row) != n:
+            raise ChoiceError(f"{what}: expected {n} ints, got {shown(row)}")
+    return np.array(rows, dtype=np.int64).reshape(len(rows), n)
+
+
+def _is_code(number: object) -> bool:
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and -1 <= number < 2**31
 
 
 def _networks(size: int) -> str:

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitas.errors import FileError, SearchError
+from vitas.errors import FileError, SearchError, shown
 from vitas.subnet import Number, Subnet
 
 try:
@@ -77,7 +77,7 @@ def open_storage(where: Any) -> Any:
     if isinstance(where, str) and "://" in where:
         return _patiently(lambda: optuna.storages.get_storage(where))
     if not isinstance(where, (str, os.PathLike)) or not os.fspath(where):
-        raise SearchError(f"storage: expected None, a path or a URL, got {where!r}")
+        raise SearchError(f"storage: expected None, a path or a URL, got {shown(where)}")
     path = Path(where)
     if not path.parent.is_dir():
         raise FileError(f"storage: there is no folder {path.parent}")
@@ -172,7 +172,7 @@ class Ledger:
         if "vitas" not in attrs:
             if self.storage.get_all_trials(self._id, deepcopy=False):
                 raise SearchError(
-                    f"storage: evolve did not make the study {self.study.study_name!r} that is there; give name="
+                    f"storage: evolve did not make the study {shown(self.study.study_name)} that is there; give name="
                 )
             self.storage.set_study_system_attr(self._id, "study:metric_names", list(facts["objectives"]))
             self.storage.set_study_user_attr(self._id, "vitas", dict(facts))
@@ -181,7 +181,7 @@ class Ledger:
         for what in {**there, **here}:
             if there.get(what) != here.get(what):
                 raise SearchError(
-                    f"storage: the search {self.study.study_name!r} there was made with another {what}"
+                    f"storage: the search {shown(self.study.study_name)} there was made with another {what}"
                     f" ({_short(there.get(what))}, here {_short(here.get(what))}); go on with that, or give another name="
                 )
 
@@ -192,7 +192,7 @@ class Ledger:
         for number in sorted([*changed, *range(self._seen, len(trials))]):
             trial = trials[number]
             if not trial.state.is_finished() and "claim" not in trial.user_attrs:
-                raise SearchError(f"storage: trial {number} of the study {self.study.study_name!r} is not evolve's")
+                raise SearchError(f"storage: trial {number} of the study {shown(self.study.study_name)} is not evolve's")
             if trial.state.name == "RUNNING":
                 self._open[number] = trial
             else:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any, NoReturn
 
-from vitas.choice import plain_number
-from vitas.errors import ChoiceError
+from vitas.choice import LONGEST_NAME, is_name, plain_number
+from vitas.errors import ChoiceError, brief, shown
 
 Number = int | float
 
@@ -27,10 +27,11 @@ class Subnet(Mapping[str, Number]):
 
     def __init__(self, values: Mapping[str, Number]) -> None:
         if not isinstance(values, Mapping):
-            raise ChoiceError(f"subnet: expected a mapping of names to numbers, got {values!r}")
+            raise ChoiceError(f"subnet: expected a mapping of names to numbers, got {shown(values)}")
         for name in values:
-            if not isinstance(name, str) or not name:
-                raise ChoiceError(f"subnet: expected names that are strings, got {name!r}")
+            if not is_name(name):
+                wanted = f"names that are strings of at most {LONGEST_NAME} characters"
+                raise ChoiceError(f"subnet: expected {wanted}, got {shown(name)}")
         self._values = {name: plain_number(value, name) for name, value in values.items()}
         self._hash = hash(frozenset(self._values.items()))
 
@@ -65,7 +66,7 @@ class Subnet(Mapping[str, Number]):
         except (ValueError, TypeError, RecursionError) as error:
             if isinstance(error, ChoiceError):
                 raise
-            raise ChoiceError(f"subnet: not a JSON object of names and numbers ({error})") from None
+            raise ChoiceError(f"subnet: not a JSON object of names and numbers ({brief(error)})") from None
         return cls(values)
 
     def _table(self) -> tuple[dict[str, Number], list[str], dict[str, dict[str, Number]]]:
@@ -109,7 +110,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = next(name for name in values if sum(name == other for other, _ in pairs) > 1)
-        raise ChoiceError(f"subnet: {twice!r} stands twice")
+        raise ChoiceError(f"subnet: {shown(twice)} stands twice")
     return values
 
 

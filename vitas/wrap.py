@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from vitas.choice import Choice, Dim
-from vitas.errors import ChoiceError, FileError, VitasError, WrapError, one_of
+from vitas.errors import ChoiceError, FileError, VitasError, WrapError, one_of, shown
 from vitas.order import order_by_magnitude
 from vitas.sample import use_subnet
 from vitas.saving import load_subnet
@@ -189,9 +189,9 @@ def register(folder: str | PathLike[str], name: str | None = None) -> str:
     folder = Path(folder).absolute()
     name = folder.name if name is None else name
     if not isinstance(name, str) or not name.isidentifier():
-        raise ChoiceError(f"name: expected a word of letters, digits and underscores, got {name!r}")
+        raise ChoiceError(f"name: expected a word of letters, digits and underscores, got {shown(name)}")
     if is_model(name) and (known := getattr(model_entrypoint(name), "folder", None)) != folder:
-        raise ChoiceError(f"name: {name!r} is {'registered for ' + str(known) if known else 'a model of timm'} already")
+        raise ChoiceError(f"name: {shown(name)} is {'registered for ' + str(known) if known else 'a model of timm'} already")
     if not type(load_subnet(folder)).__module__.startswith("timm."):
         raise FileError(f"{folder}: not a network of timm; load_subnet builds it")
 
@@ -267,7 +267,7 @@ def _hidden(name: str, given: Values, own: int, per_ratio: float) -> list[int]:
     def width(ratio: Any) -> Any:
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio * per_ratio < own + 1:
             raise ChoiceError(
-                f'{name}: expected an mlp_ratio in (0, {own / per_ratio:g}], "auto" or percentages, got {ratio!r}'
+                f'{name}: expected an mlp_ratio in (0, {own / per_ratio:g}], "auto" or percentages, got {shown(ratio)}'
             )
         return int(ratio * per_ratio)
 
@@ -286,7 +286,7 @@ def _settled(
     values = [part(value) if isinstance(value, str) else number(value) for value in several]
     for value in values:
         if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value <= own:
-            raise ChoiceError(f'{name}: expected ints in 1..{own}, percentages such as "50%", or "auto", got {value!r}')
+            raise ChoiceError(f'{name}: expected ints in 1..{own}, percentages such as "50%", or "auto", got {shown(value)}')
     if max(values, default=0) != own:
         listed = ", ".join(map(str, sorted(values))) or "nothing"
         raise ChoiceError(f"{name}: the largest has to be the model's own {own}, whose weights all share, got {listed}")
@@ -299,7 +299,7 @@ def _percent(name: str, text: str) -> float:
     except ValueError:
         percent = None
     if percent is None or not 0 < percent <= 100:
-        raise ChoiceError(f'{name}: expected "auto" or a percentage in (0, 100] such as "50%", got {text!r}')
+        raise ChoiceError(f'{name}: expected "auto" or a percentage in (0, 100] such as "50%", got {shown(text)}')
     return percent
 
 
@@ -313,9 +313,9 @@ def _block_numbers(blocks: Iterable[int] | None, n: int) -> set[int]:
     if blocks is None:
         return set(range(n))
     if isinstance(blocks, (int, str)) or not isinstance(blocks, Iterable):
-        raise ChoiceError(f"blocks: expected several numbers in 0..{n - 1}, got {blocks!r}")
+        raise ChoiceError(f"blocks: expected several numbers in 0..{n - 1}, got {shown(blocks)}")
     numbers = list(blocks)
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < n:
-            raise ChoiceError(f"blocks: expected numbers in 0..{n - 1}, got {number!r}")
+            raise ChoiceError(f"blocks: expected numbers in 0..{n - 1}, got {shown(number)}")
     return set(numbers)

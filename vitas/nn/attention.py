@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitas import plain
 from vitas.choice import Choice, Dim, as_choice, as_dim, take
 from vitas.cost import Cost, cost_of, params_of, product_of
-from vitas.errors import ChoiceError, one_of
+from vitas.errors import ChoiceError, is_one_of, one_of, shown
 from vitas.nn.base import exported, filled, like
 from vitas.nn.linear import CyclicLinear, check_channels
 from vitas.nn.private import Private
@@ -124,7 +124,7 @@ def as_heads(dim: int | Dim, num_heads: int | Choice[int], head_dim: int | None,
     for what, counts in ((heads.name or "num_heads", heads.values), ("head_dim", (head_dim,))):
         for count in counts:
             if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise ChoiceError(f"{what}: expected positive ints, got {count!r}")
+                raise ChoiceError(f"{what}: expected positive ints, got {shown(count)}")
     if qkv_dim is None:
         head_dim = _head_dim(dim, heads) if head_dim is None else head_dim
         return Heads(dim, heads, heads * head_dim, head_dim, {head_dim})
@@ -146,11 +146,11 @@ def stacked(parts: str, heads: Heads, private: str | None, bias: bool) -> nn.Mod
     Raises:
         ChoiceError: another word for `private`, or a single head count to have private copies for.
     """
-    if private not in (None, "qk", "v"):
+    if not is_one_of([None, "qk", "v"], private):
         raise ChoiceError(f"private: {one_of(['qk', 'v'], private)}; None shares all")
     if private and heads.num_heads.fixed:
         count = heads.num_heads.largest
-        raise ChoiceError(f"private={private!r}: copies for each head count need more than one, got {count}")
+        raise ChoiceError(f"private={shown(private)}: copies for each head count need more than one, got {count}")
     own = [part for part in parts if private and part in private]
     if not own:
         return StackedLinear(heads.dim, heads.qkv_dim, len(parts), bias)

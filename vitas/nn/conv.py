@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitas.choice import Dim, as_dim, take
 from vitas.cost import Cost, product_of
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 from vitas.nn.base import filled
 from vitas.nn.linear import check_channels
 
@@ -55,7 +55,7 @@ class ElasticConv2d(nn.Conv2d):
         searchable = not (in_dim.fixed and out_dim.fixed)
         depthwise = searchable and in_dim is out_dim and largest_groups == in_dim.largest
         if searchable and not depthwise and groups != 1:
-            raise ChoiceError(f"groups: with searchable channels 1, or the one Dim of input and output, got {groups!r}")
+            raise ChoiceError(f"groups: with searchable channels 1, or the one Dim of input and output, got {shown(groups)}")
         super().__init__(
             in_dim.largest,
             out_dim.largest,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitas import plain
 from vitas.choice import Choice, Dim, as_choice, as_dim
 from vitas.cost import Cost, cost_of, params_of
-from vitas.errors import ChoiceError, ShapeError
+from vitas.errors import ChoiceError, ShapeError, shown
 from vitas.nn.base import exported, filled, like
 from vitas.nn.conv import ElasticConv2d
 from vitas.nn.private import Private
@@ -150,6 +150,9 @@ class ElasticTokens(plain.Tokens):
         return filled(self, plain.Tokens(**empty), weights)
 
 
+MOST_PIXELS = 2**20  # of a side
+
+
 def pixels(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """Return (height, width).
 
@@ -158,8 +161,8 @@ def pixels(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """
     img_size = img_size.item() if isinstance(img_size, np.integer) else img_size
     pair = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
-    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair):
-        raise ChoiceError(f"img_size: expected a positive int or (height, width), got {img_size!r}")
+    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MOST_PIXELS for n in pair):
+        raise ChoiceError(f"img_size: expected a positive int or (height, width), got {shown(img_size)}")
     return pair
 
 

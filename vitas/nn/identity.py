@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from vitas import plain
 from vitas.choice import Choice
 from vitas.cost import Cost, cost_of, params_of
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 from vitas.nn.base import exported, like
 from vitas.slicing import mark, mark_sizes, marked, noted, outside_graphs
 from vitas.walk import Gate, State
@@ -66,9 +66,9 @@ class ShiftableIdentity(plain.Blocks):
         if n == 0:
             raise ChoiceError("blocks: expected at least one block, got none")
         if isinstance(min_depth, bool) or not isinstance(min_depth, int) or not 1 <= min_depth <= n:
-            raise ChoiceError(f"min_depth: expected an int in 1..{n}, got {min_depth!r}")
+            raise ChoiceError(f"min_depth: expected an int in 1..{n}, got {shown(min_depth)}")
         if isinstance(step, bool) or not isinstance(step, int) or step < 1 or (n - min_depth) % step:
-            raise ChoiceError(f"step: expected a divisor of {n} - {min_depth}, got {step!r}")
+            raise ChoiceError(f"step: expected a divisor of {n} - {min_depth}, got {shown(step)}")
         self.shift = shift
         if shift:
             law = _group_law(n, p, min_depth, step) if isinstance(p, (int, float)) else p
@@ -273,7 +273,7 @@ def binomial_law(n: int, identity: float, min_depth: int = 1) -> list[float]:
         ChoiceError: a probability outside [0, 1).
     """
     if isinstance(identity, bool) or not 0 <= identity < 1:
-        raise ChoiceError(f"identity probability: expected a number in [0, 1), got {identity!r}")
+        raise ChoiceError(f"identity probability: expected a number in [0, 1), got {shown(identity)}")
     return [comb(n, m) * (1 - identity) ** m * identity ** (n - m) for m in range(min_depth, n + 1)]
 
 
@@ -290,5 +290,5 @@ def _slot_choices(n: int, p: float | Sequence[float] | None, min_depth: int, nam
         raise ChoiceError(f"min_depth: without shifting every slot is free, got {min_depth}")
     identity = 0.5 if p is None else p
     if isinstance(identity, bool) or not isinstance(identity, (int, float)) or not 0 <= identity < 1:
-        raise ChoiceError(f"p: without shifting one identity probability in [0, 1), got {p!r}")
+        raise ChoiceError(f"p: without shifting one identity probability in [0, 1), got {shown(p)}")
     return [Choice([0, 1], p=[identity, 1 - identity], name=None if name is None else f"{name}.{slot}") for slot in range(n)]

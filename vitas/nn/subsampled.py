@@ -3,7 +3,7 @@
 from vitas import plain
 from vitas.choice import Choice, Dim
 from vitas.cost import Cost, Map, as_map, cost_of, params_of
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 from vitas.nn.attention import as_heads, stacked
 from vitas.nn.base import exported, like
 from vitas.nn.conv import ElasticConv2d
@@ -53,7 +53,7 @@ class ElasticSubsampledAttention(plain.SubsampledAttention):
         norm_eps: float = 1e-5,
     ) -> None:
         if isinstance(sr_ratio, bool) or not isinstance(sr_ratio, int) or sr_ratio < 1:
-            raise ChoiceError(f"sr_ratio: expected a positive int, got {sr_ratio!r}")
+            raise ChoiceError(f"sr_ratio: expected a positive int, got {shown(sr_ratio)}")
         heads = as_heads(dim, num_heads, head_dim, qkv_dim)
         super().__init__(
             stacked("q", heads, private, qkv_bias),

@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from vitas.choice import Choice, Dim, as_choice, plain_number
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 from vitas.sharing import Sharing
 
 Count = int | Iterable[int] | Choice[int]
 Width = int | Iterable[int] | Dim
 Ratio = float | Iterable[float] | Choice[float]
+MOST_BLOCKS = 1024
 T = TypeVar("T")
 V = TypeVar("V", int, float)
 
@@ -33,16 +34,28 @@ def depths_of(depth: int | Iterable[int], name: str = "depth") -> tuple[int, int
         ChoiceError: depths that are not positive ints a constant step apart.
     """
     values = choice_of(depth, name).values
+    if values[-1] > MOST_BLOCKS:
+        raise ChoiceError(f"{name}: expected at most {MOST_BLOCKS} blocks, got {shown(values[-1])}")
     step = values[1] - values[0] if len(values) > 1 else 1
     if values[0] < 1 or list(values) != list(range(values[0], values[-1] + 1, step)):
-        shown = ", ".join(map(str, values))
-        raise ChoiceError(f"{name}: expected positive ints without gaps, or in equal steps, got {shown}")
+        raise ChoiceError(f"{name}: expected positive ints without gaps, or in equal steps, got {shown(list(values))}")
     return values[0], values[-1], step
 
 
 def reusable(values: T) -> T:
     """Return a list in place of an iterator, since every block reads it."""
     return list(values) if isinstance(values, Iterable) else values  # type: ignore[return-value]
+
+
+def check_numbers(**numbers: float | None) -> None:
+    """Refuse what is no number where one is optional: the starting gain of LayerScale, the epsilon of a norm.
+
+    Raises:
+        ChoiceError: with the name of the argument.
+    """
+    for name, number in numbers.items():
+        if number is not None and not abs(plain_number(number, name)) < 1e30:
+            raise ChoiceError(f"{name}: expected a number that float32 holds, got {shown(number)}")
 
 
 def check_rates(**rates: float) -> None:
@@ -53,4 +66,4 @@ def check_rates(**rates: float) -> None:
     """
     for name, rate in rates.items():
         if not 0 <= plain_number(rate, name) < 1:
-            raise ChoiceError(f"{name}: expected a number in [0, 1), got {rate!r}")
+            raise ChoiceError(f"{name}: expected a number in [0, 1), got {shown(rate)}")

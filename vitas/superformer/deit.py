@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitas import plain
 from vitas.cost import Cost, cost_of, params_of
-from vitas.errors import ChoiceError, one_of
+from vitas.errors import ChoiceError, is_one_of, one_of
 from vitas.nn import (
     CyclicLinear,
     DropPath,
@@ -23,7 +23,17 @@ from vitas.nn.embed import Table, active_table, make_table, patch_count
 from vitas.sharing import Sharing
 from vitas.slicing import outside_graphs
 from vitas.space import search_space
-from vitas.superformer.arguments import Count, Ratio, Width, check_rates, choice_of, depths_of, dim_of, reusable
+from vitas.superformer.arguments import (
+    Count,
+    Ratio,
+    Width,
+    check_numbers,
+    check_rates,
+    choice_of,
+    depths_of,
+    dim_of,
+    reusable,
+)
 from vitas.walk import holders
 
 
@@ -102,6 +112,7 @@ class DeiTSuperformer(plain.VisionTransformer):
         shift: bool = True,
     ) -> None:
         check_rates(proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+        check_numbers(init_values=init_values, norm_eps=norm_eps, final_norm_eps=final_norm_eps)
         _check_pooling(global_pool, distilled, fc_norm)
         min_depth, slots, step = depths_of(depth)
         width = dim_of(embed_dim, "embed_dim", sharing)
@@ -206,7 +217,7 @@ class DeiTSuperformer(plain.VisionTransformer):
         Raises:
             ChoiceError: another convention.
         """
-        if convention not in ("exact", "vitas"):
+        if not is_one_of(["exact", "vitas"], convention):
             raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
         exact = convention == "exact"
         patches = self.patch_embed.tokens()  # type: ignore[operator]
@@ -243,7 +254,7 @@ class DeiTSuperformer(plain.VisionTransformer):
 
 
 def _check_pooling(global_pool: str, distilled: bool, fc_norm: bool | None) -> None:
-    if global_pool not in ("token", "avg"):
+    if not is_one_of(["token", "avg"], global_pool):
         raise ChoiceError(f"global_pool: {one_of(['token', 'avg'], global_pool)}")
     if distilled and (global_pool != "token" or fc_norm):
         raise ChoiceError("global_pool, fc_norm: a distilled model classifies from its tokens, normed before pooling")

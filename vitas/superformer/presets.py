@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from vitas.errors import ChoiceError, one_of
+from vitas.errors import ChoiceError, is_one_of, one_of
 from vitas.sharing import Sharing
 from vitas.subnet import Subnet
 from vitas.superformer.deit import DeiTSuperformer
@@ -152,7 +152,7 @@ def published_subnet(name: str) -> Subnet:
     Raises:
         ChoiceError: an unknown name.
     """
-    if name not in _PUBLISHED:
+    if not is_one_of(list(_PUBLISHED), name):
         raise ChoiceError(f"published subnet: {one_of(list(_PUBLISHED), name)}")
     space, embed_dim, heads, widths, hidden = _PUBLISHED[name]
     values = {"embed_dim": embed_dim, "patch_size": 16}
@@ -190,7 +190,7 @@ def create_superformer(
     Raises:
         ChoiceError: an unknown name or argument, or values that do not fit together.
     """
-    if name not in list_superformers():
+    if not is_one_of(list_superformers(), name):
         raise ChoiceError(f"superformer: {one_of(list_superformers(), name)}")
     family: type[nn.Module] = DeiTSuperformer if name in _DEIT else TwinsSuperformer
     legal = list(inspect.signature(family).parameters)

@@ -9,7 +9,7 @@ from torch import nn
 from vitas import plain
 from vitas.choice import Dim
 from vitas.cost import Cost, Map, cost_of, params_of
-from vitas.errors import ChoiceError, ShapeError, one_of
+from vitas.errors import ChoiceError, ShapeError, is_one_of, one_of, shown
 from vitas.nn import (
     CyclicLinear,
     DropPath,
@@ -25,7 +25,17 @@ from vitas.nn.embed import pixels
 from vitas.nn.identity import lay_drop_path
 from vitas.sharing import Sharing
 from vitas.space import search_space
-from vitas.superformer.arguments import Count, Ratio, Width, check_rates, choice_of, depths_of, dim_of, reusable
+from vitas.superformer.arguments import (
+    Count,
+    Ratio,
+    Width,
+    check_numbers,
+    check_rates,
+    choice_of,
+    depths_of,
+    dim_of,
+    reusable,
+)
 from vitas.walk import holders
 
 T = TypeVar("T")
@@ -105,7 +115,7 @@ class TwinsSuperformer(plain.Twins):
         depth_p: float | Sequence[float] | None = None,
         shift: bool = True,
     ) -> None:
-        if global_pool not in ("avg", ""):
+        if not is_one_of(["avg", ""], global_pool):
             raise ChoiceError(f"global_pool: {one_of(['avg', ''], global_pool)}")
         check_rates(
             drop_rate=drop_rate,
@@ -114,6 +124,7 @@ class TwinsSuperformer(plain.Twins):
             attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
         )
+        check_numbers(norm_eps=norm_eps)
         dims = [dim_of(d, f"stages.{k}.embed_dim", sharing) for k, d in enumerate(_listed(embed_dims, "embed_dims"))]
         stages = range(len(dims))
 
@@ -243,12 +254,12 @@ class TwinsSuperformer(plain.Twins):
 
     def extra_repr(self) -> str:
         try:
-            return f"active: {search_space(self).active()!r}" if any(holders(self)) else ""
+            return f"active: {shown(search_space(self).active())}" if any(holders(self)) else ""
         except ChoiceError as error:  # printing must not fail where the space does
             return f"no search space: {error}"
 
 
 def _listed(values: Iterable[T], what: str) -> list[T]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise ChoiceError(f"{what}: expected one entry for each stage, got {values!r}")
+        raise ChoiceError(f"{what}: expected one entry for each stage, got {shown(values)}")
     return list(values)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from vitas.choice import SIDES
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 from vitas.sample import SubnetSampler
 from vitas.slicing import outside_graphs
 from vitas.space import search_space
@@ -51,7 +51,7 @@ class RankSampler:
         if rank is None:
             rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise ChoiceError(f"rank: expected an int of at least 0, got {rank!r}")
+            raise ChoiceError(f"rank: expected an int of at least 0, got {shown(rank)}")
         self.sampler, self.rank = SubnetSampler(model, seed=seed), rank
         self._common = set(deciding(model))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ChoiceError(
-                f"warmup_epochs: expected at least 0 and below {self.epochs} epochs, got {self.warmup_epochs!r}"
+                f"warmup_epochs: expected at least 0 and below {self.epochs} epochs, got {shown(self.warmup_epochs)}"
             )
         for name in ("hflip", "random_erasing", "switch_prob", "smoothing", "drop_path"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ChoiceError(f"{name}: expected a number in [0, 1], got {getattr(self, name)!r}")
+                raise ChoiceError(f"{name}: expected a number in [0, 1], got {shown(getattr(self, name))}")
         for name in ("lr", "batch_size", "crop_pct"):
             if not getattr(self, name) > 0:
-                raise ChoiceError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
+                raise ChoiceError(f"{name}: expected a positive number, got {shown(getattr(self, name))}")
 
     def lr_factor(self, epoch: float) -> float:
         """Return the learning rate as a part of `lr` after `epoch` epochs (whole or not): linear warm-up, then a cosine."""
@@ -95,8 +95,8 @@ class Recipe:
             num_classes: Classes, for mixup's targets.
 
         Returns:
-            transform: `timm.data.transforms_factory.transforms_imagenet_train` (`create_transform` would leave out the
-                colour jitter wherever RandAugment is on).
+            transform: `timm.data.transforms_factory.transforms_imagenet_train`, since `create_transform` would leave out
+            the colour jitter wherever RandAugment is on.
             eval_transform: `timm.data.transforms_factory.transforms_imagenet_eval`.
             mixup: `timm.data.Mixup`; None where neither mixup nor CutMix is on (smooth the labels in the loss then).
             optimizer: `timm.optim.create_optimizer_v2`.

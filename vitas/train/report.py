@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.choice import Dim
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 from vitas.nn.private import Private
 from vitas.sample import use_subnet
 from vitas.sharing import coverage
@@ -250,7 +250,7 @@ def _number(score: object) -> float:
     try:
         return float(score)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise ChoiceError(f"evaluate: expected a number, got {score!r}") from None
+        raise ChoiceError(f"evaluate: expected a number, got {shown(score)}") from None
 
 
 _Uses = tuple[dict[str, NDArray[np.float64]], dict[str, int], tuple[str, ...]]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from vitas.choice import SIDES
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 from vitas.sample import SubnetSampler
 from vitas.subnet import Subnet
 
@@ -21,7 +21,7 @@ def sandwich(
 ) -> Iterator[Subnet]:
     """Return an iterator that activates one subnet after the other: smallest, random ones, largest.
 
-    Loss, backward pass, scaler and accumulation stay in the caller's loop:
+    Loss, backward pass, scaler and accumulation stay in the caller's loop::
 
         for subnet in sandwich(model, step=step):
             criterion(model(images), labels).backward()
@@ -51,7 +51,7 @@ def sandwich(
     """
     for name, number in (("n_random", n_random), ("step", step)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ChoiceError(f"{name}: expected an int of at least 0, got {number!r}")
+            raise ChoiceError(f"{name}: expected an int of at least 0, got {shown(number)}")
     sampler = SubnetSampler(model, seed=seed) if sampler is None else sampler
     return _passes(sampler, n_random, step, largest_last)
 

@@ -1,0 +1,541 @@
+"""Hostile input for everything public that takes data: it works, or a VitasError says clearly and soon what is wrong.
+
+The tests run a few hundred inputs of each kind; the long form runs until the time is up, with another seed each round,
+and prints the input that broke the promise:
+
+    python -m tests.fuzz --seconds 3600
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import math
+import random
+import struct
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+import vitas
+from vitas.depth_law import depth_law_for
+from vitas.errors import VitasError, shown
+from vitas.saving import _hash
+
+SECONDS = 1.0  # of processor time
+MEGABYTES = 64
+LONGEST_MESSAGE = 2000
+
+
+@contextlib.contextmanager
+def frugal(*given: Any) -> Iterator[None]:
+    """Check that what runs inside is quick and takes little memory, and raises nothing but a VitasError that says why."""
+    try:
+        with _frugal():
+            yield
+    except Exception:
+        print("given:", *(shown(it, 2000) for it in given))
+        raise
+
+
+@contextlib.contextmanager
+def _frugal() -> Iterator[None]:
+    before = _reset_peak()
+    started = time.process_time()
+    try:
+        yield
+    except VitasError as error:
+        message = str(error)
+        assert message, "an error without a message"
+        assert len(message) <= LONGEST_MESSAGE, f"a message of {len(message)} characters: {message[:200]}..."
+    seconds = time.process_time() - started
+    assert seconds < SECONDS, f"took {seconds:.1f} s"
+    grown = _peak() - before
+    assert grown < MEGABYTES, f"took {grown:.0f} MB"
+
+
+def _status(field: str) -> float:
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
+    return 0.0
+
+
+def _peak() -> float:
+    return _status("VmHWM")
+
+
+def _reset_peak() -> float:
+    """Forget the peak of memory so far, where the system can; return what is in use, in MB."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+# -- what people and broken programs pass ------------------------------------------------------------------------------
+
+HUGE = [2**24, 2**31 - 1, 2**31, 2**62, 2**63, 2**64, 10**30, 10**400, 10**5000, -(2**63), -(10**5000)]
+
+
+class Rude:
+    """An object that cannot even be printed."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+def pick(things: Sequence[Any]) -> st.SearchStrategy[Any]:
+    """Return one of these; not by `sampled_from`, which prints what it holds, and some of this cannot be printed."""
+    return st.integers(0, len(things) - 1).map(lambda place: things[place])
+
+
+def numbers() -> st.SearchStrategy[Any]:
+    return st.one_of(
+        st.integers(-3, 40),
+        pick(HUGE),
+        st.floats(),
+        pick([0.5, 1e-320, 1e308, math.inf, -math.inf, math.nan, True, False]),
+        pick([np.int64(3), np.float32(0.5), np.float64("nan"), np.bool_(True), np.uint8(255)]),
+    )
+
+
+def words() -> st.SearchStrategy[Any]:
+    known = [
+        "largest",
+        "smallest",
+        "left",
+        "right",
+        "random",
+        "inherit",
+        "fresh",
+        "cyclic",
+        "50%",
+        "-1%",
+        "1e400%",
+        "%",
+        "nan%",
+    ]
+    return st.one_of(st.text(max_size=8), pick(known), pick(["", "x" * 10**6, "\0", "\ud800", "💥" * 99]))
+
+
+def scalars() -> st.SearchStrategy[Any]:
+    things = [
+        None,
+        object,
+        Rude(),
+        torch.zeros(3),
+        torch.zeros(()),
+        np.zeros((2, 2)),
+        b"\xff" * 9,
+        3j,
+        print,
+        {1, 2},
+        range(10**9),
+    ]
+    return st.one_of(numbers(), words(), pick(things))
+
+
+def anything() -> st.SearchStrategy[Any]:
+    keys = st.one_of(words(), st.integers(), st.none())
+    return st.recursive(
+        scalars(),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=4), st.dictionaries(keys, inner, max_size=4), st.tuples(inner, inner), st.tuples(inner)
+        ),
+        max_leaves=8,
+    )
+
+
+def json_values() -> st.SearchStrategy[Any]:
+    leaves = st.one_of(
+        st.none(), st.booleans(), st.integers(-3, 40), pick(HUGE[:8]), st.floats(), st.text(max_size=6), st.just("x" * 10**5)
+    )
+    return st.recursive(
+        leaves, lambda i: st.lists(i, max_size=3) | st.dictionaries(st.text(max_size=4), i, max_size=3), max_leaves=5
+    )
+
+
+def mutated(value: Any, draw: Callable[[Any], Any], times: int = 2) -> Any:
+    """Return a copy of a JSON value with a few parts replaced, dropped, added or repeated."""
+    value = copy.deepcopy(value)
+    for _ in range(draw(st.integers(1, times))):
+        parts = list(_containers(value))
+        if not parts:
+            return draw(json_values())
+        part = draw(pick(parts))
+        keys = list(part) if isinstance(part, dict) else list(range(len(part)))
+        deed = draw(st.sampled_from(["replace", "drop", "add", "repeat"]))
+        key = draw(pick(keys)) if keys else None
+        if deed == "add" or key is None:
+            _put(part, draw(st.text(max_size=6)), draw(json_values()))
+        elif deed == "replace":
+            part[key] = draw(json_values())
+        elif deed == "drop":
+            del part[key]
+        else:
+            repeats = draw(st.sampled_from([2, 100, 3000]))
+            for number in range(repeats):
+                _put(part, f"{key}{number}", part[key])
+    return value
+
+
+def _put(part: Any, key: str, value: Any) -> None:
+    if isinstance(part, dict):
+        part[key] = value
+    else:
+        part.append(value)
+
+
+def _containers(value: Any) -> Iterator[Any]:
+    if isinstance(value, (dict, list)):
+        yield value
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _containers(inner)
+
+
+# -- what is tried -----------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """A small superformer, its space, and files of it, made once."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        self.folder = folder
+        self.model = vitas.create_superformer("deit_micro", num_classes=3, img_size=8)
+        self.space = vitas.search_space(self.model)
+        self.subnet = self.space.smallest()
+        vitas.save_subnet(vitas.export_subnet(self.model, self.subnet), folder / "good")
+        vitas.save_superformer(self.model, folder / "super.safetensors")
+        self.config = json.loads((folder / "good" / "config.json").read_text())
+        self.weights = (folder / "good" / "model.safetensors").read_bytes()
+        self.super = (folder / "super.safetensors").read_bytes()
+        vitas.sample_subnet(self.model, flops="50%")  # import what is imported late
+        self.files = 0
+
+    def path(self, suffix: str = "") -> Path:
+        """Return a path that was not used before."""
+        self.files += 1
+        return self.folder / f"{self.files}{suffix}"
+
+
+def near_subnets(bench: Bench, draw: Callable[[Any], Any]) -> Any:
+    """Return a subnet with something wrong, or something else altogether."""
+    if draw(st.integers(0, 3)) == 0:
+        return draw(anything())
+    values: dict[Any, Any] = dict(draw(pick([bench.subnet, bench.space.largest()])))
+    for _ in range(draw(st.integers(1, 3))):
+        deed = draw(st.sampled_from(["replace", "drop", "add"]))
+        if deed == "add":
+            values[draw(st.one_of(words(), st.sampled_from(["blocks.99.mlp_dim", "depht"])))] = draw(scalars())
+        elif values:
+            name = draw(pick(list(values)))
+            if deed == "drop":
+                del values[name]
+            else:
+                values[name] = draw(scalars())
+    return values
+
+
+def subnet_from_json(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Read text, mutated JSON, deep nesting, bytes."""
+    good = dict(bench.subnet)
+    kind = draw(st.integers(0, 4))
+    text: Any
+    if kind == 0:
+        text = json.dumps(mutated(good, draw))
+    elif kind == 1:
+        text = draw(pick(["[" * 10**5, '{"a":' * 10**5, "1" * 10**6, '{"a": ' + "9" * 10**5 + "}", "NaN", '{"a": 1e999}']))
+    elif kind == 2:
+        characters = list(bench.subnet.to_json())
+        for _ in range(draw(st.integers(1, 3))):
+            characters[draw(st.integers(0, len(characters) - 1))] = draw(st.characters())
+        text = "".join(characters)
+    elif kind == 3:
+        text = draw(st.binary(max_size=40))
+    else:
+        text = draw(anything())
+    with frugal(text):
+        subnet = vitas.Subnet.from_json(text)
+        assert vitas.Subnet.from_json(subnet.to_json()) == subnet
+        repr(subnet), subnet._repr_html_()
+        bench.space.activate(subnet)
+
+
+def space_functions(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Activate, complete, encode, decode; what was active stays where something is refused."""
+    bench.space.activate(bench.subnet)
+    subnet = near_subnets(bench, draw)
+    which = draw(st.integers(0, 6))
+    refused = True
+    with frugal(which, subnet):
+        if which == 0:
+            bench.space.activate(subnet, side=draw(st.none() | words()))
+        elif which == 1:
+            assert bench.space.subnet(subnet, fill=draw(st.none() | words() | scalars())) in bench.space
+        elif which == 2:
+            bench.space.encode(subnet)
+        elif which == 3:
+            length = draw(st.sampled_from([len(bench.space), 0, 1]))
+            bench.space.decode(draw(st.one_of(st.lists(numbers(), min_size=length, max_size=length), anything())))
+        elif which == 4:
+            assert (subnet in bench.space) in (True, False)
+        elif which == 5:
+            with vitas.use_subnet(bench.model, subnet, side=draw(st.none() | scalars())):
+                pass
+        else:
+            vitas.cost_model(bench.model).flops(draw(st.one_of(st.just(subnet), anything())))
+        refused = False
+    if refused or which:
+        assert bench.space.active() == bench.subnet
+
+
+def budgets(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Sample and count inside budgets that are no budgets."""
+    bound = st.one_of(st.none(), numbers(), words(), st.integers(0, 10**7))
+    budget = draw(st.one_of(bound, st.tuples(bound, bound), st.lists(bound, max_size=3), anything()))
+    other = draw(st.one_of(st.none(), st.none(), bound))
+    which = draw(st.integers(0, 3))
+    with frugal(which, budget, other):
+        if which == 0:
+            vitas.sample_subnet(bench.model, flops=budget, params=other, policy=draw(st.just("random") | words()))
+        elif which == 1:
+            vitas.count_subnets(bench.model, params=budget)
+        elif which == 2:
+            vitas.SubnetSampler(bench.model, params=budget, seed=draw(st.just(0) | scalars())).sample(
+                draw(st.just(0) | scalars())
+            )
+        else:
+            depth_law_for(bench.model, flops=budget)
+
+
+def building(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Build networks of no space, of impossible sizes, with unknown arguments."""
+    size = st.one_of(
+        pick([0, -1, 8, 16, *HUGE]), numbers().filter(_tiny_or_absurd), words(), st.none(), st.tuples(numbers(), numbers())
+    )
+    options: dict[str, Any] = {"num_classes": 3, "img_size": 8, "in_chans": 1}
+    names = [
+        "num_classes",
+        "img_size",
+        "in_chans",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "qkv_dim",
+        "mlp_dim",
+        "mlp_ratio",
+        "patch_size",
+    ]
+    names += [
+        "head_dim",
+        "private",
+        "global_pool",
+        "distilled",
+        "drop_path_rate",
+        "sharing",
+        "norm_eps",
+        "init_values",
+        "nonsense",
+        "depth_p",
+    ]
+    for name in draw(st.lists(st.sampled_from(names), max_size=2, unique=True)):
+        options[name] = draw(st.one_of(size, st.lists(size, max_size=4), scalars().filter(_tiny_or_absurd)))
+    name = draw(st.one_of(st.just("deit_micro"), st.just("deit_micro"), words(), scalars()))
+    subnet = near_subnets(bench, draw) if draw(st.booleans()) else bench.subnet
+    with frugal(name, subnet, options):
+        vitas.build_subnet(name, subnet, **options)
+
+
+def _tiny_or_absurd(value: Any) -> bool:
+    """Leave out sizes that some machine could hold: who asks for them gets them."""
+    return not isinstance(value, (int, float, np.generic)) or not 64 < abs(value) < 2**24
+
+
+def exporting(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Export and count with words and subnets that are none."""
+    which = draw(st.integers(0, 3))
+    subnet = draw(st.none()) if which == 0 else near_subnets(bench, draw)
+    word = draw(st.one_of(words(), scalars()))
+    with frugal(which, subnet, word):
+        if which == 0:
+            vitas.export_subnet(bench.model, subnet, weights=word, side=draw(st.none() | scalars()))
+        elif which == 1:
+            vitas.export_subnet(bench.model, subnet)
+        elif which == 2:
+            vitas.count_flops(bench.model, subnet, convention=draw(st.just("exact") | scalars()))
+        else:
+            vitas.published_subnet(word)
+
+
+def choices(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Make choices and dimensions of nonsense."""
+    values = draw(st.one_of(st.lists(st.one_of(st.integers(1, 9), numbers()), max_size=4), anything()))
+    p = draw(st.one_of(st.none(), st.lists(numbers(), max_size=4), anything()))
+    sharing = draw(
+        st.one_of(
+            st.just("cyclic"),
+            words(),
+            scalars().filter(lambda it: not callable(it)),
+            pick([lambda v, n, p: v, lambda v, n, p: None]),
+        )
+    )
+    name = draw(st.one_of(st.none(), scalars()))
+    which = draw(st.integers(0, 4))
+    with frugal(which, values, p, sharing, name):
+        if which == 0:
+            repr(vitas.Choice(values, p=p, name=name))
+        elif which == 1:
+            dim = vitas.Dim(values, p=p, name=name, sharing=sharing)
+            dim.active = draw(scalars())
+        elif which == 2:
+            vitas.Dim.fractions(draw(scalars()), values, sharing=sharing)
+        elif which == 3:
+            dim = vitas.Dim(values, p=p)
+            if isinstance(factor := draw(numbers()), (int, np.integer)) and not isinstance(factor, bool):
+                _ = dim * factor
+        else:
+            vitas.nn.CyclicLinear(draw(scalars().filter(_tiny_or_absurd)), vitas.Dim([2, 4]), device="meta")
+
+
+def network_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Load a network whose config or weights were changed, cut short, or made by an enemy."""
+    folder = bench.path()
+    folder.mkdir()
+    config: Any = bench.config
+    kind = draw(st.integers(0, 3))
+    if kind != 1:
+        config = mutated(bench.config, draw)
+        if isinstance(config, dict) and draw(st.integers(0, 5)):
+            config["hash"] = _hash(config)
+    text = json.dumps(config).encode("utf-8", "surrogatepass")
+    if kind == 3:
+        text = _damaged(text, draw)
+    (folder / "config.json").write_bytes(text)
+    (folder / "model.safetensors").write_bytes(_damaged_weights(bench.weights, draw) if kind != 0 else bench.weights)
+    with frugal(kind, text):
+        vitas.load_subnet(folder, img_size=draw(st.one_of(st.none(), st.none(), numbers().filter(_tiny_or_absurd))))
+
+
+def superformer_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Load a superformer's file that was changed or cut; the model stays as it is where it is refused."""
+    path = bench.path(".safetensors")
+    path.write_bytes(_damaged_weights(bench.super, draw))
+    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
+    loaded = False
+    with frugal(path.read_bytes()[:2000]):
+        vitas.load_superformer(bench.model, path)
+        loaded = True
+    after = bench.model.state_dict()
+    assert loaded or all(torch.equal(before[name], after[name]) for name in before)
+    bench.model.load_state_dict(before)
+
+
+def _damaged(data: bytes, draw: Callable[[Any], Any]) -> bytes:
+    bytes_ = bytearray(data)
+    if draw(st.booleans()):
+        return bytes(bytes_[: draw(st.integers(0, len(bytes_)))])
+    for _ in range(draw(st.integers(1, 4))):
+        bytes_[draw(st.integers(0, len(bytes_) - 1))] = draw(st.integers(0, 255))
+    return bytes(bytes_)
+
+
+def _damaged_weights(data: bytes, draw: Callable[[Any], Any]) -> bytes:
+    if draw(st.integers(0, 3)) == 0:
+        return _damaged(data, draw)
+    (length,) = struct.unpack("<Q", data[:8])
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    if "space" in header.get("__metadata__", {}) and draw(st.booleans()):
+        field = draw(st.sampled_from(sorted(header["__metadata__"])))
+        header["__metadata__"][field] = draw(
+            st.one_of(st.text(max_size=9), json_values().map(json.dumps), st.just("[" * 10**5))
+        )
+    else:
+        header = mutated(header, draw)
+    text = json.dumps(header).encode("utf-8", "surrogatepass")
+    said = draw(st.sampled_from([len(text), len(text), len(text), 0, 2**40, 2**63, len(text) + 1]))
+    return struct.pack("<Q", said) + text + body
+
+
+TARGETS = [
+    subnet_from_json,
+    space_functions,
+    budgets,
+    building,
+    exporting,
+    choices,
+    network_files,
+    superformer_files,
+]
+
+
+@st.composite
+def _played(draw: Callable[[Any], Any], bench: Bench, target: Callable[..., None]) -> None:
+    """Try an input while it is drawn: Hypothesis would print inputs of its own accord, and some cannot be printed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        target(bench, draw)
+
+
+def trial(target: Callable[..., None], bench: Bench, examples: int, number: int | None = None) -> Callable[[], None]:
+    """Return a test that tries `examples` inputs of a kind."""
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=number is None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    @given(_played(bench, target))
+    def run(_: None) -> None:
+        pass
+
+    return run if number is None else seed(number)(run)
+
+
+def main() -> None:
+    """Run rounds over all kinds of input until the time is up."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=None, help="of the first round; default: another one each time")
+    parser.add_argument("--examples", type=int, default=60, help="inputs of each kind in a round")
+    parser.add_argument("--only", choices=[target.__name__ for target in TARGETS])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    number = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
+    print(f"first seed {number}")
+    tried, ends, failed = 0, time.monotonic() + options.seconds, []
+    targets = [target for target in TARGETS if options.only in (None, target.__name__)]
+    while time.monotonic() < ends and targets:
+        for target in list(targets):
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    trial(target, Bench(Path(folder)), options.examples, number)()
+                except BaseException:
+                    import traceback
+
+                    traceback.print_exc(file=sys.stdout)
+                    print(f"{target.__name__}: broken by seed {number}", flush=True)
+                    failed.append(target.__name__)
+                    targets.remove(target)
+            tried += options.examples
+            if time.monotonic() > ends:
+                break
+        number += 1
+    print(f"{tried:,} inputs; last seed {number}; broken: {', '.join(failed) or 'nothing'}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

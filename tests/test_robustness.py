@@ -1,0 +1,58 @@
+"""Hostile input, the short form of `python -m tests.fuzz`."""
+
+import pytest
+
+from tests import fuzz
+from vitas.errors import ChoiceError, is_one_of, one_of, shown
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return fuzz.Bench(tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.mark.parametrize("target", fuzz.TARGETS, ids=lambda target: target.__name__)
+def test_hostile_input_is_refused_clearly_and_soon(target, bench):
+    fuzz.trial(target, bench, examples=25)()
+
+
+def test_the_fuzz_itself_finds_what_it_looks_for():
+    with pytest.raises(AssertionError, match="message of 3000 characters"), fuzz.frugal():
+        raise ChoiceError("x" * 3000)
+    with pytest.raises(AssertionError, match=r"took \d+ MB"), fuzz.frugal():
+        _ = b"x" * (100 * 2**20)
+    with pytest.raises(ZeroDivisionError), fuzz.frugal("what was given"):
+        _ = 1 / 0
+    with pytest.raises(AssertionError, match=r"took .* s"), fuzz.frugal():
+        _spin(1.1)
+
+
+def _spin(seconds):
+    import time
+
+    ends = time.process_time() + seconds
+    while time.process_time() < ends:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (3, "3"),
+        ("text", "'text'"),
+        (10**5000, "2**16609 or more"),
+        (-(10**5000), "-2**16609 or more"),
+        ("x" * 10**6, "'" + "x" * 37 + "..." + "x" * 38 + "'"),
+        (list(range(10**5)), "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...]"),
+        ((None, "60%"), "(None, '60%')"),
+    ],
+    ids=range(7),
+)
+def test_any_value_can_be_shown(value, expected):
+    assert shown(value) == expected
+
+
+def test_what_cannot_be_printed_is_shown_by_its_class():
+    assert "Rude" in shown(fuzz.Rude())
+    assert "nearest: 16" in one_of([2, 16], 10**5000)
+    assert not is_one_of(["a"], fuzz.np.array(["a"]))
