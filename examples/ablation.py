@@ -938,12 +938,9 @@ def main() -> None:
     settings, seeds = (SMOKE, 2) if options.smoke else (QUICK, 3) if options.quick else (FULL, 5)
     if options.data != "digits":
         images = min(options.images, settings.test_images) if options.smoke else options.images
-        settings = replace(
-            settings, data=options.data, img_size=options.img_size, patch_size=options.img_size // 8, distort=0.0
-        )
-        settings = replace(
-            settings, train_images=images, test_images=images, scale=1 if options.smoke or options.quick else 4
-        )
+        size, scale = options.img_size, 1 if options.smoke or options.quick else 4
+        settings = replace(settings, data=options.data, img_size=size, patch_size=size // 8, distort=0.0)
+        settings = replace(settings, train_images=images, test_images=images, scale=scale)
     seeds = options.seeds or seeds
     train_all(options.output, settings, seeds, options.workers)
     report(collect(options.output, settings, seeds), options.output / "report")
