@@ -621,10 +621,20 @@ class Results:
         """Return the scores of the networks of a kind, (seeds, networks)."""
         return np.array([figures[kind] for figures in self.cells[condition]], dtype=float)
 
-    def ceiling(self) -> Estimate:
+    def ceiling(self, *, better_half: bool = False) -> Estimate:
         """Return Kendall's tau between the two trainings of the same networks from scratch."""
-        first, second = self.alone
-        return estimate(float(kendall_tau(first, second)), kendall_tau(first, second, self.network_times))
+        (first, second), times = self.alone, self.network_times
+        if better_half:
+            kept = np.argsort(-self.alone.mean(axis=0), kind="stable")[: len(first) // 2]
+            first, second, times = first[kept], second[kept], times[:, kept]
+        return estimate(float(kendall_tau(first, second)), kendall_tau(first, second, times))
+
+    def agreement_of(self, size: str) -> Estimate:
+        """Return Kendall's tau between stand-alone accuracy and a size that needs no training: "macs" or a choice."""
+        alone = self.records["alone"]
+        sizes = alone["macs"] if size == "macs" else [network[size] for network in alone["networks"]]
+        x, truth = np.array(sizes, dtype=float), self.alone.mean(axis=0)
+        return estimate(float(kendall_tau(x, truth)), kendall_tau(x, truth, self.network_times))
 
     def tau(self, condition: Condition) -> Sample:
         """Kendall's tau between inherited accuracy and the mean of both stand-alone accuracies, mean over seeds."""
@@ -741,6 +751,9 @@ def ceiling_table(results: Results) -> str:
     rows = [
         ["networks, each trained twice", str(len(first))],
         ["Kendall tau between both trainings", str(results.ceiling())],
+        ["the same among the better half", str(results.ceiling(better_half=True))],
+        ["Kendall tau of multiply-adds with accuracy", str(results.agreement_of("macs"))],
+        ["Kendall tau of width with accuracy", str(results.agreement_of("embed_dim"))],
         ["stand-alone accuracy, lowest to highest", f"{100 * results.alone.min():.1f} to {100 * results.alone.max():.1f} %"],
         ["difference between both trainings, mean", f"{100 * np.abs(first - second).mean():.1f} points"],
     ]

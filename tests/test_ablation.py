@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -82,7 +83,11 @@ def synthetic(gain=0.0, seeds=3):
                 "random": list(random + level + better),
                 "updates": [2, 3, 4] if pattern == "ordinal" else [3, 3, 3],
             }
-    return {"settings": {"scale": 1}, "alone": {"first": list(alone), "second": list(alone + 0.01)}, "cells": cells}
+    return {
+        "settings": {"scale": 1},
+        "alone": {"first": list(alone), "second": list(alone + 0.01), "macs": list(-alone)},
+        "cells": cells,
+    }
 
 
 def test_differences_are_paired_over_seeds_and_networks():
@@ -99,6 +104,8 @@ def test_differences_are_paired_over_seeds_and_networks():
 def test_figures_of_known_records():
     results = ablation.Results(synthetic())
     assert results.ceiling().value == pytest.approx(1)
+    assert results.ceiling(better_half=True).value == pytest.approx(1)
+    assert results.agreement_of("macs").value == pytest.approx(-1)
     ordinal = ("ordinal", "uniform", "weak")
     assert results.update_ratio(ordinal) == 2
     assert results.falls(ordinal).value == 0
@@ -264,3 +271,28 @@ def test_smoke_runs_gives_the_same_figures_again_and_resumes(tmp_path):
     for name in names:
         assert (second / "cells" / name).read_bytes() == (first / "cells" / name).read_bytes(), name
     assert json.loads((second / "report" / "results.json").read_text()) == figures
+
+
+# -- the page
+
+
+def test_the_page_shows_the_stored_figures():
+    page = (ROOT / "docs" / "ablation.md").read_text(encoding="utf-8")
+    results = ablation.Results(json.loads((ROOT / "docs" / "ablation" / "results.json").read_text(encoding="utf-8")))
+    for name, tabulate in ablation.TABLES.items():
+        shown = page.split(f"<!-- {name} -->\n")[1].split("\n\n")[0]
+        assert_same_but_for_the_last_digit(shown, tabulate(results))
+    for name in ablation.PICTURES:
+        assert f"](ablation/{name}.png)" in page
+        assert (ROOT / "docs" / "ablation" / f"{name}.png").exists()
+
+
+def assert_same_but_for_the_last_digit(shown, computed):
+    """Another machine may round a figure that stands half way the other way, and with it an interval that ends at 0."""
+    number = re.compile(r"-?\d+(?:\.\d+)?")
+    words, expected = (number.sub("#", text.replace("**", "")) for text in (shown, computed))
+    assert words == expected
+    for one, other in zip(number.findall(shown), number.findall(computed), strict=True):
+        digits = len(one.partition(".")[2])
+        assert len(other.partition(".")[2]) == digits
+        assert abs(float(one) - float(other)) <= 1.01 * 10**-digits, (one, other)
