@@ -61,7 +61,6 @@ class Settings:
         lr: Largest learning rate.
         networks: Networks that are also trained alone.
         subnets: Further random networks that are only scored.
-        patterns: Sharing patterns.
     """
 
     data: str = "digits"
@@ -77,20 +76,10 @@ class Settings:
     lr: float = 4e-3
     networks: int = 24
     subnets: int = 50
-    patterns: tuple[str, ...] = PATTERNS
 
 
 QUICK = Settings()
-SMOKE = replace(
-    QUICK,
-    passes=24,
-    alone_passes=24,
-    batch=16,
-    test_images=100,
-    networks=6,
-    subnets=6,
-    patterns=("ordinal", "bilateral", "cyclic"),
-)
+SMOKE = replace(QUICK, passes=24, alone_passes=24, batch=16, test_images=100, networks=6, subnets=6)
 FULL = replace(QUICK, passes=4000, alone_passes=2000)
 
 
@@ -482,18 +471,31 @@ def work(path: Path, settings: Settings) -> float:
     return time.perf_counter() - started
 
 
-def jobs(settings: Settings, seeds: int) -> list[str]:
-    """Return the names of all trainings: the noise ceiling, the question of shifting seed by seed, then the uniform law."""
+class Grid(NamedTuple):
+    """Which cells are trained: every combination."""
+
+    seeds: int
+    patterns: Sequence[str] = PATTERNS
+    depths: Sequence[str] = DEPTHS
+    augmentations: Sequence[str] = AUGMENTATIONS
+
+    def cells(self) -> list[Cell]:
+        """Return the cells, the question of shifting first, seed by seed, then the uniform law."""
+        parts = [[d for d in self.depths if d != "uniform"], [d for d in self.depths if d == "uniform"]]
+        return [
+            Cell(pattern, depth, augmentation, seed)
+            for depths in parts
+            for seed, pattern, depth, augmentation in product(range(self.seeds), self.patterns, depths, self.augmentations)
+        ]
+
+
+def jobs(settings: Settings, grid: Grid) -> list[str]:
+    """Return the names of all trainings, those of the noise ceiling first."""
     alone = [f"alone_{number}_{seed}" for seed in range(2) for number in range(settings.networks)]
-    cells = [
-        "_".join(["cell", pattern, depth, augmentation, str(seed)])
-        for depths in (DEPTHS[:2], DEPTHS[2:])
-        for seed, pattern, depth, augmentation in product(range(seeds), settings.patterns, depths, AUGMENTATIONS)
-    ]
-    return alone + cells
+    return alone + ["_".join(["cell", *map(str, cell)]) for cell in grid.cells()]
 
 
-def train_all(folder: Path, settings: Settings, seeds: int, workers: int) -> None:
+def train_all(folder: Path, settings: Settings, grid: Grid, workers: int) -> None:
     """Do the trainings whose files are missing.
 
     Raises:
@@ -504,7 +506,7 @@ def train_all(folder: Path, settings: Settings, seeds: int, workers: int) -> Non
     if kept.exists() and kept.read_text(encoding="utf-8") != asked:
         raise SystemExit(f"{folder} holds a run with other settings (settings.json); give another --output, or remove it")
     write_whole(kept, asked)
-    files = [folder / "cells" / f"{name}.json" for name in jobs(settings, seeds)]
+    files = [folder / "cells" / f"{name}.json" for name in jobs(settings, grid)]
     missing = [file for file in files if not file.exists()]
     print(f"{len(files)} trainings, {len(missing)} to do, {workers} at a time", flush=True)
     started = time.perf_counter()
@@ -689,7 +691,7 @@ class Results:
         return estimate(float(value), draws)
 
 
-def collect(folder: Path, settings: Settings, seeds: int) -> dict[str, Any]:
+def collect(folder: Path, settings: Settings, grid: Grid) -> dict[str, Any]:
     """Return the figures of a run in one small structure; cells that are not there yet are left out."""
 
     def read(name: str) -> dict[str, Any] | None:
@@ -707,7 +709,7 @@ def collect(folder: Path, settings: Settings, seeds: int) -> dict[str, Any]:
         },
         "cells": {},
     }
-    for name in jobs(settings, seeds):
+    for name in jobs(settings, grid):
         figures = read(name) if name.startswith("cell") else None
         if figures is None:
             continue
@@ -945,6 +947,9 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, help="superformers of a cell (default: 3, smoke 2, full 5); can be raised later"
     )
+    parser.add_argument("--passes", type=int, help="forward passes of each superformer, in place of the usual")
+    for name, levels in (("patterns", PATTERNS), ("depths", DEPTHS), ("augmentations", AUGMENTATIONS)):
+        parser.add_argument(f"--{name}", nargs="+", choices=levels, help="default: all (smoke: three patterns)")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--output", type=Path, default=Path("ablation"), help="folder of the run; what is there is kept")
     options = parser.parse_args()
@@ -954,9 +959,11 @@ def main() -> None:
         size, scale = options.img_size, 1 if options.smoke or options.quick else 4
         settings = replace(settings, data=options.data, img_size=size, patch_size=size // 8, distort=0.0)
         settings = replace(settings, train_images=images, test_images=images, scale=scale)
-    seeds = options.seeds or seeds
-    train_all(options.output, settings, seeds, options.workers)
-    report(collect(options.output, settings, seeds), options.output / "report")
+    settings = replace(settings, passes=options.passes or settings.passes)
+    patterns = options.patterns or (("ordinal", "bilateral", "cyclic") if options.smoke else PATTERNS)
+    grid = Grid(options.seeds or seeds, patterns, options.depths or DEPTHS, options.augmentations or AUGMENTATIONS)
+    train_all(options.output, settings, grid, options.workers)
+    report(collect(options.output, settings, grid), options.output / "report")
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def test_a_folder_of_images_serves_as_well(tmp_path):
 def test_a_run_with_other_settings_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(SystemExit, match="other settings"):
-        ablation.train_all(tmp_path, TINY, seeds=1, workers=1)
+        ablation.train_all(tmp_path, TINY, ablation.Grid(1), workers=1)
 
 
 # -- a run
@@ -253,7 +253,10 @@ def smoke(folder):
 def test_smoke_runs_gives_the_same_figures_again_and_resumes(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     printed = smoke(first)
-    names = {f"{name}.json" for name in ablation.jobs(ablation.SMOKE, 2)}
+    names = {
+        f"{name}.json"
+        for name in ablation.jobs(ablation.SMOKE, ablation.Grid(2, patterns=("ordinal", "bilateral", "cyclic")))
+    }
     assert len(names) == 12 + 3 * 3 * 2 * 2
     assert {file.name for file in (first / "cells").iterdir()} == names
     assert "Kendall tau between both trainings" in printed
