@@ -10,7 +10,6 @@ Pretrained weights are downloaded; without a network it says so and goes on with
 
 import argparse
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -83,16 +82,6 @@ def fine_tune(model: nn.Module, data: Dataset, *, epochs: int, lr: float, superf
     model.eval()
 
 
-def search(model: nn.Module, score: Callable[[nn.Module], float], *, flops: str, n: int) -> vitas.Subnet:
-    """Return the best of n random subnets inside a budget, with the weights that they inherit."""
-    generator = torch.Generator().manual_seed(0)
-    scores = {}
-    for _ in tqdm(range(n), desc="search", unit="subnet", mininterval=1):
-        subnet = vitas.sample_subnet(model, flops=flops, generator=generator)
-        scores[subnet] = score(model)
-    return max(scores, key=scores.__getitem__)
-
-
 def main() -> None:
     """Wrap, fine-tune, search, export, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -102,7 +91,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--lr", type=float, default=2e-3, help="largest learning rate; 1e-4 for pretrained weights")
     parser.add_argument("--budget", default="50%", help="of the original's multiply-adds")
-    parser.add_argument("--subnets", type=int, default=30, help="to score")
+    parser.add_argument("--generations", type=int, default=6, help="of ten subnets each")
     parser.add_argument("--output", type=Path, help="new folder for the export")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -121,7 +110,7 @@ def main() -> None:
     fine_tune(model, train, epochs=options.epochs, lr=options.lr, superformer=True)
 
     score = vitas.accuracy(DataLoader(search_part, batch_size=128))
-    best = search(model, score, flops=options.budget, n=options.subnets)
+    best = vitas.evolve(model, score, flops=options.budget, population=10, generations=options.generations).best
     print(best)
     print(vitas.export_report(model, best))
     image = torch.stack([test[0][0]])
