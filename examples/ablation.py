@@ -747,6 +747,11 @@ def scaled(name: str, one: Estimate) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def levels(results: Results, factor: int) -> list[str]:
+    """Return the levels of a factor that were run, in the usual order."""
+    return [level for level in (*PATTERNS, *DEPTHS, *AUGMENTATIONS) if any(level == c[factor] for c in results.cells)]
+
+
 def ceiling_table(results: Results) -> str:
     """Return the noise ceiling and the range of the stand-alone networks."""
     first, second = results.alone
@@ -814,7 +819,7 @@ def spread_table(results: Results) -> str:
     """Return the roughness of the loss and the spread of the curves over seeds, for each level of each factor."""
     rows = []
     for factor, name in enumerate(("pattern", "depth", "augmentation")):
-        for level in dict.fromkeys(condition[factor] for condition in results.cells):
+        for level in levels(results, factor):
             chosen = [condition for condition in results.cells if condition[factor] == level]
             rough = np.mean([[one["roughness"] for one in results.cells[c]] for c in chosen])
             spread = np.mean([results.spread(c) for c in chosen])
@@ -844,36 +849,38 @@ def draw_ceiling(results: Results, path: Path) -> None:
     left.plot(first, second, "o", color="#0072B2", markersize=4)
     left.set(title=f"Trained alone, twice: tau {results.ceiling().value:.2f}")
     left.set(xlabel="accuracy, first training (%)", ylabel="accuracy, second training (%)")
-    for pattern in ("ordinal", "cyclic"):
-        condition = (pattern, "uniform", "weak")
+    _, depth, augmentation = max(results.cells, key=lambda c: (c[2] == "weak", DEPTHS.index(c[1])))
+    for pattern in PATTERNS:
+        condition = (pattern, depth, augmentation)
         if condition in results.cells:
             scores = 100 * results.array(condition, "alone").mean(axis=0)
             label = f"{pattern}: tau {results.tau(condition).value:.2f}"
             right.plot((first + second) / 2, scores, "o", color=COLOURS[pattern], markersize=4, label=label)
-    right.set(
-        title="Inherited (uniform depth, weak, mean of seeds)", xlabel="accuracy alone (%)", ylabel="accuracy, inherited (%)"
-    )
-    right.legend(frameon=False)
+    right.set(title=f"Inherited ({depth}, {augmentation}; mean of seeds)")
+    right.set(xlabel="accuracy alone (%)", ylabel="accuracy, inherited (%)")
+    right.legend(frameon=False, fontsize=8)
     save(figure, path)
 
 
 def draw_taus(results: Results, path: Path) -> None:
     """Draw Kendall's tau of every condition with its interval, below the noise ceiling."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    panels = figure.subplots(1, len(AUGMENTATIONS), sharey=True)
+    depths, augmentations = levels(results, 1), levels(results, 2)
+    panels = figure.subplots(1, len(augmentations), sharey=True, squeeze=False)[0]
     ceiling = results.ceiling()
-    for axes, augmentation in zip(panels, AUGMENTATIONS, strict=True):
+    for axes, augmentation in zip(panels, augmentations, strict=True):
         axes.axhspan(ceiling.low, ceiling.high, color="grey", alpha=0.15)
         axes.axhline(ceiling.value, color="grey", linewidth=1)
         for k, pattern in enumerate(PATTERNS):
-            for x, depth in enumerate(DEPTHS):
+            for x, depth in enumerate(depths):
                 if (pattern, depth, augmentation) not in results.cells:
                     continue
                 one = estimate(*results.tau((pattern, depth, augmentation)))
                 axes.plot([x + 0.12 * (k - 2)] * 2, one[1:], color=COLOURS[pattern], linewidth=1.5)
                 label = pattern if x == 0 else None
                 axes.plot(x + 0.12 * (k - 2), one.value, "o", color=COLOURS[pattern], markersize=5, label=label)
-        axes.set_xticks(range(len(DEPTHS)), DEPTHS)
+        axes.set_xticks(range(len(depths)), depths)
+        axes.set_xlim(-0.5, len(depths) - 0.5)
         axes.set(title=f"{augmentation} augmentation", xlabel="depth")
     panels[0].set_ylabel("Kendall tau, inherited and alone")
     panels[0].legend(frameon=False, fontsize=8)
@@ -883,8 +890,9 @@ def draw_taus(results: Results, path: Path) -> None:
 def draw_curves(results: Results, path: Path) -> None:
     """Draw the accuracy of smallest, middle and largest (their mean) during training, and its range over seeds."""
     figure = Figure(figsize=(9, 6), layout="constrained")
-    grid = figure.subplots(len(AUGMENTATIONS), len(DEPTHS), sharex=True, sharey=True)
-    for (row, augmentation), (column, depth) in product(enumerate(AUGMENTATIONS), enumerate(DEPTHS)):
+    depths, augmentations = levels(results, 1), levels(results, 2)
+    grid = figure.subplots(len(augmentations), len(depths), sharex=True, sharey=True, squeeze=False)
+    for (row, augmentation), (column, depth) in product(enumerate(augmentations), enumerate(depths)):
         axes = grid[row, column]
         for pattern in PATTERNS:
             if (pattern, depth, augmentation) not in results.cells:
@@ -911,7 +919,14 @@ def draw_updates(results: Results, path: Path) -> None:
         if chosen:
             updates = np.mean([one["updates"] for c in chosen for one in results.cells[c]], axis=0)
             unit = 6 * results.records["settings"]["scale"]
-            axes.stairs(updates, np.arange(len(updates) + 1) * unit, color=COLOURS[pattern], linewidth=2, label=pattern)
+            axes.stairs(
+                updates,
+                np.arange(len(updates) + 1) * unit,
+                baseline=None,
+                color=COLOURS[pattern],
+                linewidth=2,
+                label=pattern,
+            )
     axes.set(xlabel="channel of the residual stream", ylabel="backward passes", ylim=(0, None))
     axes.legend(frameon=False, fontsize=8, ncols=2)
     save(figure, path)
