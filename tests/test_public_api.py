@@ -23,8 +23,7 @@ def test_public_names_and_signatures_are_those_of_the_snapshot():
 
 
 def documentation(it):
-    text = inspect.getdoc(it.fget if isinstance(it, property) else getattr(it, "func", it)) or ""
-    return text
+    return inspect.getdoc(it.fget if isinstance(it, property) else getattr(it, "func", it)) or ""
 
 
 @pytest.mark.parametrize("path", OBJECTS)
