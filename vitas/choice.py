@@ -221,6 +221,11 @@ class Dim(Choice[int]):
 
         Source: the width rule of the public ViTAS code (Python's rounding): 384 -> 38, 77, 115 ... 384.
 
+        Args:
+            largest: Channels of the shared weights.
+            fractions: Numbers in (0, 1].
+            options: Other arguments of Dim.
+
         Raises:
             ChoiceError: `largest` is no channel count; fractions outside (0, 1], or two that round to one count.
         """
@@ -509,7 +514,7 @@ def _in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[
     listed, weights = list(islice(values, MOST_VALUES + 1)), list(islice(p, MOST_VALUES + 2))
     try:
         order = sorted(range(len(listed)), key=lambda i: listed[i])
-    except TypeError:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # arrays, and numpy's bools beside huge ints
         return listed, weights
     return [listed[i] for i in order], [weights[i] for i in order] if len(weights) == len(listed) else weights
 

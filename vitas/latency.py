@@ -49,7 +49,7 @@ class Latency:
 def measure_latency(
     module: nn.Module, inputs: Tensor | tuple[Any, ...], *, warmup: int = 5, runs: int = 30, amp: bool = False
 ) -> Latency:
-    """Return how long a module takes for one batch, in eval mode and without gradients.
+    """Return how many milliseconds a module takes for one batch, in eval mode and without gradients.
 
     The device is waited for before and after every run. The module's training mode comes back. Of a superformer the active
     path is timed; what counts after the search is `vitas.export_subnet(model)`.
@@ -151,7 +151,7 @@ def latency_table(
     most: int = 5000,
     amp: bool = False,
 ) -> LatencyTable:
-    """Measure the parts of a superformer once, to predict how long any of its subnets takes for a batch like `inputs`.
+    """Measure the parts of a superformer once, to predict the milliseconds of any of its subnets for a batch like `inputs`.
 
     A part is an elastic layer (attention, MLP, norm, patch embedding) or a layer without choices. Each is exported and timed
     at every configuration that occurs: the values of the choices that it holds, and of those that change the shape of its

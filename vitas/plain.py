@@ -329,7 +329,10 @@ def block_config(block: Block) -> dict[str, Any]:
 
 
 class Blocks(nn.Sequential):
-    """Blocks in a row; with `grad_checkpointing` their activations are recomputed in the backward pass."""
+    """Blocks in a row; with `grad_checkpointing` their activations are recomputed in the backward pass.
+
+    Shapes: (B, N, D) -> (B, N, D).
+    """
 
     grad_checkpointing = False
 

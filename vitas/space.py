@@ -147,6 +147,9 @@ class SearchSpace:
 
         Args:
             generator: Source of randomness; None: torch's default one. A draw takes the same amount of it every time.
+
+        Raises:
+            ChoiceError: a generator that is none.
         """
         if generator is not None and not isinstance(generator, torch.Generator):
             raise ChoiceError(f"generator: expected a torch.Generator or None, got {shown(generator)}")

@@ -261,6 +261,9 @@ def shift_identities(slots: Sequence[T | None]) -> list[T | None]:
     """Move the identities (None) of a row of slots behind its blocks, which keep their order.
 
     Source: the canonical form of identity shifting (see ShiftableIdentity). Idempotent.
+
+    Args:
+        slots: Blocks, and None for each identity.
     """
     blocks = [slot for slot in slots if slot is not None]
     return [*blocks, *(None for _ in range(len(slots) - len(blocks)))]
