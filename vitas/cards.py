@@ -113,12 +113,12 @@ def difference_card(model: nn.Module, a: Mapping[str, Number], b: Mapping[str, N
             for subnet, colour in ((first, BLUE), (second, ORANGE))
         ]
         body.append([escape(name), *bars])
-    for block, cells in zip(alone, (["runs", "left out"], ["left out", "runs"]), strict=True):
+    for block, states in zip(alone, (["runs", "left out"], ["left out", "runs"]), strict=True):
         if block:
-            body.append([_ranges(block), *map(_muted, cells)])
+            body.append([_ranges(block), *map(_muted, states)])
     alike = len({*first, *second}) - len(differing)
     facts = [f"{len(differing)} choices differ, {alike} are alike"]
-    cells = [("parameters", [params for _, params in costs])]
+    cells: list[tuple[str, list[int]]] = [("parameters", [params for _, params in costs])]
     if all(cost is not None for cost, _ in costs):
         cells.insert(0, ("multiply-adds", [cost or 0 for cost, _ in costs]))
     for word, (one, other) in cells:

@@ -203,7 +203,7 @@ class Dim(Choice[int]):
         p: Sequence[float] | None = None,
         name: str | None = None,
     ) -> None:
-        what = name if is_name(name) else self._kind
+        what = name if name and is_name(name) else self._kind
         values, p = _in_order(values, p)
         values = _checked_values(values, what, self._least)
         if not all(isinstance(value, int) for value in values):
@@ -229,7 +229,8 @@ class Dim(Choice[int]):
         Raises:
             ChoiceError: `largest` is no channel count; fractions outside (0, 1], or two that round to one count.
         """
-        what = name if is_name(name := options.get("name")) else cls._kind
+        name = options.get("name")
+        what = name if name and is_name(name) else cls._kind
         if not isinstance(fractions, Iterable):
             raise ChoiceError(f"{what}: expected several fractions, got {shown(fractions)}")
         largest = as_dim(largest, what).largest
