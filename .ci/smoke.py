@@ -56,7 +56,9 @@ def check(extra: str) -> None:
         vitas.export_subnet(wrapped, vitas.sample_subnet(wrapped), verify=x)
     if extra == "search" and hasattr(vitas, "evolve"):
         model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
-        result = vitas.evolve(model, lambda m: float(vitas.active_subnet(m)["embed_dim"]), population=4, generations=3, progress=False)
+        result = vitas.evolve(
+            model, lambda m: float(vitas.active_subnet(m)["embed_dim"]), population=4, generations=3, progress=False
+        )
         assert result.best["embed_dim"] == max(found.scores["accuracy"] for found in result.history)
         assert len(result.to_pandas()) == len(result.history)
     if extra == "plot":

@@ -444,7 +444,7 @@ def codes_of(rows: object, n: int, what: str) -> NDArray[np.int64]:
 
 
 def _is_code(number: object) -> bool:
-    return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and -1 <= number < 2**31
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and bool(-1 <= number < 2**31)
 
 
 def _networks(size: int) -> str:
