@@ -322,13 +322,13 @@ def test_where_only_an_estimate_is_possible_it_says_so(deit):
 
 @pytest.mark.heavy
 def test_two_measures_are_counted_exactly_too(deit):
-    """About 10 s; compared with the estimate."""
+    """About 20 s; compared with the estimate."""
     chain = Chain(search_space(deit), [deit.cost(), params_of(deit)], counting=True)
     windows = [Window(*WINDOWS["both"][name]) for name in ("flops", "params")]
     exact, estimate = count_inside(chain, windows), _estimate(chain, windows, 0)
     assert exact.exact
     assert not estimate.exact
-    assert abs(exact - estimate) < 5 * estimate.standard_error < 0.1 * exact
+    assert abs(exact - estimate) < 5 * estimate.standard_error < 0.25 * exact
 
 
 # -- windows that hold little or nothing -------------------------------------------------------------------------------

@@ -159,13 +159,17 @@ def _sparse(chain: Chain, rows: Sequence[Rows], most: int = 10**6) -> int | None
 # -- an estimate -----------------------------------------------------------------------------------------------------
 
 
-def _estimate(chain: Chain, windows: Sequence[Window], seed: int, proposals: int = 40_000) -> SubnetCount:
+def _estimate(chain: Chain, windows: Sequence[Window], seed: int, enough: int = 4000, most: int = 400_000) -> SubnetCount:
     """Return the bound on the number of subnets times the share of proposals that arrive."""
     conditional = Conditional(chain, windows)
     if not conditional.bound:
         return SubnetCount(0)
     rng = np.random.default_rng(seed)
-    arrived = sum(len(conditional.propose(4000, rng)[0]) for _ in range(proposals // 4000)) / proposals
+    arrived = proposals = 0
+    while proposals < most and arrived < enough:
+        arrived += len(conditional.propose(4000, rng)[0])
+        proposals += 4000
+    share = arrived / proposals
     bound = Decimal(conditional.log_bound).exp() * chain.times
-    error = math.sqrt(max(arrived * (1 - arrived), 1 / proposals) / proposals)
-    return SubnetCount(int(bound * Decimal(arrived)), float(bound * Decimal(error)))
+    error = math.sqrt(max(share * (1 - share), 1 / proposals) / proposals)
+    return SubnetCount(int(bound * Decimal(share)), float(bound * Decimal(error)))
