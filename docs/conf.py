@@ -23,7 +23,7 @@ html_show_sphinx = False
 
 # Notebooks are shown with the outputs that are committed; .ci/notebooks.py runs them.
 nb_execution_mode = "off"
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 default_role = "code"  # docstrings write `name`
 autodoc_typehints = "description"

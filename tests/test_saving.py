@@ -365,8 +365,8 @@ FORGERIES = {
     "no blocks": (model_field("blocks", []), "model: blocks: expected a list of blocks"),
     "blocks object": (model_field("blocks", {}), "model: blocks: expected a list of blocks"),
     "embed_dim text": (model_field("embed_dim", "8"), "model: embed_dim: expected an int in 1.*got '8'"),
-    "embed_dim bool": (model_field("embed_dim", True), "model: embed_dim: expected an int .* got 'True'"),
-    "embed_dim float": (model_field("embed_dim", 8.0), "model: embed_dim: expected an int .* got '8.0'"),
+    "embed_dim bool": (model_field("embed_dim", True), "model: embed_dim: expected an int .* got True"),
+    "embed_dim float": (model_field("embed_dim", 8.0), "model: embed_dim: expected an int .* got 8.0"),
     "embed_dim zero": (model_field("embed_dim", 0), "model: embed_dim: expected an int"),
     "embed_dim negative": (model_field("embed_dim", -8), "model: embed_dim: expected an int"),
     "embed_dim null": (model_field("embed_dim", None), "model: embed_dim: expected an int"),
@@ -376,21 +376,21 @@ FORGERIES = {
     "img_size": (model_field("img_size", 8), "model: img_size: expected two ints"),
     "img_size three": (model_field("img_size", [8, 8, 8]), "model: img_size: expected two ints"),
     "img_size bool": (model_field("img_size", [8, True]), "model: img_size: expected two ints"),
-    "patch_size": (model_field("patch_size", 3), "model: patch_size: expected a divisor of img_size, got '3'"),
+    "patch_size": (model_field("patch_size", 3), "model: patch_size: expected a divisor of img_size, got 3"),
     "pooling": (model_field("global_pool", "max"), "model: global_pool: expected 'token' or 'avg', got 'max'"),
     "pooling list": (model_field("global_pool", ["avg"]), "model: global_pool"),
     "distilled": (model_field("distilled", 1), "model: distilled: expected true or false"),
-    "eps nan": (model_field("norm_eps", float("nan")), "model: norm_eps: expected a number.* got 'nan'"),
-    "eps infinite": (model_field("norm_eps", float("inf")), "model: norm_eps: expected a number.* got 'inf'"),
+    "eps nan": (model_field("norm_eps", float("nan")), "model: norm_eps: expected a number.* got nan"),
+    "eps infinite": (model_field("norm_eps", float("inf")), "model: norm_eps: expected a number.* got inf"),
     "eps text": (model_field("norm_eps", "1e-6"), "model: norm_eps: expected a number"),
     "eps bool": (model_field("norm_eps", True), "model: norm_eps: expected a number"),
     "eps negative": (model_field("norm_eps", -1e-6), "model: norm_eps: expected a number"),
     "eps huge": (model_field("norm_eps", 10**400), "model: norm_eps: expected a number"),
-    "rate one": (block_field("attn_drop", 1), r"blocks.0: attn_drop: expected a number in \[0, 1\), got '1'"),
+    "rate one": (block_field("attn_drop", 1), r"blocks.0: attn_drop: expected a number in \[0, 1\), got 1"),
     "rate negative": (block_field("drop_path", -0.1), r"blocks.0: drop_path: expected a number in \[0, 1\)"),
     "rate huge": (block_field("proj_drop", 10**400), r"blocks.0: proj_drop: expected a number in \[0, 1\)"),
     "scale": (block_field("init_values", [1]), "blocks.0: init_values: expected a number or null"),
-    "heads": (block_field("num_heads", 4), "blocks.0: num_heads: expected a divisor of qkv_dim 6, got '4'"),
+    "heads": (block_field("num_heads", 4), "blocks.0: num_heads: expected a divisor of qkv_dim 6, got 4"),
     "bias": (block_field("qkv_bias", None), "blocks.0: qkv_bias: expected true or false"),
     "wide": (model_field("embed_dim", TERABYTES), "model.safetensors: cls_token: expected shape .1, 1, 16777216."),
     "wide mlp": (
@@ -746,6 +746,6 @@ def test_a_superformer_with_another_fixed_head_count_is_refused(tmp_path):
     save_superformer(small(num_heads=2, **options), tmp_path / "model")
     target = small(num_heads=4, **options)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
-    with pytest.raises(FileError, match=r"model: blocks.0.attn.num_heads: expected 4, got '2'"):
+    with pytest.raises(FileError, match=r"model: blocks.0.attn.num_heads: expected 4, got 2"):
         load_superformer(target, tmp_path / "model")
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())

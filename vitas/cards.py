@@ -251,7 +251,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     for row in rows:
         cells = "".join(f'<td style="{_CELL}">{cell}</td>' for cell in row)
         lines.append(f'<tr style="background:none;border:0">{cells}</tr>')
-    return f'<table style="border-collapse:collapse;border:0;margin:0 0 4px">{"".join(lines)}</table>'
+    style = "border-collapse:collapse;border:0;margin:0 0 4px;font-size:inherit;color:inherit"
+    return f'<table style="{style}">{"".join(lines)}</table>'
 
 
 def _measure(share: float, label: str, colour: str, of: str = "") -> str:

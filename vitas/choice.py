@@ -5,6 +5,7 @@ must agree hold the same object: that is how a residual add, a norm and a classi
 """
 
 import math
+import sys
 import uuid
 import weakref
 from collections import Counter
@@ -24,6 +25,7 @@ from vitas.slicing import by_selection, cut, mark, marked, refuse_reentrant, sel
 SIDES = ("left", "right")
 LONGEST_NAME = 500
 MOST_VALUES = 2**14
+_MOST = sys.float_info.max
 MOST_CHANNELS = 2**24  # far beyond any network, and small enough for costs to stay below 64 bits
 V = TypeVar("V", int, float)
 
@@ -488,14 +490,14 @@ def plain_number(value: object, what: str) -> int | float:
     """Return an int or float for any real number, numpy's included.
 
     Raises:
-        ChoiceError: bools, NaN, infinities, strings, tensors, ints that 64 bits do not hold.
+        ChoiceError: bools, NaN, infinities, strings, tensors, ints that floats do not hold.
     """
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
         raise ChoiceError(f"{what}: expected an int or a float, got {shown(value)}")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ChoiceError(f"{what}: expected a number of at most 64 bits, got {shown(value)}")
+    if abs(value) > _MOST:
+        raise ChoiceError(f"{what}: expected a number that floats can hold, got {shown(value)}")
     return value
 
 
@@ -543,9 +545,9 @@ def _checked_p(p: Sequence[float] | None, n: int, what: str) -> tuple[float, ...
         return (1 / n,) * n
     if isinstance(p, (str, bytes)) or not isinstance(p, Iterable):
         raise ChoiceError(f"p of {what}: expected {n} probabilities, got {shown(p)}")
-    weights = [float(plain_number(weight, f"p of {what}")) for weight in islice(p, n + 1)]
+    weights = [float(plain_number(weight, f"p of {what}")) for weight in islice(p, MOST_VALUES + 1)]
     if len(weights) != n:
-        raise ChoiceError(f"p of {what}: expected {n} probabilities, one for each value, got {shown(p)}")
+        raise ChoiceError(f"p of {what}: expected {n} probabilities, one for each value, got {len(weights)}")
     if min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise ChoiceError(f"p of {what}: expected probabilities of at least 0 that are not all 0, got {shown(weights)}")
     return tuple(weight / sum(weights) for weight in weights)

@@ -57,8 +57,9 @@ _short = _Short()
 
 def shown(value: object, most: int = 200) -> str:
     """Return a value as messages show it: its repr, cut where it is long; never fails, whatever the value."""
-    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "shape"):
-        return f"tensor of shape {tuple(value.shape)}"
+    shape = getattr(value, "shape", ()) if type(value).__module__.partition(".")[0] == "torch" else ()
+    if shape:
+        return f"tensor of shape {tuple(shape)}"
     text = _short.repr(value)
     text = text if text.isprintable() else " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 4]} ..."
