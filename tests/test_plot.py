@@ -1,5 +1,6 @@
 """Cards and pictures: what they show is what the counts say, and the HTML is whole, harmless and free of foreign needs."""
 
+import pickle
 import re
 from html.parser import HTMLParser
 
@@ -149,3 +150,10 @@ def test_training_curves_draw_moving_means():
     np.testing.assert_allclose(mean.get_ydata(), [3, 1])
     with pytest.raises(ChoiceError, match="window"):
         plot.training_curves({}, window=0)
+
+
+@pytest.mark.extras
+def test_notebooks_show_figures_without_pyplot():
+    figure = plot.coverage_map(vitas.Dim([1, 2]))
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert pickle.loads(pickle.dumps(figure))._repr_png_().startswith(b"\x89PNG")

@@ -569,7 +569,7 @@ PUBLISHED = [
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_fifty_random_subnets_of_a_published_model(name):
     patch = int(name.partition("patch")[2][:2])
-    model = randomize(timm.create_model(name, img_size=4 * patch, num_classes=100)).eval()
+    model = randomize(timm.create_model(name, img_size=2 * patch, num_classes=100)).eval()
     wrapped = wrap(model, embed_dim="auto", depth="auto", inplace=True)
     x = images(wrapped)
     for _ in some(wrapped, 50):

@@ -113,18 +113,18 @@ def difference_card(model: nn.Module, a: Mapping[str, Number], b: Mapping[str, N
             for subnet, colour in ((first, BLUE), (second, ORANGE))
         ]
         body.append([escape(name), *bars])
-    for block, states in zip(alone, (["runs", "left out"], ["left out", "runs"]), strict=True):
+    for block, cells in zip(alone, (["runs", "left out"], ["left out", "runs"]), strict=True):
         if block:
-            body.append([_ranges(block), *map(_muted, states)])
+            body.append([_ranges(block), *map(_muted, cells)])
     alike = len({*first, *second}) - len(differing)
     facts = [f"{len(differing)} choices differ, {alike} are alike"]
-    cells: list[tuple[str, list[int]]] = [("parameters", [params for _, params in costs])]
-    if all(cost is not None for cost, _ in costs):
-        cells.insert(0, ("multiply-adds", [cost or 0 for cost, _ in costs]))
-    for word, (one, other) in cells:
+    totals = [("parameters", costs[0][1], costs[1][1])]
+    if costs[0][0] is not None and costs[1][0] is not None:
+        totals.insert(0, ("multiply-adds", costs[0][0], costs[1][0]))
+    for word, one, other in totals:
         body.append([f"<b>{word}</b>", _short(one), f"{_short(other)} {_muted(_change(one, other))}"])
     text = [facts[0], *(f"{name}: {first.get(name, '-')} -> {second.get(name, '-')}" for name in differing)]
-    text += [f"{word}: {one:,} -> {other:,} ({_change(one, other)})" for word, (one, other) in cells]
+    text += [f"{word}: {one:,} -> {other:,} ({_change(one, other)})" for word, one, other in totals]
     html = _framed([_title("Difference", facts), _table(["", "first", "second"], body)])
     return Card(html, "\n".join(text))
 

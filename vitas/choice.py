@@ -10,7 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice, product
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ class Choice(Generic[V]):
 
     def __init__(self, values: Iterable[V], *, p: Sequence[float] | None = None, name: str | None = None) -> None:
         if name is not None and not is_name(name):
-            raise ChoiceError(f"name: expected a string of at most {LONGEST_NAME} characters, got {shown(name)}")
+            limit = f" of at most {LONGEST_NAME} characters" if name and isinstance(name, str) else ""
+            raise ChoiceError(f"name: expected a string{limit}, got {shown(name)}")
         self.name = name
         values, p = _in_order(values, p)
         self.values = _checked_values(values, self.label, self._least)
@@ -203,7 +204,7 @@ class Dim(Choice[int]):
         p: Sequence[float] | None = None,
         name: str | None = None,
     ) -> None:
-        what = name if name and is_name(name) else self._kind
+        what = name if is_name(name) else self._kind
         values, p = _in_order(values, p)
         values = _checked_values(values, what, self._least)
         if not all(isinstance(value, int) for value in values):
@@ -230,7 +231,7 @@ class Dim(Choice[int]):
             ChoiceError: `largest` is no channel count; fractions outside (0, 1], or two that round to one count.
         """
         name = options.get("name")
-        what = name if name and is_name(name) else cls._kind
+        what = name if is_name(name) else cls._kind
         if not isinstance(fractions, Iterable):
             raise ChoiceError(f"{what}: expected several fractions, got {shown(fractions)}")
         largest = as_dim(largest, what).largest
@@ -491,14 +492,14 @@ def plain_number(value: object, what: str) -> int | float:
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
         raise ChoiceError(f"{what}: expected an int or a float, got {shown(value)}")
-    if not math.isfinite(value) if isinstance(value, float) else not -(2**63) <= value < 2**63:
-        raise ChoiceError(f"{what}: expected a finite number of at most 64 bits, got {shown(value)}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ChoiceError(f"{what}: expected a number of at most 64 bits, got {shown(value)}")
     return value
 
 
-def is_name(name: object) -> bool:
+def is_name(name: object) -> TypeGuard[str]:
     """Say whether this can be the name of a choice."""
     return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME
 

@@ -58,7 +58,7 @@ _short = _Short()
 def shown(value: object, most: int = 200) -> str:
     """Return a value as messages show it: its repr, cut where it is long; never fails, whatever the value."""
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "shape"):
-        return f"a tensor of shape {tuple(value.shape)}"
+        return f"tensor of shape {tuple(value.shape)}"
     text = _short.repr(value)
     text = text if text.isprintable() else " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 4]} ..."

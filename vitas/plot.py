@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,18 @@ __all__ = ["Card", "coverage_map", "difference_card", "space_card", "subnet_card
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"  # told apart by colour-blind readers too
 
 
+def displayed(figure: Any) -> Any:
+    """Let notebooks show a figure that pyplot knows nothing of, and return it."""
+    figure._repr_png_ = partial(_png, figure)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
 def figure(panels: int) -> Any:
     """Return a matplotlib Figure with a row of axes."""
     from matplotlib.figure import Figure
@@ -28,7 +42,7 @@ def figure(panels: int) -> Any:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    return made
+    return displayed(made)
 
 
 def progress(axes: Any, scores: NDArray[Any], allowed: NDArray[np.bool_], name: str, direction: str) -> None:
@@ -122,7 +136,7 @@ def coverage_map(dims: Dim | Mapping[str, Dim]) -> Any:
         uses.set_ylim(0, most)
     axes[0, 0].set_ylabel("width")
     axes[1, 0].set_ylabel("widths that\nuse it", fontsize="small")
-    return made
+    return displayed(made)
 
 
 def training_curves(history: Mapping[str, Sequence[float]], *, window: int = 1, x_name: str = "step") -> Any:

@@ -174,7 +174,7 @@ def load_superformer(model: nn.Module, path: Path_) -> None:
     for name in resampled:
         patch, width, shape = _patch_of(inner, name), state[name].shape[-1], tuple(tensors[name].shape)
         if len(shape) != 3 or (shape[0], shape[2]) != (1, width):
-            raise FileError(f"{path}: {name}: expected shape (1, positions, {width}), got {shape}")
+            raise FileError(f"{path}: {name}: expected shape (1, positions, {width}), got {shown(shape)}")
         tensors[name] = _resampled(tensors[name], old, new, patch, inner.num_prefix_tokens, path)
     inner.load_state_dict(tensors)
 
@@ -340,6 +340,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileError(f"{path}: hash: does not fit the content; the file was changed or cut")
     _check(isinstance(config["class"], str), f"{path}: class", "a string", config["class"])
     _check(isinstance(config["dtypes"], dict), f"{path}: dtypes", "an object", config["dtypes"])
+    for name, dtype in config["dtypes"].items():
+        _check(isinstance(dtype, str) and len(dtype) < 32, f"{path}: dtypes: {listed([name])}", "a type's name", dtype)
     if config["class"] in _CLASSES:
         _check_model(config["class"], config["model"], f"{path}: model")
     return config
@@ -528,7 +530,7 @@ def _check_header(
             tensor = file.get_slice(name)
             got = tuple(tensor.get_shape())
             if got != shape and name not in ignore_shape:
-                raise FileError(f"{path}: {name}: expected shape {shape}, got {got}")
+                raise FileError(f"{path}: {name}: expected shape {shape}, got {shown(got)}")
             kind = _TYPES.get(tensor.get_dtype(), tensor.get_dtype())
             if kind != dtype:
                 raise FileError(f"{path}: {name}: expected type {dtype}, got {kind}")

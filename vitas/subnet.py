@@ -30,8 +30,8 @@ class Subnet(Mapping[str, Number]):
             raise ChoiceError(f"subnet: expected a mapping of names to numbers, got {shown(values)}")
         for name in values:
             if not is_name(name):
-                wanted = f"names that are strings of at most {LONGEST_NAME} characters"
-                raise ChoiceError(f"subnet: expected {wanted}, got {shown(name)}")
+                limit = f" of at most {LONGEST_NAME} characters" if name and isinstance(name, str) else ""
+                raise ChoiceError(f"subnet: expected names that are strings{limit}, got {shown(name)}")
         self._values = {name: plain_number(value, name) for name, value in values.items()}
         self._hash = hash(frozenset(self._values.items()))
 

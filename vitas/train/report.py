@@ -14,6 +14,7 @@ from torch import nn
 from vitas.choice import Dim
 from vitas.errors import ChoiceError, shown
 from vitas.nn.private import Private
+from vitas.plot import displayed
 from vitas.sample import use_subnet
 from vitas.sharing import coverage
 from vitas.space import SearchSpace, search_space
@@ -141,7 +142,7 @@ class SupernetReport:
             axes[2].set(xlabel="inherited score", ylabel="retrained score", title=f"Kendall's tau {self.tau:.2f}")
         for one in axes:
             one.spines[["top", "right"]].set_visible(False)
-        return figure
+        return displayed(figure)
 
 
 def _draw_scores(axes: Any, report: SupernetReport) -> None:
