@@ -938,7 +938,7 @@ PICTURES = {"ceiling": draw_ceiling, "tau": draw_taus, "curves": draw_curves, "u
 def report(records: Mapping[str, Any], folder: Path) -> None:
     """Write figures, tables and pictures of a run into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "results.json", json.dumps(records))
+    write_whole(folder / "results.json", json.dumps(records, separators=(",", ":")))
     results = Results(records)
     for name, tabulate in TABLES.items():
         write_whole(folder / f"{name}.md", tabulate(results) + "\n")

@@ -281,10 +281,13 @@ def test_smoke_runs_gives_the_same_figures_again_and_resumes(tmp_path):
 
 def test_the_page_shows_the_stored_figures():
     page = (ROOT / "docs" / "ablation.md").read_text(encoding="utf-8")
-    results = ablation.Results(json.loads((ROOT / "docs" / "ablation" / "results.json").read_text(encoding="utf-8")))
-    for name, tabulate in ablation.TABLES.items():
-        shown = page.split(f"<!-- {name} -->\n")[1].split("\n\n")[0]
-        assert_same_but_for_the_last_digit(shown, tabulate(results))
+    for prefix, file, names in (("", "results", list(ablation.TABLES)), ("longer ", "longer", ["contrasts", "cells"])):
+        records = json.loads((ROOT / "docs" / "ablation" / f"{file}.json").read_text(encoding="utf-8"))
+        results = ablation.Results(records)
+        assert len(results.seeds) == 3
+        for name in names:
+            shown = page.split(f"<!-- {prefix}{name} -->\n")[1].split("\n\n")[0]
+            assert_same_but_for_the_last_digit(shown, ablation.TABLES[name](results))
     for name in ablation.PICTURES:
         assert f"](ablation/{name}.png)" in page
         assert (ROOT / "docs" / "ablation" / f"{name}.png").exists()
