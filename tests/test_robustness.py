@@ -1,7 +1,9 @@
 """Hostile input, the short form of `python -m tests.fuzz`."""
 
 import pytest
+import torch
 
+import vitas
 from tests import fuzz
 from vitas.errors import ChoiceError, is_one_of, one_of, shown
 
@@ -56,3 +58,13 @@ def test_what_cannot_be_printed_is_shown_by_its_class():
     assert "Rude" in shown(fuzz.Rude())
     assert "nearest: 16" in one_of([2, 16], 10**5000)
     assert not is_one_of(["a"], fuzz.np.array(["a"]))
+
+
+def test_layer_scale_takes_a_whole_number():
+    model = vitas.create_superformer("deit_micro", num_classes=3, img_size=8, init_values=1)
+    assert model.blocks[0].ls1.gamma.dtype == torch.float32
+
+
+def test_an_int_that_no_tensor_can_have_is_refused():
+    with pytest.raises(ChoiceError, match="expected ints of at most 2147483648"):
+        vitas.Choice([1, 2**63])

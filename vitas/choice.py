@@ -25,6 +25,7 @@ from vitas.slicing import by_selection, cut, mark, marked, refuse_reentrant, sel
 SIDES = ("left", "right")
 LONGEST_NAME = 500
 MOST_VALUES = 2**14
+_MOST_INT = 2**31  # of a Choice: an empty tensor of that size has to exist
 _MOST = sys.float_info.max
 MOST_CHANNELS = 2**24  # far beyond any network, and small enough for costs to stay below 64 bits
 V = TypeVar("V", int, float)
@@ -534,6 +535,8 @@ def _checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ..
     if len(set(numbers)) < len(numbers):
         twice = Counter(numbers).most_common(1)[0][0]
         raise ChoiceError(f"{what}: {twice} is given twice in {shown(numbers)}")
+    if any(isinstance(number, int) and number > _MOST_INT for number in numbers):
+        raise ChoiceError(f"{what}: expected ints of at most {_MOST_INT}, got {shown(max(numbers))}")
     if min(numbers) < least:
         wanted = "positive values" if least else "values of at least 0"
         raise ChoiceError(f"{what}: expected {wanted}, got {min(numbers)}")

@@ -52,7 +52,7 @@ class LayerScale(nn.Module):
     def __init__(self, dim: int, init_values: float = 1e-5, device: torch.device | None = None) -> None:
         super().__init__()
         self.init_values = init_values
-        self.gamma = nn.Parameter(torch.full((dim,), init_values, device=device))
+        self.gamma = nn.Parameter(torch.full((dim,), float(init_values), device=device))
 
     def reset_parameters(self) -> None:
         """Set every gain to its starting value."""
