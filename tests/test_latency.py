@@ -283,7 +283,7 @@ def test_what_cannot_be_tabulated_is_refused():
     table = latency_table(CyclicLinear(3, Dim([1, 2])), torch.zeros(1, 3), warmup=0, runs=1, calibrate=0)
     with pytest.raises(ChoiceError, match="unknown choice"):
         table.latency_ms({"depth": 3})
-    with pytest.raises(ChoiceError, match="codes: expected ints"):
+    with pytest.raises(ChoiceError, match="codes: expected"):
         table.latency_ms([[0.5]])
 
 
