@@ -379,8 +379,8 @@ class _Product(Dim):
         return dim
 
     def _derive(self, bases: tuple[Choice[Any], ...], scale: int, sharing: str) -> None:
-        if scale < 1:
-            raise ChoiceError(f"{bases[0].label} * {scale}: expected a positive number")
+        if not 1 <= scale <= MOST_CHANNELS:
+            raise ChoiceError(f"{bases[0].label} * {shown(scale)}: expected a positive number of at most {MOST_CHANNELS}")
         if len(set(map(id, bases))) < len(bases):
             raise ChoiceError(f"{bases[0].label} stands twice in one product")
         self._bases, self.scale, self.sharing, self.name = bases, scale, sharing, None
