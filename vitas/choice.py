@@ -52,7 +52,7 @@ class Choice(Generic[V]):
 
     def __init__(self, values: Iterable[V], *, p: Sequence[float] | None = None, name: str | None = None) -> None:
         if name is not None and not is_name(name):
-            limit = f" of at most {LONGEST_NAME} characters" if name and isinstance(name, str) else ""
+            limit = f" of at most {LONGEST_NAME} characters" if isinstance(name, str) and name else ""
             raise ChoiceError(f"name: expected a string{limit}, got {shown(name)}")
         self.name = name
         values, p = _in_order(values, p)

@@ -30,7 +30,7 @@ class Subnet(Mapping[str, Number]):
             raise ChoiceError(f"subnet: expected a mapping of names to numbers, got {shown(values)}")
         for name in values:
             if not is_name(name):
-                limit = f" of at most {LONGEST_NAME} characters" if name and isinstance(name, str) else ""
+                limit = f" of at most {LONGEST_NAME} characters" if isinstance(name, str) and name else ""
                 raise ChoiceError(f"subnet: expected names that are strings{limit}, got {shown(name)}")
         self._values = {name: plain_number(value, name) for name, value in values.items()}
         self._hash = hash(frozenset(self._values.items()))
