@@ -74,10 +74,10 @@ def _peak() -> float:
 
 
 def _reset_peak() -> float:
-    """Forget the peak of memory so far, where the system can; return what is in use, in MB."""
+    """Forget the peak of memory so far, where the system can; return the peak from here on, in MB."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return _peak()
 
 
 # -- what people and broken programs pass ------------------------------------------------------------------------------
