@@ -516,10 +516,11 @@ def _in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[
     """Return values in ascending order and their probabilities with them; what cannot be ordered is refused later."""
     if p is None or not isinstance(values, Iterable) or not isinstance(p, Iterable) or isinstance(values, str):
         return values, p
-    listed, weights = list(islice(values, MOST_VALUES + 1)), list(islice(p, MOST_VALUES + 2))
+    weights = list(islice(p, MOST_VALUES + 2))
+    listed = [value.item() if isinstance(value, np.generic) else value for value in islice(values, MOST_VALUES + 1)]
     try:
         order = sorted(range(len(listed)), key=lambda i: listed[i])
-    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # arrays, and numpy's bools beside huge ints
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors
         return listed, weights
     return [listed[i] for i in order], [weights[i] for i in order] if len(weights) == len(listed) else weights
 
