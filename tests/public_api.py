@@ -62,7 +62,7 @@ def signature(it: Any) -> str:
     if isinstance(it, property) or hasattr(it, "func"):
         return ""
     try:
-        text = str(inspect.signature(it))
+        text = str(inspect.signature(it)).replace("numpy.bool_", "numpy.bool")  # as numpy calls it since version 2
     except ValueError:
         return "(...)"
     text = re.sub(r" at 0x[0-9a-f]+", "", text)
