@@ -27,6 +27,7 @@ from vitas import (
     search_space,
 )
 from vitas.budget import Window, window_of
+from vitas.conditional import Conditional
 from vitas.cost import Cost, params_of
 from vitas.counting import _estimate, count_inside
 from vitas.elimination import Chain
@@ -489,3 +490,23 @@ def test_choices_that_all_interact_are_drawn_by_a_bounded_number_of_proposals():
         SubnetSampler(model, flops=(12**6 - 1, 12**6 - 1)).draw(1, np.random.default_rng(0))
     with pytest.raises(VitasError, match="interact"):
         count_subnets(model, flops=1000)
+
+
+def test_draws_are_exact_with_coarse_bins_too():
+    """Where a bin holds many costs, what is missing to its bound rejects the draw; exact bins would hide that."""
+    model = two_blocks()
+    codes, priors = everything(model)
+    costs = cost_model(model).flops(codes)
+    window = Window(int(np.quantile(costs, 0.4)), int(np.quantile(costs, 0.6)))
+    inside = (costs >= window.low) & (costs <= window.high)
+    conditional = Conditional(Chain(search_space(model), [model.cost()]), [window], bins=8)
+    proposed = 100_000
+    drawn, _ = conditional.propose(proposed, np.random.default_rng(3))
+    assert len(drawn) < 0.95 * proposed
+    space = search_space(model)
+    drawn = space.completed(drawn, conditional.chain.free, np.random.default_rng(4))
+    seen = {code.tobytes(): 0 for code in codes[inside]}
+    for code in drawn:
+        seen[code.tobytes()] += 1
+    expected = len(drawn) * priors[inside] / priors[inside].sum()
+    assert abs(deviations(list(seen.values()), expected)) < 4
