@@ -202,8 +202,10 @@ def supernet_report(
         seed: Seed of the random subnets.
 
     Raises:
-        ChoiceError: a model without choices, subnets of another space, a score that is not a number.
+        ChoiceError: a model without choices, subnets of another space, a score or `n_random` that is no number.
     """
+    if isinstance(n_random, bool) or not isinstance(n_random, int) or n_random < 0:
+        raise ChoiceError(f"n_random: expected an int of at least 0, got {shown(n_random)}")
     space = search_space(model)
     middle = space.decode(np.array([len(choice.values) // 2 for choice in space.choices.values()]))
     corners = {"smallest": space.smallest(), "middle": middle, "largest": space.largest()}
