@@ -87,8 +87,8 @@ class SupernetReport:
         low, high = self.updates[worst].min(), self.updates[worst].max()
         return (
             f"Channels {kind} trained unevenly in {len(uneven)} of {len(self.updates)} dimensions; in {worst} some in"
-            f" {low:.0%} and some in {high:.0%} of the steps. A fair pattern under random draws is even: this comes of ordinal"
-            " sharing, of subnets that run in every step (sandwich), or of few steps."
+            f" {low:.0%} and some in {high:.0%} of the steps. A fair pattern under random draws is even: this comes of"
+            " ordinal sharing, of subnets that run in every step (sandwich), or of few steps."
         )
 
     def _on_ranking(self) -> str:
@@ -253,7 +253,7 @@ def _number(score: object) -> float:
         score = score["accuracy"]
     try:
         return float(score)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ChoiceError(f"evaluate: expected a number, got {shown(score)}") from None
 
 
