@@ -1,8 +1,10 @@
 """A timm model made searchable: same weights, same outputs, timm's methods, exact exports and counts."""
 
 import copy
+import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from tests.contract import macs, randomize, relative_error
 from vitas import (
     ChoiceError,
     VitasError,
+    activate_subnet,
     count_flops,
     count_params,
     export_report,
@@ -190,6 +193,14 @@ def test_values_as_people_type_them():
     }
     for _ in some(wrapped, 8):  # depth 1 and 3, nothing between
         assert len(wrapped.blocks) in (1, 3)
+    wrapped = wrap(
+        original(),
+        num_heads=[" 33.3 % ", "66.67%", "100%"],
+        mlp_ratio=np.array([2, 4], dtype=np.float32),
+        blocks=np.arange(1),
+    )
+    values = {name: choice.values for name, choice in search_space(wrapped).choices.items()}
+    assert values == {"blocks.0.num_heads": (1, 2, 3), "blocks.0.mlp_dim": (384, 768)}
 
 
 @pytest.mark.parametrize(
@@ -197,10 +208,16 @@ def test_values_as_people_type_them():
     [
         ({"num_heads": [1, 2]}, "the largest has to be the model's own 3"),
         ({"num_heads": [1, 4]}, r"ints in 1\.\.3"),
-        ({"num_heads": ["50%", "100%"]}, "50% of 3 is no whole number; these are: 33.3333%, 66.6667%, 100%"),
+        ({"num_heads": ["50%", "100%"]}, "50% of 3 is no whole number; these are: 33.33%, 66.67%, 100%"),
         ({"num_heads": [0, 3]}, "got 0"),
         ({"num_heads": [1.5, 3]}, "got 1.5"),
         ({"num_heads": [True, 3]}, "got True"),
+        ({"num_heads": [3.0]}, "got 3.0"),
+        ({"num_heads": [1, 1, 3]}, "1 is given twice"),
+        ({"num_heads": ["33%", "100%"]}, "33% of 3 is no whole number"),
+        ({"num_heads": ["nan%"]}, "got 'nan%'"),
+        ({"num_heads": "most"}, "got 'most'"),
+        ({"num_heads": itertools.count(1)}, "got 4"),
         ({"embed_dim": ["0%", "100%"]}, r"percentage in \(0, 100\]"),
         ({"embed_dim": ["120%"]}, r"percentage in \(0, 100\]"),
         ({"embed_dim": ["half"]}, "got 'half'"),
@@ -208,10 +225,18 @@ def test_values_as_people_type_them():
         ({"embed_dim": [96, 96, 192]}, "96"),
         ({"mlp_ratio": [4, 5]}, r"mlp_ratio in \(0, 4\]"),
         ({"mlp_ratio": [2, True]}, "got True"),
+        ({"mlp_ratio": [float("nan"), 4]}, "got nan"),
+        ({"mlp_ratio": [384, 768]}, r"mlp_ratio in \(0, 4\], \"auto\" or percentages, got 384"),
         ({"depth": [2]}, "the model's own 3"),
+        ({"depth": [0, 3]}, "got 0"),
+        ({"depth": [3, 4]}, "got 4"),
         ({"blocks": [3]}, r"numbers in 0\.\.2, got 3"),
+        ({"blocks": [-1]}, "got -1"),
+        ({"blocks": [0.0]}, "got 0.0"),
+        ({"blocks": itertools.count()}, "got 3"),
         ({"blocks": 1}, "several numbers"),
-        ({"order": "random"}, "order: expected magnitude"),
+        ({"order": "random"}, "order: expected one of magnitude, None"),
+        ({"order": np.array(["a", "b"])}, "order: expected one of magnitude, None"),
         ({"sharing": "fair"}, "sharing"),
     ],
 )
@@ -256,6 +281,43 @@ def test_parts_of_another_kind_are_refused_by_name():
     model = original()
     model.blocks[1].attn.qkv = Adapted(192, 576)
     with pytest.raises(WrapError, match=r"blocks\.1\.attn\.qkv is a Adapted"):
+        wrap(model)
+
+
+def _share_a_block(model):
+    model.blocks[1] = model.blocks[0]
+
+
+def _share_a_weight(model):
+    model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
+
+
+def _add_a_parameter(model):
+    model.temperature = nn.Parameter(torch.ones(1))
+
+
+def _prune(model):
+    torch.nn.utils.prune.random_unstructured(model.blocks[0].mlp.fc1, "weight", amount=0.5)
+
+
+def _patch_forward(model):
+    model.blocks[0].attn.forward = lambda x, **_: x
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_share_a_block, r"blocks\.1\.norm1\.weight and blocks\.0\.norm1\.weight are one parameter"),
+        (_share_a_weight, r"blocks\.1\.mlp\.fc1\.weight and blocks\.0\.mlp\.fc1\.weight are one parameter"),
+        (_add_a_parameter, "the model holds temperature"),
+        (_prune, r"blocks\.0\.mlp\.fc1 holds weight_orig"),
+        (_patch_forward, r"blocks\.0\.attn has a forward of its own"),
+    ],
+)
+def test_models_that_were_changed_in_ways_that_an_export_would_lose_are_refused(change, message):
+    model = original()
+    change(model)
+    with pytest.raises(WrapError, match=message):
         wrap(model)
 
 
@@ -320,6 +382,50 @@ def test_a_new_classifier_is_searchable():
         assert all(head.out_features == 7 for head in (heads if isinstance(heads, tuple) else (heads,)))
     wrapped.reset_classifier(0)
     assert wrapped(x).shape == (2, 96)
+
+
+def test_a_classifier_that_is_assigned_is_searchable():
+    wrapped = wrap(original("distilled"), embed_dim="auto")
+    wrapped.head, wrapped.head_dist = nn.Linear(192, 7), nn.Linear(192, 7)
+    sample_subnet(wrapped, policy="smallest")
+    x = images(wrapped)
+    assert relative_error(export_subnet(wrapped)(x), wrapped(x)) <= 1e-5
+    assert count_flops(wrapped).total == macs(export_subnet(wrapped), x[:1])
+
+
+def test_parts_and_parameters_by_name_are_those_of_the_whole_model():
+    wrapped = wrap(original(), embed_dim="auto", depth=[1, 3])
+    sample_subnet(wrapped, policy="smallest")
+    wrapped.set_grad_checkpointing()
+    for name, parameter in wrapped.named_parameters():
+        assert wrapped.get_parameter(name) is parameter
+    for name, part in wrapped.named_modules():
+        if name not in ("", "blocks"):
+            assert wrapped.get_submodule(name) is part
+    timm.utils.freeze(wrapped, ["patch_embed", "blocks.2"])
+    frozen = {name for name, parameter in wrapped.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name in wrapped.state_dict() if name.startswith(("patch_embed.", "blocks.2."))}
+    assert search_space(wrapped).active()["depth"] == 1
+
+
+def test_frozen_parts_stay_frozen_in_the_export():
+    model = original().requires_grad_(False)
+    model.head.requires_grad_(True)
+    model.blocks[1].attn.qkv.bias.requires_grad_(True)
+    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    sample_subnet(wrapped, policy="smallest")
+    trained = {name for name, parameter in export_subnet(wrapped).named_parameters() if parameter.requires_grad}
+    assert trained == {"blocks.1.attn.qkv.bias", "head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    wrapped = wrap(original("registers"), embed_dim="auto", depth="auto").to(dtype)
+    x = images(wrapped).to(dtype)
+    for _ in some(wrapped, 3):
+        export = export_subnet(wrapped)
+        assert export(x).dtype == dtype
+        assert torch.equal(export(x), wrapped(x))
 
 
 def test_another_image_size_resamples_the_whole_table():
@@ -478,6 +584,42 @@ def test_compiled_it_makes_a_bounded_number_of_graphs():
     assert history[-1] == history[5] <= 9
 
 
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_with_stochastic_depth_it_makes_a_bounded_number_of_graphs():
+    from tests.test_compile import Counter
+
+    torch._dynamo.reset()
+    model = timm.create_model("vit_tiny_patch16_224", depth=10, embed_dim=24, num_heads=3, img_size=32, drop_path_rate=0.3)
+    wrapped = wrap(model, embed_dim="auto", depth=range(1, 11)).train()
+    counter, history = Counter(), []
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        compiled = torch.compile(wrapped, backend=counter)
+        for depth in (10, 3, 7, 2, 9, 5, 1, 4, 8, 6):
+            subnet = search_space(wrapped).subnet({"depth": depth, "embed_dim": 12}, fill="largest")
+            activate_subnet(wrapped, subnet)
+            compiled(images(wrapped)).square().sum().backward()
+            history.append(counter.graphs)
+    assert history[-1] == history[4] <= 12
+
+
+@pytest.mark.heavy
+def test_compiled_stochastic_depth_has_the_rates_of_the_active_depth():
+    from tests.test_compile import Counter
+
+    torch._dynamo.reset()
+    model = timm.create_model("vit_tiny_patch16_224", depth=5, img_size=32, drop_path_rate=0.4)
+    wrapped = wrap(model, depth=[1, 2, 3, 5]).train()
+    slots, ones = wrapped._modules["blocks"], torch.ones(4000, 1)
+    drop = torch.compile(lambda module: module(ones), backend=Counter())
+    for depth in (5, 3, 2, 1):
+        activate_subnet(wrapped, search_space(wrapped).subnet({"depth": depth}, fill="largest"))
+        for block in slots[1:depth]:
+            rate, out = block.drop_path1.drop_prob, drop(copy.deepcopy(block.drop_path1))
+            torch.testing.assert_close(out.max(), torch.tensor(1 / (1 - rate)))
+            assert abs((out == 0).double().mean() - rate) < 5 * (rate * (1 - rate) / len(ones)) ** 0.5
+
+
 # -- order -------------------------------------------------------------------------------------------------------------
 
 
@@ -541,8 +683,22 @@ def test_a_report_says_what_timms_constructor_can_build():
     assert "heads have 64 channels each and not embed_dim / num_heads = 32" in str(report)
     report = export_report(wrapped, space.subnet({"embed_dim": 192, "depth": 2, **even, "blocks.1.num_heads": 1}))
     assert report.reasons == ("num_heads differs from block to block: 3, 1",)
+    wrapped = wrap(original("attention pool"), embed_dim=[64, 96], mlp_ratio=["50%", "100%"], depth=[1, 3])
+    space = search_space(wrapped)
+    assert export_report(wrapped).arguments == {"embed_dim": 96, "depth": 3, "num_heads": 3, "mlp_ratio": 3.0}
+    report = export_report(wrapped, space.subnet({"depth": 1, "blocks.0.mlp_dim": 144}, fill="largest"))
+    assert report.reasons == ("the MLP of attention pooling keeps its hidden width of 288, those of the blocks have 144",)
     with pytest.raises(WrapError, match="expected what wrap returned"):
         export_report(vitas.create_superformer("deit_micro", img_size=32))
+
+
+def test_the_ratio_in_a_report_survives_timms_rounding():
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=13, num_heads=1, img_size=32)
+    wrapped = wrap(model, mlp_ratio=[15 / 13 + 1e-9, 4])
+    sample_subnet(wrapped, policy="smallest")
+    assert int(13 * (15 / 13)) == 14  # timm rounds the product down
+    built = timm.create_model("vit_tiny_patch16_224", img_size=32, **export_report(wrapped).arguments)
+    assert built.blocks[0].mlp.fc1.out_features == 15
 
 
 # -- whole models ------------------------------------------------------------------------------------------------------
