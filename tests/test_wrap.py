@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import vitas
+from tests.benchmarks.wrapping import MODELS
 from tests.contract import macs, randomize, relative_error
 from vitas import (
     ChoiceError,
@@ -56,10 +57,13 @@ KINDS = {
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
+def patch_size(name):
+    return int(name.partition("patch")[2][:2] or 16)
+
+
 def original(kind="vit", **options):
     name, own = KINDS[kind]
-    patch = int(name.partition("patch")[2][:2] or 16) if "patch" in name else 16
-    model = timm.create_model(name, **{**SMALL, "img_size": 2 * patch, **own, **options})
+    model = timm.create_model(name, **{**SMALL, "img_size": 2 * patch_size(name), **own, **options})
     return randomize(model).eval()
 
 
@@ -193,12 +197,8 @@ def test_values_as_people_type_them():
     }
     for _ in some(wrapped, 8):  # depth 1 and 3, nothing between
         assert len(wrapped.blocks) in (1, 3)
-    wrapped = wrap(
-        original(),
-        num_heads=[" 33.3 % ", "66.67%", "100%"],
-        mlp_ratio=np.array([2, 4], dtype=np.float32),
-        blocks=np.arange(1),
-    )
+    ratios = np.array([2, 4], dtype=np.float32)
+    wrapped = wrap(original(), num_heads=[" 33.3 % ", "66.67%", "100%"], mlp_ratio=ratios, blocks=np.arange(1))
     values = {name: choice.values for name, choice in search_space(wrapped).choices.items()}
     assert values == {"blocks.0.num_heads": (1, 2, 3), "blocks.0.mlp_dim": (384, 768)}
 
@@ -297,7 +297,9 @@ def _add_a_parameter(model):
 
 
 def _prune(model):
-    torch.nn.utils.prune.random_unstructured(model.blocks[0].mlp.fc1, "weight", amount=0.5)
+    from torch.nn.utils import prune
+
+    prune.random_unstructured(model.blocks[0].mlp.fc1, "weight", amount=0.5)
 
 
 def _patch_forward(model):
@@ -610,7 +612,7 @@ def test_compiled_stochastic_depth_has_the_rates_of_the_active_depth():
     torch._dynamo.reset()
     model = timm.create_model("vit_tiny_patch16_224", depth=5, img_size=32, drop_path_rate=0.4)
     wrapped = wrap(model, depth=[1, 2, 3, 5]).train()
-    slots, ones = wrapped._modules["blocks"], torch.ones(4000, 1)
+    slots, ones = list(wrapped._modules["blocks"]), torch.ones(4000, 1)
     drop = torch.compile(lambda module: module(ones), backend=Counter())
     for depth in (5, 3, 2, 1):
         activate_subnet(wrapped, search_space(wrapped).subnet({"depth": depth}, fill="largest"))
@@ -624,13 +626,15 @@ def test_compiled_stochastic_depth_has_the_rates_of_the_active_depth():
 
 
 @pytest.mark.parametrize("sharing", ["ordinal", "bilateral", "cyclic"])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("attention pool", "no classifier")])
+@every_kind
 def test_order_keeps_the_function(kind, sharing):
     model = original(kind)
-    wrapped = wrap(model, embed_dim="auto", order="magnitude", sharing=sharing)
+    width = None if kind in ("attention pool", "no classifier") else "auto"
+    wrapped = wrap(model, embed_dim=width, order="magnitude", sharing=sharing)
     assert relative_error(wrapped(images(model)), model(images(model))) <= 1e-5
-    state = model.state_dict()
-    assert any(not torch.equal(value, state[name]) for name, value in wrapped.state_dict().items())
+    state, new = model.state_dict(), wrapped.state_dict()
+    assert not torch.equal(new["blocks.0.mlp.fc2.weight"], state["blocks.0.mlp.fc2.weight"])
+    assert torch.equal(new["patch_embed.proj.weight"], state["patch_embed.proj.weight"]) == (width is None)
 
 
 def test_channels_that_are_outputs_are_not_permuted():
@@ -663,6 +667,32 @@ def test_the_heaviest_heads_units_and_channels_serve_the_most_widths():
     torch.testing.assert_close(heads, before[[2, 0, 1]])
 
 
+@pytest.mark.parametrize("sharing", ["ordinal", "bilateral", "cyclic", "cyclic-chain", "cyclic-paired"])
+def test_no_unit_serves_more_widths_than_a_heavier_one(sharing):
+    def shares(weight, axis):
+        squares = weight.double().square().movedim(axis, 0).flatten(1).sum(dim=1)
+        return squares / squares.sum()
+
+    model = original()
+    wrapped = wrap(model, num_heads=[1, 2, 3], order="magnitude", sharing=sharing)
+    for block in wrapped.blocks:
+        attn, mlp = block.attn, block.mlp
+        qkv, proj = attn.qkv.weight.view(3, 3, 64, 192), attn.proj.weight.view(192, 3, 64)
+        for dim, importance in (
+            (mlp.fc2.in_dim, shares(mlp.fc1.weight, 0) + shares(mlp.fc2.weight, 1)),
+            (attn.heads, shares(qkv, 1) + shares(proj, 1)),
+        ):
+            uses = torch.zeros(dim.largest)
+            for side in ("left", "right") if sharing == "bilateral" else ("left",):
+                dim.side = side
+                for value in dim.values:
+                    dim.active = value
+                    uses[dim.channels()] += 1
+            dim.side = "left"
+            for few, many in itertools.pairwise(uses.unique().tolist()):
+                assert importance[uses == many].min() >= importance[uses == few].max()
+
+
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 
@@ -685,9 +715,9 @@ def test_a_report_says_what_timms_constructor_can_build():
     assert report.reasons == ("num_heads differs from block to block: 3, 1",)
     wrapped = wrap(original("attention pool"), embed_dim=[64, 96], mlp_ratio=["50%", "100%"], depth=[1, 3])
     space = search_space(wrapped)
-    assert export_report(wrapped).arguments == {"embed_dim": 96, "depth": 3, "num_heads": 3, "mlp_ratio": 3.0}
-    report = export_report(wrapped, space.subnet({"depth": 1, "blocks.0.mlp_dim": 144}, fill="largest"))
-    assert report.reasons == ("the MLP of attention pooling keeps its hidden width of 288, those of the blocks have 144",)
+    assert export_report(wrapped).arguments == {"embed_dim": 96, "depth": 3, "num_heads": 3, "mlp_ratio": 2.0}
+    report = export_report(wrapped, space.subnet({"depth": 1, "blocks.0.mlp_dim": 96}, fill="largest"))
+    assert report.reasons == ("the MLP of attention pooling keeps its hidden width of 192, those of the blocks have 96",)
     with pytest.raises(WrapError, match="expected what wrap returned"):
         export_report(vitas.create_superformer("deit_micro", img_size=32))
 
@@ -703,34 +733,34 @@ def test_the_ratio_in_a_report_survives_timms_rounding():
 
 # -- whole models ------------------------------------------------------------------------------------------------------
 
-PUBLISHED = [
-    "vit_tiny_patch16_224",
-    "vit_small_patch16_224",
-    "deit_tiny_patch16_224",
-    "deit_small_patch16_224",
-    "deit_base_patch16_224",
-    "deit_tiny_distilled_patch16_224",
-    "deit_small_distilled_patch16_224",
-    "deit3_small_patch16_224",
-    "deit3_medium_patch16_224",
-    "vit_small_patch14_reg4_dinov2",
-    "vit_medium_patch16_reg4_gap_256",
-    "vit_medium_patch16_gap_240",
-    "vit_medium_patch16_clip_224",
-    "vit_so150m2_patch16_reg1_gap_256",
-]
+
+@pytest.fixture(params=MODELS, ids=lambda row: row[1] + "".join(f"-{name}" for name in row[2]))
+def published(request):
+    """Every model of the table in docs/wrapping.md, for images of four patches."""
+    _, name, options = request.param
+
+    def build(**less):
+        options_here = {**options, "img_size": 2 * patch_size(name), "num_classes": 10, "drop_path_rate": 0.1, **less}
+        return randomize(timm.create_model(name, **options_here)).eval()
+
+    return build
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_fifty_random_subnets_of_a_published_model(name):
-    patch = int(name.partition("patch")[2][:2])
-    model = randomize(timm.create_model(name, img_size=2 * patch, num_classes=100)).eval()
-    wrapped = wrap(model, embed_dim="auto", depth="auto", inplace=True)
-    x = images(wrapped)
-    for _ in some(wrapped, 50):
+def check_subnets(wrapped, n):
+    """Exports equal the active path and cost what was counted."""
+    x = images(wrapped, 1)
+    for _ in some(wrapped, n):
         export = export_subnet(wrapped)
         with torch.no_grad():
             assert relative_error(export(x), wrapped(x)) <= 1e-5
-        assert count_flops(wrapped).total == macs(export, x[:1])
+        assert count_flops(wrapped).total == macs(export, x)
         assert count_params(wrapped) == sum(parameter.numel() for parameter in export.parameters())
+
+
+def test_three_subnets_of_every_published_model(published):
+    check_subnets(wrap(published(depth=2), embed_dim="auto", depth="auto", inplace=True), 3)
+
+
+@pytest.mark.heavy
+def test_fifty_random_subnets_of_every_published_model(published):
+    check_subnets(wrap(published(), embed_dim="auto", depth="auto", inplace=True), 50)
