@@ -53,7 +53,14 @@ KINDS = {
     "SwiGLU": ("aimv2_large_patch14_224", {"embed_dim": 128, "num_heads": 2}),
     "dynamic": ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
     "no classifier": ("vit_tiny_patch16_224", {"num_classes": 0}),
+    "bare": (
+        "vit_tiny_patch16_224",
+        {"class_token": False, "pos_embed": "none", "qkv_bias": False, "proj_bias": False, "global_pool": "avgmax"},
+    ),
+    "norm after patches": ("vit_tiny_patch16_224", {"embed_norm_layer": "layernorm", "patch_drop_rate": 0.25}),
 }
+if hasattr(timm.layers, "AttentionPoolPrr"):  # since timm 1.0.26
+    KINDS["attention pool without weights"] = ("vit_tiny_patch16_224", {"global_pool": "prr", "num_heads": 6})
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -629,7 +636,7 @@ def test_compiled_stochastic_depth_has_the_rates_of_the_active_depth():
 @every_kind
 def test_order_keeps_the_function(kind, sharing):
     model = original(kind)
-    width = None if kind in ("attention pool", "no classifier") else "auto"
+    width = None if model.attn_pool is not None or model.num_classes == 0 else "auto"
     wrapped = wrap(model, embed_dim=width, order="magnitude", sharing=sharing)
     assert relative_error(wrapped(images(model)), model(images(model))) <= 1e-5
     state, new = model.state_dict(), wrapped.state_dict()
@@ -736,12 +743,14 @@ def test_the_ratio_in_a_report_survives_timms_rounding():
 
 @pytest.fixture(params=MODELS, ids=lambda row: row[1] + "".join(f"-{name}" for name in row[2]))
 def published(request):
-    """Every model of the table in docs/wrapping.md, for images of four patches."""
+    """Return a function that wraps a model of the table in docs/wrapping.md, for images of four patches."""
     _, name, options = request.param
+    wide = {"depth": 6} if "_base_" in name or "_betwixt_" in name else {}  # twelve such blocks would take a minute a model
 
-    def build(**less):
-        options_here = {**options, "img_size": 2 * patch_size(name), "num_classes": 10, "drop_path_rate": 0.1, **less}
-        return randomize(timm.create_model(name, **options_here)).eval()
+    def build(**fewer):
+        sizes = {"img_size": 2 * patch_size(name), "num_classes": 10, **wide, **fewer}
+        model = timm.create_model(name, **{**options, **sizes}, drop_path_rate=0.1)
+        return wrap(randomize(model).eval(), embed_dim="auto", depth="auto", inplace=True)
 
     return build
 
@@ -758,9 +767,9 @@ def check_subnets(wrapped, n):
 
 
 def test_three_subnets_of_every_published_model(published):
-    check_subnets(wrap(published(depth=2), embed_dim="auto", depth="auto", inplace=True), 3)
+    check_subnets(published(depth=2), 3)
 
 
 @pytest.mark.heavy
 def test_fifty_random_subnets_of_every_published_model(published):
-    check_subnets(wrap(published(), embed_dim="auto", depth="auto", inplace=True), 50)
+    check_subnets(published(), 50)
