@@ -46,7 +46,7 @@ KINDS = {
     "pre-norm": ("vit_xsmall_patch16_clip_224", {}),
     "no pool": ("vit_tiny_patch16_224", {"global_pool": ""}),
     "max pool": ("vit_tiny_patch16_224", {"global_pool": "max", "pool_include_prefix": True}),
-    "attention pool": ("test_vit3", {}),
+    "attention pool": ("test_vit3", {"num_heads": 6, "pool_include_prefix": False}),
     "post-norm": ("vit_base_patch16_rpn_224", {"embed_dim": 192, "num_heads": 3}),
     "gated MLP": ("vit_giant_patch14_dinov2", {"embed_dim": 128, "num_heads": 2}),
     "RMS norm": ("test_vit4", {}),
@@ -255,7 +255,7 @@ def test_values_that_do_not_fit_are_refused(options, message):
 
 
 def test_widths_that_attention_pooling_cannot_split_are_refused():
-    model = original("attention pool")  # 96 channels, 3 heads of 32
+    model = original("attention pool", num_heads=3)  # 96 channels, heads of 32
     assert search_space(wrap(model, embed_dim="auto")).choices.get("embed_dim") is None  # 48 and 72 do not fit
     wrapped = wrap(model, embed_dim=[64, 96])
     x = images(model)
@@ -720,7 +720,7 @@ def test_a_report_says_what_timms_constructor_can_build():
     assert "heads have 64 channels each and not embed_dim / num_heads = 32" in str(report)
     report = export_report(wrapped, space.subnet({"embed_dim": 192, "depth": 2, **even, "blocks.1.num_heads": 1}))
     assert report.reasons == ("num_heads differs from block to block: 3, 1",)
-    wrapped = wrap(original("attention pool"), embed_dim=[64, 96], mlp_ratio=["50%", "100%"], depth=[1, 3])
+    wrapped = wrap(original("attention pool", num_heads=3), embed_dim=[64, 96], mlp_ratio=["50%", "100%"], depth=[1, 3])
     space = search_space(wrapped)
     assert export_report(wrapped).arguments == {"embed_dim": 96, "depth": 3, "num_heads": 3, "mlp_ratio": 2.0}
     report = export_report(wrapped, space.subnet({"depth": 1, "blocks.0.mlp_dim": 96}, fill="largest"))

@@ -360,8 +360,7 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
         slots = cast(ShiftableIdentity, self._modules["blocks"])
         bound = self.grad_checkpointing and torch.is_grad_enabled()
         running = _Running(*(_Bound(block) if bound else block for block in slots.running()))
-        if not bound:
-            vars(running)["slots"] = slots
+        vars(running)["slots"] = slots  # not as a child
         return running
 
     def axes(self) -> dict[str, tuple[Dim | None, ...]]:
@@ -456,6 +455,7 @@ if hasattr(layers, "AttentionPoolPrr"):
 
 _WITH_WEIGHTS = {nn.Linear, nn.Conv2d, layers.LayerScale, *NORMS, *MODELS, layers.AttentionPoolLatent}
 _WITH_PARTS = {*MODELS, *BLOCKS, *MLPS, *POOLS, layers.Attention, layers.PatchEmbed, nn.Sequential}
+# Whatever else holds a parameter was added by somebody, and no slice of it is known.
 _OWN = {"weight", "bias", "gamma", "latent", "cls_token", "reg_token", "dist_token", "pos_embed"}
 
 
