@@ -210,6 +210,16 @@ def test_values_as_people_type_them():
     assert values == {"blocks.0.num_heads": (1, 2, 3), "blocks.0.mlp_dim": (384, 768)}
 
 
+@pytest.mark.parametrize("kind", ["vit", "gated MLP", "SwiGLU"])
+def test_an_mlp_ratio_means_what_timm_means(kind):
+    wrapped = wrap(original(kind), mlp_ratio=[2, "100%"], num_heads=None)
+    sample_subnet(wrapped, policy="smallest")
+    export, timms = export_subnet(wrapped), original(kind, mlp_ratio=2)
+    assert {name: p.shape for name, p in export.named_parameters()} == {
+        name: p.shape for name, p in timms.named_parameters()
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -681,7 +691,7 @@ def test_no_unit_serves_more_widths_than_a_heavier_one(sharing):
         return squares / squares.sum()
 
     model = original()
-    wrapped = wrap(model, num_heads=[1, 2, 3], order="magnitude", sharing=sharing)
+    wrapped = wrap(model, num_heads=[1, 2, 3], mlp_ratio=[0.5, 1, 3, 4], order="magnitude", sharing=sharing)
     for block in wrapped.blocks:
         attn, mlp = block.attn, block.mlp
         qkv, proj = attn.qkv.weight.view(3, 3, 64, 192), attn.proj.weight.view(192, 3, 64)
@@ -698,6 +708,9 @@ def test_no_unit_serves_more_widths_than_a_heavier_one(sharing):
             dim.side = "left"
             for few, many in itertools.pairwise(uses.unique().tolist()):
                 assert importance[uses == many].min() >= importance[uses == few].max()
+            if sharing.startswith("cyclic") and len(uses.unique()) == 1:  # then the smallest width has the heaviest
+                dim.active = dim.smallest
+                assert importance[dim.channels()].min() == importance.sort(descending=True).values[dim.smallest - 1]
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------
