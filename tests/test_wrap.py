@@ -144,19 +144,30 @@ def test_every_sharing_pattern(sharing):
         assert relative_error(export_subnet(wrapped)(x), wrapped(x)) <= 1e-5
 
 
-def test_a_subnet_is_the_slice_that_its_runs_say():
+@pytest.mark.parametrize("sharing", ["bilateral", "cyclic", "cyclic-chain"])
+def test_a_subnet_is_the_slice_that_its_runs_say(sharing):
     """By hand, with timm's own attention: whole heads of q, k, v, and the columns of the projection."""
-    wrapped = wrap(original(), embed_dim=[96, 192])
-    with use_subnet(wrapped, search_space(wrapped).subnet({"embed_dim": 96, "blocks.0.num_heads": 2}, fill="largest")):
-        attn, export = wrapped.blocks[0].attn, export_subnet(wrapped).blocks[0].attn
-        width, inner = wrapped.width.channels(), attn.inner.channels()
-        assert len(inner) == 128
-        assert len(set((inner // 64).tolist())) == 2  # two whole heads
+    wrapped = wrap(original(), embed_dim="auto", sharing=sharing)
+    attn, norm, space = wrapped.blocks[0].attn, wrapped.blocks[0].norm1._parameters["weight"], search_space(wrapped)
+    starts = []
+    sides = ["left", "right"] if sharing == "bilateral" else [None]
+    for side, embed_dim, heads in itertools.product(sides, (96, 144, 192), (1, 2, 3)):
+        subnet = space.subnet({"embed_dim": embed_dim, "blocks.0.num_heads": heads}, fill="largest")
+        with use_subnet(wrapped, subnet, side=side):
+            export, width, inner = export_subnet(wrapped), wrapped.width.channels(), attn.inner.channels()
+            start, length = wrapped.width.run
+        starts.append(start if start + length <= 192 else 0)
+        assert (len(width), len(inner), len(set((inner // 64).tolist()))) == (embed_dim, 64 * heads, heads)  # whole heads
         rows = torch.cat([inner, 192 + inner, 384 + inner])
-        assert torch.equal(export.qkv.weight, attn.qkv.weight[rows][:, width])
-        assert torch.equal(export.qkv.bias, attn.qkv.bias[rows])
-        assert torch.equal(export.proj.weight, attn.proj.weight[width][:, inner])
-        assert (export.num_heads, export.head_dim, export.attn_dim) == (2, 64, 128)
+        got = export.blocks[0].attn
+        assert torch.equal(got.qkv.weight, attn.qkv.weight[rows][:, width])
+        assert torch.equal(got.qkv.bias, attn.qkv.bias[rows])
+        assert torch.equal(got.proj.weight, attn.proj.weight[width][:, inner])
+        assert (got.num_heads, got.head_dim, got.attn_dim) == (heads, 64, 64 * heads)
+        assert torch.equal(export.blocks[0].norm1.weight, norm[width])
+        for name in ("cls_token", "pos_embed"):
+            assert torch.equal(getattr(export, name), wrapped._parameters[name][..., width])
+    assert any(starts)  # in the middle: else it would not be noticed that they are ignored
 
 
 def test_only_what_is_active_gets_gradient():
@@ -589,6 +600,7 @@ def test_an_export_has_the_methods_of_timm():
     export.set_grad_checkpointing()
     assert export(torch.randn(2, 3, 64, 64)).shape == (2, 3)
     assert export.pretrained_cfg == wrapped.pretrained_cfg
+    assert not {"embed_dim", "depth", "num_heads"} & getattr(export, "_model_args", {}).keys()  # other sizes now
 
 
 @pytest.mark.heavy
