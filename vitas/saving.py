@@ -29,6 +29,7 @@ _CLASSES: dict[str, Any] = {f"vitas.plain.{one.__name__}": one for one in (plain
 _TIMM = {
     "timm.models.vision_transformer.VisionTransformer": "vitas.timm_file",
     "timm.models.deit.VisionTransformerDistilled": "vitas.timm_file",
+    "timm.models.twins.Twins": "vitas.timm_file",
 }
 """Classes of timm that exports of wrapped models have, and the file that describes and builds them, imported when needed."""
 _MOST_CONFIG_BYTES = 2**24
