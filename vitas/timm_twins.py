@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
+import torch
 from timm.models import twins
 from torch import Tensor, nn
 
@@ -22,10 +23,11 @@ from vitas.errors import VitasError
 from vitas.nn import CyclicLinear, ElasticConv2d, ElasticSubsampledAttention, ElasticWindowAttention, ShiftableIdentity
 from vitas.nn.attention import StackedLinear
 from vitas.nn.base import like
+from vitas.slicing import mark_sizes, outside_graphs
 from vitas.superformer.twins import cost_of_stages
 from vitas.timm_vit import Narrowed, Row, Sizes, become, largest, lay_drop_path, narrow_mlp, narrow_norm
 
-Attention = plain.WindowAttention | plain.SubsampledAttention
+OurAttention = ElasticWindowAttention | ElasticSubsampledAttention
 
 
 class TwinsAttention(Narrowed):
@@ -36,61 +38,61 @@ class TwinsAttention(Narrowed):
     """
 
     reads = ("dim", "num_heads")
-    holds = ("width", "heads", "inner")
+    holds = ("width", "heads", "inner", "ours")
     width: Dim
     heads: Dim
     inner: Dim
-    qkv: Any
-    q: Any
-    kv: Any
-    sr: Any
-    norm: Any
-    ws: Any
-    proj: Any
-    attn_drop: Any
-    proj_drop: Any
+    ours: OurAttention
     dim = property(lambda self: self.width.active)
     num_heads = property(lambda self: self.heads.active)
-
-    def with_the_same_layers(self) -> Attention:
-        """Return attention of vitas.plain with the layers of this one."""
-        raise NotImplementedError
-
-    def ours(self) -> ElasticWindowAttention | ElasticSubsampledAttention:
-        """Return attention of vitas.nn with the layers of this one; it may be narrower inside than outside."""
-        attention = like(self, self.with_the_same_layers())
-        attention.attn_drop, attention.proj_drop = self.attn_drop, self.proj_drop
-        return elastic(attention, self.width, self.heads, self.inner)
 
     @property
     def of_plain(self) -> bool:
         """Whether timm's class cannot express the active subnet."""
-        return self.inner.active != self.width.active
+        return torch.compiler.is_compiling() or self.inner.active != self.width.active
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Run timm's code where it can express the active subnet, else ours."""
-        return cast(Tensor, self.ours()(x, size) if self.of_plain else super().forward(x, size))
+        """Run timm's code where it can express the active subnet, else ours; compiled, one graph of ours serves both."""
+        return cast(Tensor, like(self, self.ours)(x, size) if self.of_plain else super().forward(x, size))
 
     def cost(self, tokens: Cost) -> Cost:
         """Return the cost of the same attention of vitas.nn."""
-        return self.ours().cost(tokens)
+        return self.ours.cost(tokens)
 
     def export(self) -> nn.Module:
         """Return timm's attention where it can express the active subnet, else that of vitas.plain."""
-        return self.ours().export() if self.of_plain else super().export()
+        return like(self, self.ours).export() if self.of_plain else super().export()
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.heads.brief()}"
 
 
 class _LocallyGroupedAttn(TwinsAttention, twins.LocallyGroupedAttn):
-    def with_the_same_layers(self) -> Attention:
-        return plain.WindowAttention(self.qkv, self.proj, self.heads.largest, self.ws)
+    pass
 
 
 class _GlobalSubSampleAttn(TwinsAttention, twins.GlobalSubSampleAttn):
-    def with_the_same_layers(self) -> Attention:
-        return plain.SubsampledAttention(self.q, self.kv, self.proj, self.heads.largest, self.sr, self.norm)
+    pass
 
 
-def elastic(attention: Attention, width: Dim, heads: Dim, inner: Dim) -> ElasticWindowAttention | ElasticSubsampledAttention:
+def ours(attention: Any, width: Dim, heads: Dim, inner: Dim) -> OurAttention:
+    """Return attention of vitas.nn that has the very layers of timm's, also those that are put there later."""
+    of_plain: plain.WindowAttention | plain.SubsampledAttention
+    if isinstance(attention, twins.LocallyGroupedAttn):
+        of_plain = plain.WindowAttention(attention.qkv, attention.proj, heads.largest, attention.ws)
+    else:
+        layers = attention.q, attention.kv, attention.proj, heads.largest, attention.sr, attention.norm
+        of_plain = plain.SubsampledAttention(*layers)
+    for name, child in of_plain._modules.items():
+        if name not in attention._modules:
+            vars(of_plain)[name] = child
+    vars(of_plain)["_modules"] = attention._modules
+    return elastic(of_plain, width, heads, inner)
+
+
+def elastic(
+    attention: plain.WindowAttention | plain.SubsampledAttention, width: Dim, heads: Dim, inner: Dim
+) -> OurAttention:
     """Make attention of vitas.plain searchable, its layers being so already."""
     if isinstance(attention, plain.WindowAttention):
         window = as_choice(attention.window_size, "window_size")
@@ -100,7 +102,13 @@ def elastic(attention: Attention, width: Dim, heads: Dim, inner: Dim) -> Elastic
 
 
 class _Block(Narrowed, twins.Block):
-    pass
+    @outside_graphs(recursive=False)
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Run timm's code; torch.compile compiles that, and not the row of blocks."""
+        mark_sizes(x)
+        x = super().forward(x, size)
+        mark_sizes(x)
+        return x
 
 
 class _PosConv(Narrowed, twins.PosConv):
@@ -258,7 +266,8 @@ def narrow_block(block: nn.Module, width: Dim, heads: Dim, hidden: Dim) -> None:
         become(attn.sr, ElasticConv2d, in_dim=width, out_dim=width, depthwise=False)
     narrow_norm(getattr(attn, "norm", None), width)
     if type(attn) in ATTENTION:
-        become(attn, ATTENTION[type(attn)], width=width, heads=heads, inner=inner)
+        same = ours(attn, width, heads, inner)
+        become(attn, ATTENTION[type(attn)], width=width, heads=heads, inner=inner, ours=same)
     else:
         elastic(attn, width, heads, inner)
     narrow_mlp(cast(nn.Module, block.mlp), width, hidden)
