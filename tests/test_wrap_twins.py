@@ -32,7 +32,6 @@ from vitas.errors import FileError, WrapError
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
 
-PARTS = {"LocallyGroupedAttn", "GlobalSubSampleAttn"}
 SMALL = {
     "img_size": 48,
     "embed_dims": [16, 32, 48],
@@ -126,7 +125,7 @@ def test_exports_equal_the_active_path_and_cost_what_was_counted(kind):
         assert count_flops(wrapped).total == macs(export, x[:1])
         assert [len(row) for row in export.blocks] == export.depths == wrapped.depths
         assert export.embed_dims == wrapped.embed_dims
-        assert not any(isinstance(part, vitas.walk.AnyChoice | vitas.nn.CyclicLinear) for part in export.modules())
+        assert b"vitas.nn" not in pickle.dumps(export)
 
 
 def test_attention_is_timms_wherever_timm_can_express_it():
@@ -545,10 +544,11 @@ def test_compiled_it_makes_a_bounded_number_of_graphs():
     from tests.test_compile import compare_over_subnets
 
     torch._dynamo.reset()
-    wrapped = wrap(original().double(), embed_dim="auto", depth="auto", num_heads=[None, [2, 4], None])
+    two = {name: SMALL[name][:2] for name in KINDS["one stage"]}
+    wrapped = wrap(original(**two).double(), embed_dim="auto", depth="auto", num_heads=[None, [2, 4]])
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        history = compare_over_subnets(wrapped, images(wrapped).double(), 6)
-    assert history[-1] == history[1] <= 20
+        history = compare_over_subnets(wrapped, images(wrapped).double(), 4)
+    assert history[-1] == history[1] <= 12
 
 
 # -- order -------------------------------------------------------------------------------------------------------------
@@ -690,7 +690,7 @@ def test_a_changed_network_is_not_saved(tmp_path):
     ("change", "message"),
     [
         (lambda m: m.update(stages=[]), "stages: got"),
-        (lambda m: m["stages"].pop(), "no network of timm|expected shape|unknown|missing"),
+        (lambda m: m["stages"].pop(), "tensors that the network does not have"),
         (lambda m: m["stages"][0].update(embed_dim=10**30), "embed_dim: got"),
         (lambda m: m["stages"][0].update(embed_dim=10), "no network of timm|expected shape"),
         (lambda m: m["stages"][1].pop("patch_norm"), "KeyError: 'patch_norm'"),
