@@ -49,11 +49,13 @@ class TwinsAttention(Narrowed):
     @property
     def of_plain(self) -> bool:
         """Whether timm's class cannot express the active subnet."""
-        return torch.compiler.is_compiling() or self.inner.active != self.width.active
+        return self.inner.active != self.width.active
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Run timm's code where it can express the active subnet, else ours; compiled, one graph of ours serves both."""
-        return cast(Tensor, like(self, self.ours)(x, size) if self.of_plain else super().forward(x, size))
+        if torch.compiler.is_compiling() or self.of_plain:
+            return cast(Tensor, like(self, self.ours)(x, size))
+        return cast(Tensor, super().forward(x, size))
 
     def cost(self, tokens: Cost) -> Cost:
         """Return the cost of the same attention of vitas.nn."""

@@ -98,8 +98,8 @@ class ShiftableIdentity(plain.Blocks):
         """
         if isinstance(index, slice):
             raise VitasError(
-                "a slice of a row would share its depth: list(row)[1:] gives the blocks, row.running()[1:] those that run;"
-                " an export's row can be sliced"
+                "a row whose depth can be searched cannot be sliced: list(row)[1:] gives the blocks, row.running()[1:] those"
+                " that run, and the row of an export can be sliced"
             )
         return super().__getitem__(index)
 
