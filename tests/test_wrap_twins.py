@@ -540,7 +540,7 @@ def test_budgets_counts_and_search_are_those_of_any_superformer(tmp_path):
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_it_makes_a_bounded_number_of_graphs():
-    """Two kinds of block, merging and position generator for each stage; head counts above 1, which is a case of its own."""
+    """For each stage merging, two kinds of block, position generator; head counts above 1, which torch takes as another case."""
     from tests.test_compile import compare_over_subnets
 
     torch._dynamo.reset()
@@ -548,7 +548,7 @@ def test_compiled_it_makes_a_bounded_number_of_graphs():
     wrapped = wrap(original(**two).double(), embed_dim="auto", depth="auto", num_heads=[None, [2, 4]])
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         history = compare_over_subnets(wrapped, images(wrapped).double(), 4)
-    assert history[-1] == history[1] <= 12
+    assert history[-1] == history[2] <= 14
 
 
 # -- order -------------------------------------------------------------------------------------------------------------
