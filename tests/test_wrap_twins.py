@@ -540,7 +540,7 @@ def test_budgets_counts_and_search_are_those_of_any_superformer(tmp_path):
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_it_makes_a_bounded_number_of_graphs():
-    """For each stage merging, two kinds of block, position generator; head counts above 1, which torch takes as another case."""
+    """For each stage merging, two kinds of block, position generator; head counts above 1, a case of its own."""
     from tests.test_compile import compare_over_subnets
 
     torch._dynamo.reset()
