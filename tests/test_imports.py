@@ -54,6 +54,7 @@ ORDER = [
     "vitas.order",
     "vitas.timm_file",
     "vitas.timm_vit",
+    "vitas.timm_twins",
     "vitas.wrap",
     "vitas.cards",
     "vitas.plot",
@@ -108,7 +109,8 @@ def test_plain_imports_torch_only():
 
 
 def test_what_is_imported_is_declared_as_a_core_need():
-    about_timm = {"vitas.timm_file", "vitas.timm_vit", "vitas.wrap"}  # imported, or importing it, when used
+    # imported, or importing it, when used
+    about_timm = {"vitas.timm_file", "vitas.timm_vit", "vitas.timm_twins", "vitas.wrap"}
     of_extras = {"vitas.search": {"tqdm", "pandas"}, "vitas.storage": {"optuna", "sqlalchemy"}}  # imported when used
     roots = {
         module.split(".")[0]

@@ -59,7 +59,9 @@ def _uses_in(module: nn.Module) -> Iterator[tuple[Dim, _Use]]:
     if isinstance(module, (CyclicLinear, StackedLinear, ElasticConv2d)):
         stacks = getattr(module, "stacks", 1)
         weight = module.weight.view(stacks, -1, *module.weight.shape[1:])
-        found = [(module.out_dim, weight, 1, True), (module.in_dim, weight, 2, True)]
+        found = [(module.out_dim, weight, 1, True)]
+        if module.weight.shape[1] == module.in_dim.largest:  # not where a filter reads one channel only
+            found.append((module.in_dim, weight, 2, True))
         if module.bias is not None:
             found.append((module.out_dim, module.bias.view(stacks, -1), 1, False))
     else:

@@ -137,7 +137,7 @@ class WindowAttention(Attention):
 
     The padding takes part as tokens, as in timm. A window larger than the map is one window, mostly padding.
 
-    Shapes: (B, H, W, D) -> (B, H, W, D).
+    Shapes: (B, H, W, D) -> (B, H, W, D); with size=(H, W), as timm calls it, (B, N, D) -> (B, N, D).
     Source: locally-grouped self-attention, Chu et al. (Twins), arXiv:2104.13840v4, section 3.2.
 
     Args:
@@ -165,7 +165,9 @@ class WindowAttention(Attention):
         """Return the side of a window."""
         return self.window_size
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        if size is not None:
+            return self.forward(torch.unflatten(x, 1, size)).flatten(1, 2)
         height, width, side = x.shape[1], x.shape[2], self.window()
         rows, columns = -(-height // side), -(-width // side)
         if rows * side > height or columns * side > width:
@@ -180,7 +182,8 @@ class WindowAttention(Attention):
 class SubsampledAttention(nn.Module):
     """Attention of all positions of a map to the positions of a coarser one, which a convolution makes.
 
-    Shapes: (B, H, W, D) -> (B, H, W, D); k, v (B, h, (H / R) * (W / R), d / h), R the stride of `sr`.
+    Shapes: (B, H, W, D) -> (B, H, W, D); k, v (B, h, (H / R) * (W / R), d / h), R the stride of `sr`. With size=(H, W), as
+    timm calls it, (B, N, D) -> (B, N, D).
     Source: global sub-sampled attention, Chu et al. (Twins), arXiv:2104.13840v4, section 3.2.
 
     Args:
@@ -219,7 +222,9 @@ class SubsampledAttention(nn.Module):
         """Return the number of heads in use."""
         return self.num_heads
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        if size is not None:
+            return self.forward(torch.unflatten(x, 1, size)).flatten(1, 2)
         height, heads = x.shape[1], self.heads()
         q = self.q(x.flatten(1, 2)).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, h, N, d / h)
         if self.sr is not None:

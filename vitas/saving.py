@@ -29,6 +29,7 @@ _CLASSES: dict[str, Any] = {f"vitas.plain.{one.__name__}": one for one in (plain
 _TIMM = {
     "timm.models.vision_transformer.VisionTransformer": "vitas.timm_file",
     "timm.models.deit.VisionTransformerDistilled": "vitas.timm_file",
+    "timm.models.twins.Twins": "vitas.timm_file",
 }
 """Classes of timm that exports of wrapped models have, and the file that describes and builds them, imported when needed."""
 _MOST_CONFIG_BYTES = 2**24
@@ -77,7 +78,7 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
         folder: Folder with `config.json` and `model.safetensors`.
         into: A module of your own class to load into, where the network is neither of vitas.plain nor of timm.
         img_size: Another image size: the positions are resampled (bicubic, antialiased) as timm does. A Twins has none
-            and takes images of any size.
+            and takes images of any size; that of timm only notes it, for counts.
 
     Raises:
         FileError: a file that is missing, cut short or of another version; a hash, a field, a tensor's name, shape or type

@@ -1,37 +1,49 @@
-"""A timm Vision Transformer, its blocks perhaps of different sizes, as plain JSON values, and back.
+"""A timm Vision Transformer or Twins, its blocks perhaps of different sizes, as plain JSON values, and back.
 
-timm's constructor knows one size for all blocks; here each block has its own: `Attention` through `attn_head_dim`, `Mlp`
-through `hidden_features`. Only the classes named below are ever built. What a config says is checked by building the network
-on the meta device and describing that again: the two descriptions have to be equal.
+timm's constructors know one size for all blocks (of a stage); here each block has its own: `Attention` through
+`attn_head_dim`, `Mlp` through `hidden_features`. Attention that timm's Twins cannot express is of vitas.plain. Only the
+classes named below are ever built. What a config says is checked by building the network on the meta device and describing
+that again: the two descriptions have to be equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from math import prod
 from typing import Any, cast
 
 from timm import layers
 from timm.layers import activations
-from timm.models import deit, vision_transformer
+from timm.models import deit, twins, vision_transformer
 from torch import nn
+
+from vitas import plain
+from vitas.errors import ChoiceError
 
 Config = dict[str, Any]
 
 MODELS = {
     "timm.models.vision_transformer.VisionTransformer": vision_transformer.VisionTransformer,
     "timm.models.deit.VisionTransformerDistilled": deit.VisionTransformerDistilled,
+    "timm.models.twins.Twins": twins.Twins,
 }
 
 
 def _named(*classes: Any) -> dict[str, Any]:
-    return {f"{'torch' if one.__module__.startswith('torch') else 'timm'}.{one.__name__}": one for one in classes}
+    return {f"{_HOME.get(one.__module__.partition('.')[0])}.{one.__name__}": one for one in classes}
+
+
+_HOME = {"torch": "torch", "timm": "timm", "vitas": "vitas.plain"}
 
 
 _NORMS = _named(nn.LayerNorm, layers.LayerNorm, layers.LayerNormFp32, layers.RmsNorm, layers.RmsNormFp32)
 _ACTIVATIONS = _named(nn.GELU, nn.SiLU, nn.ReLU, nn.Sigmoid, activations.GELU, activations.GELUTanh, activations.QuickGELU)
 _MLPS = _named(layers.Mlp, layers.GluMlp, layers.SwiGLU)
 _BLOCKS = _named(vision_transformer.Block, vision_transformer.ResPostBlock)
+_MAP_ATTENTION = _named(
+    twins.LocallyGroupedAttn, twins.GlobalSubSampleAttn, plain.WindowAttention, plain.SubsampledAttention
+)
 
 
 def _int(least: int) -> Callable[[Any], bool]:
@@ -50,7 +62,8 @@ def _flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-_COUNTS = ("in_chans", "embed_dim", "num_heads", "attn_head_dim", "hidden_features", "latent_len")
+_COUNTS: tuple[str, ...] = ("in_chans", "embed_dim", "num_heads", "attn_head_dim", "hidden_features", "latent_len")
+_COUNTS += ("qkv_dim", "window_size", "sr_ratio")
 _RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "drop_path", "attn_drop", "proj_drop")
 _FLAGS: tuple[str, ...] = (
     "class_token",
@@ -74,7 +87,8 @@ _LEGAL: dict[str, Callable[[Any], bool]] = {
     "drop": _pair(_number(0, 1)),
     "global_pool": lambda value: value in ("", "avg", "avgmax", "max", "token", "map", "prr"),
     "pool": lambda value: value in ("token", "avg"),
-    "blocks": lambda value: isinstance(value, list) and 0 < len(value) <= 1024,
+    "sr_norm_eps": lambda value: value is None or _number(0, float("inf"))(value),
+    **dict.fromkeys(("blocks", "stages"), lambda value: isinstance(value, list) and 0 < len(value) <= 1024),
 }
 """What each field may be, wherever it stands."""
 
@@ -99,6 +113,8 @@ def config_of(model: nn.Module) -> Config:
         KeyError, AttributeError, TypeError, ValueError: a part that a config has no words for.
     """
     vit: Any = model
+    if isinstance(vit, twins.Twins):
+        return _twins_config(vit)
     embed = vit.patch_embed
     return {
         "img_size": list(embed.img_size),
@@ -128,6 +144,29 @@ def config_of(model: nn.Module) -> Config:
     }
 
 
+def _twins_config(model: Any) -> Config:
+    first = model.patch_embeds[0]
+    return {
+        "img_size": list(first.img_size),
+        "patch_size": list(first.patch_size),
+        "in_chans": first.proj.in_channels,
+        "num_classes": model.num_classes,
+        "global_pool": model.global_pool,
+        "norm": _norm_config(model.norm),
+        "drop_rate": model.head_drop.p,
+        "pos_drop_rate": model.pos_drops[0].p,
+        "stages": [
+            {
+                "embed_dim": embed.proj.out_channels,
+                "patch_norm": _norm_config(embed.norm),
+                "blocks": [_twins_block_config(block) for block in row],
+            }
+            for embed, row in zip(model.patch_embeds, model.blocks, strict=True)
+        ],
+        "pretrained_cfg": _plain(dict(getattr(model, "pretrained_cfg", None) or {})),
+    }
+
+
 def from_config(name: str, config: Config) -> nn.Module:
     """Return a network that `config_of` described, of the class called `name` in `MODELS`.
 
@@ -135,8 +174,15 @@ def from_config(name: str, config: Config) -> nn.Module:
         KeyError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError: a config of none.
     """
     _check(config)
+    model = _twins(config) if MODELS[name] is twins.Twins else _vit(MODELS[name], config)
+    pretrained = {key: tuple(v) if isinstance(v, list) else v for key, v in config["pretrained_cfg"].items()}
+    model.pretrained_cfg = model.default_cfg = pretrained
+    return cast(nn.Module, model)
+
+
+def _vit(kind: Any, config: Config) -> Any:
     dim, pool = config["embed_dim"], config["attn_pool"]
-    model: Any = MODELS[name](
+    model: Any = kind(
         img_size=tuple(config["img_size"]),
         patch_size=tuple(config["patch_size"]),
         in_chans=config["in_chans"],
@@ -172,9 +218,33 @@ def from_config(name: str, config: Config) -> nn.Module:
     model.feature_info = [
         {"module": f"blocks.{i}", "num_chs": dim, "reduction": reduction} for i in range(len(config["blocks"]))
     ]
-    pretrained = {key: tuple(v) if isinstance(v, list) else v for key, v in config["pretrained_cfg"].items()}
-    model.pretrained_cfg = model.default_cfg = pretrained
-    return cast(nn.Module, model)
+    return model
+
+
+def _twins(config: Config) -> Any:
+    stages = config["stages"]
+    ones = [1] * len(stages)
+    model: Any = twins.Twins(
+        img_size=tuple(config["img_size"]),
+        patch_size=config["patch_size"][0],
+        in_chans=config["in_chans"],
+        num_classes=config["num_classes"],
+        global_pool=config["global_pool"],
+        embed_dims=[stage["embed_dim"] for stage in stages],
+        num_heads=ones,
+        mlp_ratios=ones,
+        depths=ones,
+        sr_ratios=ones,
+        drop_rate=config["drop_rate"],
+        pos_drop_rate=config["pos_drop_rate"],
+    )
+    model.depths = [len(stage["blocks"]) for stage in stages]
+    for number, stage in enumerate(stages):
+        dim = stage["embed_dim"]
+        model.patch_embeds[number].norm = _norm(stage["patch_norm"], dim)
+        model.blocks[number] = nn.ModuleList(_twins_block(block, dim) for block in stage["blocks"])
+    model.norm = _norm(config["norm"], stages[-1]["embed_dim"])
+    return model
 
 
 def _patch_embed(patch_bias: bool, bias: bool, **options: Any) -> nn.Module:
@@ -221,6 +291,39 @@ def _block_config(block: Any) -> Config:
         "attn": _attention_config(block.attn),
         "mlp": _mlp_config(block.mlp),
     }
+
+
+_SIZES = {"num_heads": "num_heads", "window_size": "ws", "sr_ratio": "sr_ratio"}
+"""Our words and timm's arguments, of the attention of its Twins."""
+
+
+def _twins_block_config(block: Any) -> Config:
+    kind, attn = _name(block.attn, _MAP_ATTENTION), block.attn
+    ours = isinstance(attn, (plain.WindowAttention, plain.SubsampledAttention))
+    sizes = {name: getattr(attn, timms) for name, timms in _SIZES.items() if hasattr(attn, timms)}
+    drops = {name: getattr(attn, name).p for name in ("attn_drop", "proj_drop")}
+    return {
+        "norm1": _norm_config(block.norm1),
+        "norm2": _norm_config(block.norm2),
+        "drop_path": _same(getattr(drop, "drop_prob", 0.0) for drop in (block.drop_path1, block.drop_path2)),
+        "attn": {"class": kind, **(plain.attention_config(attn) if ours else {**sizes, **drops})},
+        "mlp": _mlp_config(block.mlp),
+    }
+
+
+def _twins_block(config: Config, dim: int) -> nn.Module:
+    block: Any = twins.Block(dim, 1, 1 / dim, drop_path=config["drop_path"], ws=1)
+    block.norm1, block.norm2 = _norm(config["norm1"], dim), _norm(config["norm2"], dim)
+    block.attn, block.mlp = _map_attention(config["attn"], dim), _mlp(config["mlp"], dim)
+    return cast(nn.Module, block)
+
+
+def _map_attention(config: Config, dim: int) -> nn.Module:
+    kind = _MAP_ATTENTION[config["class"]]
+    if config["class"].startswith("vitas"):
+        return plain.attention_from(config, dim)
+    options = {timms: config[name] for name, timms in _SIZES.items() if name in config}
+    return cast(nn.Module, kind(dim, attn_drop=config["attn_drop"], proj_drop=config["proj_drop"], **options))
 
 
 def _same(values: Iterable[Any]) -> Any:
@@ -337,13 +440,37 @@ _OF_THE_MOMENT = {"training", "grad_checkpointing", "distilled_training", "fused
 def scalars(model: nn.Module) -> dict[str, Any]:
     """Return every number, word and flag that the parts of a network hold, by path: what printing may not show."""
     return {
-        f"{path}.{name}": value
+        f"{path}.{name}": tuple(value) if isinstance(value, list) else value
         for path, part in model.named_modules()
         for name, value in vars(part).items()
-        if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_") and name not in _OF_THE_MOMENT
+        if isinstance(value, (bool, int, float, str, tuple, list))
+        and not name.startswith("_")
+        and name not in _OF_THE_MOMENT
     }
 
 
 def set_input_size(model: nn.Module, size: tuple[int, int]) -> None:
-    """Give a loaded network another image size; timm resamples its positions."""
-    cast(Any, model).set_input_size(img_size=size)
+    """Give a loaded network another image size; timm resamples its positions. A Twins has none, and only notes the size.
+
+    Raises:
+        ChoiceError: an image that does not divide into the patches of all stages.
+    """
+    network: Any = model
+    if not isinstance(network, twins.Twins):
+        network.set_input_size(img_size=size)
+        return
+    sides = [embed.patch_size[0] for embed in network.patch_embeds]
+    if any(pixels % prod(sides) for pixels in size):
+        raise ChoiceError(f"img_size: expected multiples of {prod(sides)} pixels, got {size[0]} x {size[1]}")
+    for embed, side in zip(network.patch_embeds, sides, strict=True):
+        embed.img_size, size = size, (size[0] // side, size[1] // side)
+        (embed.H, embed.W), embed.num_patches = size, prod(size)
+
+
+def draw_weights(model: nn.Module) -> None:
+    """Draw all weights anew, as timm does."""
+    network: Any = model
+    if isinstance(network, twins.Twins):
+        network.apply(network._init_weights)
+    else:
+        network.init_weights()

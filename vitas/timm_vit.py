@@ -11,7 +11,7 @@ Importing this file imports timm; `vitas.wrap` does so when it is used. Written 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -164,21 +164,26 @@ class _LayerScale(Channelwise, layers.LayerScale):
 class ElasticDropPath(Narrowed, layers.DropPath):
     """Stochastic depth whose rate follows the block's place among those that run: the model's rates, stretched over them.
 
+    `slot` is the block's number in its row, `before` the depths of the rows before it, `depths` those of all rows.
+
     Shapes: (B, ...) -> (B, ...).
     Cost: 0 MACs.
     """
 
     reads = ("drop_prob",)
-    holds = ("slot", "rates", "depth", "_mark")
+    holds = ("slot", "rates", "before", "depths", "_mark")
     slot: int
     rates: tuple[float, ...]
-    depth: Choice[int]
+    before: tuple[Choice[int], ...]
+    depths: tuple[Choice[int], ...]
     scale_by_keep: bool
 
     @property
     def drop_prob(self) -> float:
         """The rate in the active subnet."""
-        place = self.slot * (len(self.rates) - 1) / max(self.depth.active - 1, 1)
+        number = self.slot + sum(depth.active for depth in self.before)
+        last = sum(depth.active for depth in self.depths) - 1
+        place = number * (len(self.rates) - 1) / max(last, 1)
         below = min(int(place), len(self.rates) - 1)
         above = min(below + 1, len(self.rates) - 1)
         return self.rates[below] + (place - below) * (self.rates[above] - self.rates[below])
@@ -188,7 +193,8 @@ class ElasticDropPath(Narrowed, layers.DropPath):
         if not self.training or not torch.compiler.is_compiling():
             return super().forward(x)  # type: ignore[no-any-return]
         last = len(self.rates) - 1
-        steps, place = torch.sym_max(self.depth.active - 1, 1), marked(self._mark, 0) * last
+        number = marked(self._mark, 0) + sum(depth.active for depth in self.before)
+        steps, place = torch.sym_max(sum(depth.active for depth in self.depths) - 1, 1), number * last
         rates, below = torch.tensor(self.rates, device=x.device), torch.sym_min(place // steps, last)
         share = place / steps - below
         rate = rates[below] + share * (rates[torch.sym_min(below + 1, last)] - rates[below])
@@ -308,23 +314,48 @@ class _Running(nn.Sequential):
         return super().forward(x) if self.slots is None else self.slots(x)  # type: ignore[no-untyped-call]
 
 
-def _largest(module: nn.Module) -> AbstractContextManager[None]:
+def largest(module: nn.Module) -> AbstractContextManager[None]:
     """Activate the largest value of every choice for the length of a with block."""
     choices = State.of_module(module).choices
     return State(choices, tuple(len(choice.values) - 1 for choice in choices), tuple(0 for _ in choices)).restored()
 
 
-def _whole(name: str) -> Callable[..., Any]:
+def whole(name: str) -> Callable[..., Any]:
     """Return the method of that name of the narrowed class, run while the largest subnet is active."""
 
-    def method(self: ElasticVisionTransformer, *arguments: Any, **named: Any) -> Any:
-        with _largest(self), torch.no_grad():
-            return getattr(super(ElasticVisionTransformer, self), name)(*arguments, **named)
+    def method(self: Model, *arguments: Any, **named: Any) -> Any:
+        with largest(self), torch.no_grad():
+            return getattr(super(Model, self), name)(*arguments, **named)
 
     return method
 
 
-class ElasticVisionTransformer(Narrowed, VisionTransformer):
+class Model(Narrowed):
+    """What searchable models have in common: methods that read or write whole parameters, or make layers."""
+
+    reset_classifier = whole("reset_classifier")
+    get_submodule, get_parameter = whole("get_submodule"), whole("get_parameter")
+
+    def _narrow_head(self) -> None:
+        """Make the classifier searchable where it is not."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a new classifier is searchable like the old one."""
+        super().__setattr__(name, value)
+        if type(value) is nn.Linear:
+            self._narrow_head()
+
+    def prune_intermediate_layers(self, *arguments: Any, **named: Any) -> list[int]:
+        """Refuse: which blocks run is the choice of a subnet.
+
+        Raises:
+            VitasError: always.
+        """
+        raise VitasError("prune_intermediate_layers: not while the depth can be searched; export a subnet and prune that")
+
+
+class ElasticVisionTransformer(Model, VisionTransformer):
     """timm's Vision Transformer of which the width, and of whose blocks heads, MLP width and number, can be searched.
 
     Attributes and methods of timm's class follow the active subnet: `embed_dim`, `cls_token`, `blocks` (those that run),
@@ -395,30 +426,15 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
         plain.feature_info = [{**info, "num_chs": plain.embed_dim} for info in plain.feature_info[: len(plain.blocks)]]
         return cast(nn.Module, plain)
 
-    # -- methods of timm and torch that read or write whole parameters, or make layers ---------------------------------
-
-    init_weights, load_pretrained = _whole("init_weights"), _whole("load_pretrained")
-    reset_classifier, _set_input_size = _whole("reset_classifier"), _whole("set_input_size")
-    get_submodule, get_parameter = _whole("get_submodule"), _whole("get_parameter")
+    init_weights, load_pretrained, _set_input_size = map(whole, ("init_weights", "load_pretrained", "set_input_size"))
 
     def set_input_size(self, *sizes: Any, **named: Any) -> None:
         """Set the size of images, and of patches, as timm does; the tables are resampled whole."""
         self._set_input_size(*sizes, **named)
         narrow_stem(self)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a new classifier is searchable like the old one."""
-        super().__setattr__(name, value)
-        if type(value) is nn.Linear:
-            narrow_head(self)
-
-    def prune_intermediate_layers(self, *arguments: Any, **named: Any) -> list[int]:
-        """Refuse: which blocks run is the choice of a subnet.
-
-        Raises:
-            VitasError: always.
-        """
-        raise VitasError("prune_intermediate_layers: not while the depth can be searched; export a subnet and prune that")
+    def _narrow_head(self) -> None:
+        narrow_head(self)
 
 
 class ElasticVisionTransformerDistilled(ElasticVisionTransformer, deit.VisionTransformerDistilled):
@@ -459,12 +475,20 @@ _WITH_PARTS = {*MODELS, *BLOCKS, *MLPS, *POOLS, layers.Attention, layers.PatchEm
 _OWN = {"weight", "bias", "gamma", "latent", "cls_token", "reg_token", "dist_token", "pos_embed"}
 
 
-def unsupported(model: nn.Module) -> str | None:
-    """Name a part that none of the classes here narrows; None if all can be."""
+def unsupported(
+    model: nn.Module, with_weights: Collection[type] = _WITH_WEIGHTS, with_parts: Collection[type] = _WITH_PARTS
+) -> str | None:
+    """Name a part that none of the classes here narrows; None if all can be.
+
+    Args:
+        model: The model.
+        with_weights: Classes that may hold parameters.
+        with_parts: Classes that may hold modules.
+    """
     for path, part in model.named_modules():
         own = dict(part.named_parameters(recurse=False))
         parts = any(True for _ in part.children())
-        if (own and type(part) not in _WITH_WEIGHTS) or (parts and type(part) not in _WITH_PARTS):
+        if (own and type(part) not in with_weights) or (parts and type(part) not in with_parts):
             return f"{path} is a {type(part).__name__}"
         if "forward" in vars(part):
             return f"{path or 'the model'} has a forward of its own"
@@ -484,64 +508,90 @@ def supported_parts() -> str:
 
 
 class Sizes(NamedTuple):
-    """The sizes that can be searched of a timm Vision Transformer; `unit` has to divide its widths."""
+    """The sizes that can be searched of a row of blocks; `unit` has to divide its widths."""
 
+    prefix: str  # of the names of its choices
     embed_dim: int
     unit: int
     num_heads: tuple[int, ...]
+    head_dim: tuple[int, ...]
     mlp_dim: tuple[int, ...]
     stacks: tuple[int, ...]  # parts of the first layer of each MLP: 2 where it makes values and gates
-    pool_mlp_dim: int | None  # of attention pooling; not searched
+    pool_mlp_dim: int | None = None  # of attention pooling; not searched
+
+    @classmethod
+    def of(cls, prefix: str, embed_dim: int, unit: int, blocks: Iterable[Any]) -> Sizes:
+        """Return the sizes of `blocks`, in the active subnet if they are searchable."""
+        rows = []
+        for block in blocks:
+            given = block.attn.num_heads
+            count = given.active if isinstance(given, Choice) else given
+            rows.append((count, _width_into(block.attn.proj) // count, _width_into(block.mlp.fc2), _stacks(block.mlp)))
+        heads, widths, hidden, stacks = zip(*rows, strict=True)
+        return cls(prefix, embed_dim, unit, heads, widths, hidden, stacks)
 
 
-def sizes(model: Any) -> Sizes:
+class Row(NamedTuple):
+    """The choices of a row of blocks: its width, how many run, and heads and hidden width of the MLP of each."""
+
+    width: Dim
+    depth: Choice[int]
+    heads: Sequence[Dim]
+    hidden: Sequence[Dim]
+
+
+def sizes(model: Any) -> list[Sizes]:
     """Return the sizes of a timm Vision Transformer."""
     pool = model.attn_pool
-    return Sizes(
-        model.embed_dim,
-        1 if pool is None else pool.head_dim,
-        tuple(block.attn.num_heads for block in model.blocks),
-        tuple(_mlp_dim(block.mlp) for block in model.blocks),
-        tuple(_stacks(block.mlp) for block in model.blocks),
-        _mlp_dim(pool.mlp) if hasattr(pool, "mlp") else None,
-    )
+    own = Sizes.of("", model.embed_dim, 1 if pool is None else pool.head_dim, model.blocks)
+    return [own._replace(pool_mlp_dim=_width_into(pool.mlp.fc2) if hasattr(pool, "mlp") else None)]
 
 
-def _mlp_dim(mlp: Any) -> int:
-    """Return the hidden width of an MLP, in the active subnet if it is searchable."""
-    return mlp.fc2.in_dim.active if isinstance(mlp.fc2, CyclicLinear) else mlp.fc2.in_features
+def arguments(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the arguments of the constructor that build the one row."""
+    return rows[0]
+
+
+def _width_into(linear: Any) -> int:
+    return linear.in_dim.active if isinstance(linear, CyclicLinear) else linear.in_features
 
 
 def _stacks(mlp: Any) -> int:
     return mlp.fc1.out_features // mlp.fc2.in_features if hasattr(mlp, "fc1") else 1
 
 
-def narrow(model: nn.Module, width: Dim, depth: Choice[int], heads: Sequence[Dim], hidden: Sequence[Dim]) -> nn.Module:
+def narrow(model: nn.Module, rows: Sequence[Row]) -> nn.Module:
     """Make a timm Vision Transformer searchable in place.
 
     Args:
         model: One of exactly the classes in `MODELS`, all of whose parts are supported.
-        width: Channels of the residual stream.
-        depth: Number of blocks that run.
-        heads: Number of heads of each block.
-        hidden: Hidden width of the MLP of each block.
+        rows: The choices of its one row of blocks.
     """
+    ((width, depth, heads, hidden),) = rows
     slots = cast(nn.Sequential, model.blocks)
-    for name in ("drop_path1", "drop_path2"):
-        drops = [getattr(block, name) for block in slots]
-        rates = tuple(float(getattr(drop, "drop_prob", 0.0)) for drop in drops)
-        for slot, drop in enumerate(drops):
-            if type(drop) is layers.DropPath:
-                become(drop, ElasticDropPath, slot=slot, rates=rates, depth=depth, _mark=mark(slot))
+    lay_drop_path([slots], [depth])
     for slot, block in enumerate(slots):
         narrow_block(block, width, heads[slot], hidden[slot])
     become(slots, ShiftableIdentity, shift=True, depth=depth)
     elastic = become(model, MODELS[type(model)], width=width)
     for norm in (elastic.norm_pre, elastic.norm, elastic.fc_norm):
-        _narrow_norm(norm, width)
+        narrow_norm(norm, width)
     narrow_stem(elastic)
     narrow_head(elastic)
     return elastic
+
+
+def lay_drop_path(rows: Sequence[Iterable[nn.Module]], depths: Sequence[Choice[int]]) -> None:
+    """Let the stochastic depth of the blocks of several rows in turn follow how many of them run."""
+    all_ = tuple(depths)
+    for name in ("drop_path1", "drop_path2"):
+        drops = [[getattr(block, name) for block in row] for row in rows]
+        rates = tuple(float(getattr(drop, "drop_prob", 0.0)) for row in drops for drop in row)
+        for number, row in enumerate(drops):
+            for slot, drop in enumerate(row):
+                if type(drop) is layers.DropPath:
+                    before = tuple(depths[:number])
+                    become(drop, ElasticDropPath, slot=slot, rates=rates, before=before, depths=all_, _mark=mark(slot))
 
 
 def narrow_stem(model: ElasticVisionTransformer) -> None:
@@ -549,7 +599,7 @@ def narrow_stem(model: ElasticVisionTransformer) -> None:
     proj: Any = model.patch_embed.proj
     if type(proj) is nn.Conv2d:
         become(proj, ElasticConv2d, in_dim=as_dim(proj.in_channels, "in_chans"), out_dim=model.width, depthwise=False)
-    _narrow_norm(model.patch_embed.norm, model.width)
+    narrow_norm(model.patch_embed.norm, model.width)
 
 
 def narrow_head(model: ElasticVisionTransformer) -> None:
@@ -561,11 +611,11 @@ def narrow_head(model: ElasticVisionTransformer) -> None:
                 become(pool.q, CyclicLinear, in_dim=width, out_dim=width)
             become(pool.kv, StackedLinear, in_dim=width, out_dim=width, stacks=2)
             become(pool.proj, CyclicLinear, in_dim=width, out_dim=width)
-            _narrow_mlp(pool.mlp, width, as_dim(pool.mlp.fc2.in_features, "mlp_dim"))
+            narrow_mlp(pool.mlp, width, as_dim(pool.mlp.fc2.in_features, "mlp_dim"))
         for name in ("norm", "pre_norm", "post_norm"):
-            _narrow_norm(getattr(pool, name, None), width)
+            narrow_norm(getattr(pool, name, None), width)
         for name in ("q_norm", "k_norm"):
-            _narrow_norm(getattr(pool, name, None), as_dim(pool.head_dim, "head_dim"))
+            narrow_norm(getattr(pool, name, None), as_dim(pool.head_dim, "head_dim"))
         become(pool, POOLS[type(pool)], dim=width)
     for name in ("head", "head_dist"):
         head: Any = model._modules.get(name)
@@ -583,11 +633,11 @@ def narrow_block(block: nn.Module, width: Dim, heads: Dim, hidden: Dim) -> None:
         become(attn.gate, CyclicLinear, in_dim=width, out_dim=inner)
     head_dim = as_dim(attn.head_dim, "head_dim")
     for norm, dim in ((attn.q_norm, head_dim), (attn.k_norm, head_dim), (attn.norm, inner)):
-        _narrow_norm(norm, dim)
+        narrow_norm(norm, dim)
     become(attn, ElasticAttention, heads=heads, inner=inner)
-    _narrow_mlp(cast(nn.Module, block.mlp), width, hidden)
+    narrow_mlp(cast(nn.Module, block.mlp), width, hidden)
     for norm in (block.norm1, block.norm2):
-        _narrow_norm(norm, width)
+        narrow_norm(norm, width)
     for name in ("ls1", "ls2"):
         scale: Any = getattr(block, name, None)
         if type(scale) is layers.LayerScale:
@@ -595,7 +645,8 @@ def narrow_block(block: nn.Module, width: Dim, heads: Dim, hidden: Dim) -> None:
     become(block, BLOCKS[type(block)])
 
 
-def _narrow_mlp(mlp: Any, width: Dim, hidden: Dim) -> None:
+def narrow_mlp(mlp: Any, width: Dim, hidden: Dim) -> None:
+    """Make an MLP searchable."""
     for name in ("fc1", "fc1_g", "fc1_x"):
         linear = getattr(mlp, name, None)
         if linear is not None:
@@ -605,10 +656,11 @@ def _narrow_mlp(mlp: Any, width: Dim, hidden: Dim) -> None:
             else:  # GluMlp: values and gates in one layer
                 become(linear, StackedLinear, in_dim=width, out_dim=hidden, stacks=stacks)
     become(mlp.fc2, CyclicLinear, in_dim=hidden, out_dim=width)
-    _narrow_norm(mlp.norm, hidden)
+    narrow_norm(mlp.norm, hidden)
     become(mlp, MLPS[type(mlp)])
 
 
-def _narrow_norm(norm: Any, dim: Dim) -> None:
+def narrow_norm(norm: Any, dim: Dim) -> None:
+    """Make a norm searchable where it is one."""
     if type(norm) in NORMS:
         become(norm, NORMS[type(norm)], dim=dim)

@@ -38,30 +38,35 @@ def wrap(
     num_heads: Values = "auto",
     mlp_ratio: Values = "auto",
     depth: Values = None,
-    blocks: Iterable[int] | None = None,
+    blocks: Iterable[Any] | None = None,
     sharing: Sharing = "cyclic",
     order: str | None = None,
     inplace: bool = False,
 ) -> nn.Module:
-    """Return a timm Vision Transformer (ViT, DeiT, DeiT-III, distilled or not) made searchable.
+    """Return a timm Vision Transformer (ViT, DeiT, DeiT-III, distilled or not) or Twins made searchable.
 
     The weights, the `state_dict` keys and shapes, timm's methods and the outputs of the largest subnet stay what they were.
-    Choices are called `embed_dim`, `depth`, `blocks.3.num_heads`, `blocks.3.mlp_dim`. Heads keep their width, so that the
-    width of q, k and v follows their number.
+    Choices are called `embed_dim`, `depth`, `blocks.3.num_heads`, `blocks.3.mlp_dim`; of a Twins `stages.2.embed_dim`,
+    `stages.2.depth`, `stages.2.blocks.5.num_heads`... Heads keep their width, so that the width of q, k and v follows their
+    number.
 
     Each choice takes None (fixed), "auto", or several values: numbers, or percentages of the model's own such as "50%"; the
     largest has to be the model's own. "auto" goes in quarters (or thirds, or halves, where four does not divide), for
     `embed_dim` from a half; for `depth` it is every number from a half.
 
+    The stages of a Twins are alike in what they are given, ["50%", "100%"] say, or get an entry each: a list of which some
+    entry is None, "auto" or several values, such as [None, "auto", [128, 192, 256], ["50%", "100%"]].
+
     Source: timm's models, 1.0.23 to 1.0.31; making them searchable is ours.
 
     Args:
-        timm_model: Of exactly timm's `VisionTransformer` or `VisionTransformerDistilled`.
-        embed_dim: Widths of the residual stream.
+        timm_model: Of exactly timm's `VisionTransformer`, `VisionTransformerDistilled` or `Twins`.
+        embed_dim: Widths of the residual stream; of a Twins, of each stage.
         num_heads: Heads of each block.
-        mlp_ratio: Hidden widths of each block's MLP, as multiples of the model's own `embed_dim`.
-        depth: Numbers of blocks that run.
-        blocks: Numbers of the blocks whose heads and MLP can be searched; None: all.
+        mlp_ratio: Hidden widths of each block's MLP, as multiples of the model's (of a Twins, the stage's) own `embed_dim`.
+        depth: Numbers of blocks that run; of a Twins, of each stage.
+        blocks: Numbers of the blocks whose heads and MLP can be searched; None: all. Of a Twins the numbers in every stage,
+            or an entry for each stage.
         sharing: Which channels a width uses, see vitas.sharing.
         order: "magnitude": first permute heads, MLP units and channels so that those with the largest weights serve the most
             widths; the function stays (features before the classifier come in the new order). None: leave them.
@@ -70,47 +75,59 @@ def wrap(
     Raises:
         WrapError: another model, one on the meta device, one that is searchable already, or one with parts of another kind.
         ChoiceError: values that the model has no weights for, or that leave out its own; percentages outside (0, 100] or of
-            which no whole heads or blocks come out; another word for `sharing` or `order`.
+            which no whole heads or blocks come out; more or fewer entries than there are stages; another word for `sharing`
+            or `order`.
         VitasError: timm is not installed.
     """
-    timm_vit = _timm_vit()
-    model = unwrap(timm_model)
-    if any(holders(model)) or isinstance(model, timm_vit.Narrowed):
+    families = _families()
+    model: Any = unwrap(timm_model)
+    if any(holders(model)) or isinstance(model, families[0].Narrowed):
         raise WrapError(f"{type(model).__name__} is searchable already")
-    if type(model) not in timm_vit.MODELS:
-        supported = ", ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in timm_vit.MODELS)
-        raise WrapError(f"{type(model).__name__} cannot be wrapped; supported are {supported} (vit_*, deit_*, deit3_*)")
-    if part := timm_vit.unsupported(model):
-        raise WrapError(f"{type(model).__name__} cannot be wrapped: {part}; supported are {timm_vit.supported_parts()}")
+    family = next((family for family in families if type(model) in family.MODELS), None)
+    if family is None:
+        supported = ", ".join(f"{kind.__module__}.{kind.__qualname__}" for family in families for kind in family.MODELS)
+        raise WrapError(
+            f"{type(model).__name__} cannot be wrapped; supported are {supported} (vit_*, deit_*, deit3_*, twins_*)"
+        )
+    if part := family.unsupported(model):
+        raise WrapError(f"{type(model).__name__} cannot be wrapped: {part}; supported are {family.supported_parts()}")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise WrapError("the model is on the meta device and has no weights; build it on a real one")
     if not is_one_of(["magnitude", None], order):
         raise ChoiceError(f"order: {one_of(['magnitude', None], order)}")
-    sizes = timm_vit.sizes(model)
-    searched = _block_numbers(blocks, len(sizes.num_heads))
+    stages = family.sizes(model)
 
     def dim(name: str, values: Sequence[int]) -> Dim:
         return Dim(values, sharing=sharing, name=name)
 
-    width = dim("embed_dim", _widths("embed_dim", embed_dim, sizes.embed_dim, sizes.unit))
-    slots = Choice(_counts("depth", depth, len(sizes.num_heads)), name="depth")
-    heads, hidden = [], []
-    for i, (own_heads, own_hidden) in enumerate(zip(sizes.num_heads, sizes.mlp_dim, strict=True)):
-        name = f"blocks.{i}.num_heads"
-        heads.append(dim(name, _counts(name, num_heads if i in searched else None, own_heads)))
-        name, per_ratio = f"blocks.{i}.mlp_dim", sizes.embed_dim / sizes.stacks[i]
-        hidden.append(dim(name, _hidden(name, mlp_ratio if i in searched else None, own_hidden, per_ratio)))
-    if order is not None and not width.fixed and sizes.unit > 1:
+    def row(own: Any, widths: Values, heads: Values, ratios: Values, depths: Values, numbers: Any) -> Any:
+        name, n = f"{own.prefix}embed_dim", len(own.num_heads)
+        width = dim(name, _widths(name, widths, own.embed_dim, own.unit))
+        name = f"{own.prefix}depth"
+        slots = Choice(_counts(name, depths, n, least=ceil(n / 2)), name=name)
+        searched = _block_numbers(f"{own.prefix}blocks", numbers, n)
+        counts, hidden = [], []
+        for i in range(n):
+            name = f"{own.prefix}blocks.{i}.num_heads"
+            counts.append(dim(name, _counts(name, heads if i in searched else None, own.num_heads[i])))
+            name, per_ratio = f"{own.prefix}blocks.{i}.mlp_dim", own.embed_dim / own.stacks[i]
+            hidden.append(dim(name, _hidden(name, ratios if i in searched else None, own.mlp_dim[i], per_ratio)))
+        return families[0].Row(width, slots, counts, hidden)
+
+    arguments = {"embed_dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "depth": depth, "blocks": blocks}
+    given = [_for_each_stage(what, values, len(stages)) for what, values in arguments.items()]
+    rows = [row(*own) for own in zip(stages, *given, strict=True)]
+    if order is not None and any(own.unit > 1 and not row.width.fixed for own, row in zip(stages, rows, strict=True)):
         raise ChoiceError("order: attention pooling groups channels into heads, so a searched embed_dim cannot be permuted")
-    if order is not None and not width.fixed and model.num_classes == 0:
+    if order is not None and not rows[-1].width.fixed and model.num_classes == 0:
         raise ChoiceError(
             "order: without a classifier the channels of a searched embed_dim are the outputs; give embed_dim=None"
         )
     model = model if inplace else copy.deepcopy(model)
-    timm_vit.narrow(model, width, slots, heads, hidden)
+    family.narrow(model, rows)
     if order == "magnitude":
         order_by_magnitude(model)
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -122,24 +139,34 @@ class ExportReport:
         arguments: Sizes with which the constructor, or `timm.create_model` for the wrapped model, builds the same network;
             None where it cannot. `save_subnet`, `load_subnet` and `register` take the export either way.
         reasons: Why the constructor cannot.
+        of_plain: Parts that timm's classes cannot express, and that are of vitas.plain: attention of a Twins whose heads
+            are together narrower or wider than the stage.
     """
 
     of_class: str
-    arguments: dict[str, int | float] | None
+    arguments: dict[str, Any] | None
     reasons: tuple[str, ...]
+    of_plain: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.arguments is not None:
-            sizes = ", ".join(f"{name}={value:g}" for name, value in self.arguments.items())
-            return f"{self.of_class}({sizes})"
-        return f"{self.of_class}, put together block by block: its constructor cannot, since " + "; ".join(self.reasons)
+            return f"{self.of_class}({', '.join(f'{name}={_sized(value)}' for name, value in self.arguments.items())})"
+        text = f"{self.of_class}, put together block by block: its constructor cannot, since " + "; ".join(self.reasons)
+        if self.of_plain:
+            text += f". Of vitas.plain, since timm's have embed_dim channels inside: {', '.join(self.of_plain)}"
+        return text
+
+
+def _sized(value: Any) -> str:
+    return f"[{', '.join(map(_sized, value))}]" if isinstance(value, list) else f"{value:g}"
 
 
 def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) -> ExportReport:
     """Say beforehand what `export_subnet` will return for a wrapped model.
 
     timm's classes express every subnet of a wrapped Vision Transformer, since its blocks are put together one by one; its
-    constructor has one size for all blocks, so it builds few of them.
+    constructor has one size for all blocks, so it builds few of them. Of a wrapped Twins the same holds but for attention
+    whose heads do not add up to the width of the stage, which is of vitas.plain inside timm's block.
 
     Args:
         model: What `wrap` returned, possibly inside DDP or torch.compile.
@@ -149,29 +176,44 @@ def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) 
         ChoiceError: not a subnet of the model's space.
         WrapError: a model that `wrap` did not make.
     """
-    timm_vit = _timm_vit()
     inner: Any = unwrap(model)
-    if not isinstance(inner, timm_vit.ElasticVisionTransformer):
+    family = next((f for f in _families() if isinstance(inner, tuple(f.MODELS.values()))), None)
+    if family is None:
         raise WrapError(f"{type(inner).__name__}: expected what wrap returned; other exports are of vitas.plain")
     with use_subnet(model, subnet) if subnet is not None else nullcontext():
-        sizes = timm_vit.sizes(inner)
-        dim, head_dims = sizes.embed_dim, {block.attn.head_dim for block in inner.blocks}
+        stages = family.sizes(inner)
+        parts = [f"blocks.{name}" for name, part in inner.blocks.named_modules() if getattr(part, "of_plain", False)]
+    reasons = [reason for own in stages for reason in _unlike_constructor(own)]
+    kind = type(inner).__bases__[-1]
+    arguments = None if reasons else family.arguments([_arguments(own) for own in stages])
+    return ExportReport(f"{kind.__module__}.{kind.__qualname__}", arguments, tuple(reasons), tuple(parts))
+
+
+def _unlike_constructor(own: Any) -> list[str]:
+    """Say why timm's constructors, which have one size for all blocks of a stage, cannot build a row of blocks."""
+    stage = own.prefix and f"{own.prefix[:-1]}: "
     reasons = [
-        f"{what} differs from block to block: {', '.join(map(str, values))}"
-        for what, values in (("num_heads", sizes.num_heads), ("the hidden width of the MLP", sizes.mlp_dim))
+        f"{stage}{what} differs from block to block: {', '.join(map(str, values))}"
+        for what, values in (("num_heads", own.num_heads), ("the hidden width of the MLP", own.mlp_dim))
         if len(set(values)) > 1
     ]
-    heads, hidden, stacks = sizes.num_heads[0], sizes.mlp_dim[0], sizes.stacks[0]
-    if len(set(sizes.num_heads)) == 1 and (dim % heads or head_dims != {dim // heads}):
+    dim, heads, head_dims = own.embed_dim, own.num_heads[0], set(own.head_dim)
+    if len(set(own.num_heads)) == 1 and (dim % heads or head_dims != {dim // heads}):
         width = ", ".join(map(str, head_dims))
-        reasons.append(f"{heads} heads have {width} channels each and not embed_dim / num_heads = {dim / heads:g}")
-    if (pooled := sizes.pool_mlp_dim) not in (None, hidden):
-        reasons.append(f"the MLP of attention pooling keeps its hidden width of {pooled}, those of the blocks have {hidden}")
-    ratio = hidden * stacks / dim
-    ratio = ratio if int(ratio * dim) == hidden * stacks else nextafter(ratio, inf)  # timm rounds the product down
-    arguments = {"embed_dim": dim, "depth": len(sizes.num_heads), "num_heads": heads, "mlp_ratio": ratio}
-    kind = type(inner).__bases__[-1]
-    return ExportReport(f"{kind.__module__}.{kind.__qualname__}", None if reasons else arguments, tuple(reasons))
+        reasons.append(f"{stage}{heads} heads have {width} channels each and not embed_dim / num_heads = {dim / heads:g}")
+    if (pooled := own.pool_mlp_dim) not in (None, own.mlp_dim[0]):
+        reasons.append(
+            f"the MLP of attention pooling keeps its hidden width of {pooled}, those of the blocks have {own.mlp_dim[0]}"
+        )
+    return reasons
+
+
+def _arguments(own: Any) -> dict[str, int | float]:
+    """Return the sizes of a row of blocks in the words of timm's VisionTransformer."""
+    dim, hidden = own.embed_dim, own.mlp_dim[0] * own.stacks[0]
+    ratio = hidden / dim
+    ratio = ratio if int(dim * ratio) == hidden else nextafter(ratio, inf)  # timm rounds the product down
+    return {"embed_dim": dim, "depth": len(own.num_heads), "num_heads": own.num_heads[0], "mlp_ratio": ratio}
 
 
 def register(folder: str | PathLike[str], name: str | None = None) -> str:
@@ -189,7 +231,7 @@ def register(folder: str | PathLike[str], name: str | None = None) -> str:
         FileError: as `load_subnet`; a network that is not timm's.
         VitasError: timm is not installed.
     """
-    _timm_vit()
+    _families()
     from timm.models import is_model, model_entrypoint, register_model
 
     folder = Path(folder).absolute()
@@ -216,34 +258,53 @@ _TIMMS_OWN = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 def _created(folder: Path, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     """Return the network of a folder as `timm.create_model` was asked for it."""
+    from vitas.timm_file import draw_weights
+
     legal = ["num_classes", "global_pool", "img_size"]
     for option in options:
         if option not in (*legal, *_TIMMS_OWN):
             raise ChoiceError(f"{folder.name}: {one_of(legal, option)}; the rest of a saved network is settled")
     model: Any = load_subnet(folder, img_size=options.get("img_size"))
     if not pretrained:
-        model.init_weights()
+        draw_weights(model)
     classes, pool = options.get("num_classes", model.num_classes), options.get("global_pool")
     if classes != model.num_classes or pool not in (None, model.global_pool):
         model.reset_classifier(classes, pool)
     return model  # type: ignore[no-any-return]
 
 
-def _timm_vit() -> Any:
+def _families() -> tuple[Any, ...]:
+    """Return the files that make the families of timm's models searchable."""
     try:
-        from vitas import timm_vit
+        from vitas import timm_twins, timm_vit
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "timm":
             raise
         raise VitasError('timm is not installed: pip install "vitas[timm]"') from None
-    return timm_vit
+    return timm_vit, timm_twins
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-def _counts(name: str, given: Values, own: int) -> list[int]:
-    """Return numbers of heads or of blocks."""
+def _for_each_stage(what: str, given: Values, n: int) -> list[Values]:
+    """Return what each of `n` stages is given: an entry each where some entry is not one value, else all the same."""
+    if n == 1 or isinstance(given, str) or not isinstance(given, Iterable):
+        return [given] * n
+    entries = list(given)
+    if not any(entry is None or _is_several(entry) for entry in entries):
+        return [entries] * n
+    if len(entries) != n:
+        raise ChoiceError(f"{what}: expected one entry for each of the {n} stages, or values for all, got {len(entries)}")
+    return entries
+
+
+def _is_several(value: Values) -> bool:
+    return value == "auto" if isinstance(value, str) else isinstance(value, Iterable)
+
+
+def _counts(name: str, given: Values, own: int, least: int | None = None) -> list[int]:
+    """Return numbers of heads or, from `least`, of blocks."""
 
     def part(percentage: str) -> int:
         count = own * _percent(name, percentage) / 100
@@ -252,9 +313,8 @@ def _counts(name: str, given: Values, own: int) -> list[int]:
             raise ChoiceError(f"{name}: {percentage} of {own} is no whole number; these are: {fitting}")
         return round(count)
 
-    half = ceil(own / 2) if name == "depth" else 1
-    auto = range(half, own + 1) if name == "depth" else _steps(own)
-    return _settled(name, given, own, list(auto), part, lambda number: number)
+    auto = _steps(own) if least is None else list(range(least, own + 1))
+    return _settled(name, given, own, auto, part, lambda number: number)
 
 
 def _widths(name: str, given: Values, own: int, unit: int) -> list[int]:
@@ -319,13 +379,13 @@ def _steps(own: int) -> list[int]:
     return sorted({max(1, round(own * i / steps)) for i in range(1, steps + 1)})
 
 
-def _block_numbers(blocks: Iterable[int] | None, n: int) -> set[int]:
+def _block_numbers(name: str, blocks: Iterable[Any] | None, n: int) -> set[int]:
     if blocks is None:
         return set(range(n))
     if isinstance(blocks, (int, str)) or not isinstance(blocks, Iterable):
-        raise ChoiceError(f"blocks: expected several numbers in 0..{n - 1}, got {shown(blocks)}")
+        raise ChoiceError(f"{name}: expected several numbers in 0..{n - 1}, got {shown(blocks)}")
     numbers = list(islice(blocks, MOST_VALUES + 1))
     for number in numbers:
         if not _is_count(number, 0, n - 1):
-            raise ChoiceError(f"blocks: expected numbers in 0..{n - 1}, got {shown(number)}")
+            raise ChoiceError(f"{name}: expected numbers in 0..{n - 1}, got {shown(number)}")
     return {int(number) for number in numbers}

@@ -1,11 +1,14 @@
 """The table of docs/wrapping.md: python tests/benchmarks/wrapping.py writes it anew (minutes on two CPU cores).
 
+With a word, such as twins, only the lines of models with that word in their name are measured; the others stay.
+
 For each model: the choices of wrap(model, embed_dim="auto", depth="auto"), the networks that they span, the multiply-adds of
 the smallest and the largest, whether the largest equals timm's model bit by bit (in eval mode, and in train mode under one
 seed), and the largest difference, max|a - b| / max|b|, between random subnets and their exports. tests/test_wrap.py goes
 through the same models with 50 subnets each, on images of four patches.
 """
 
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -37,6 +40,10 @@ MODELS: list[tuple[str, str, dict[str, object]]] = [  # (family, timm's name, ar
     ("attention pooling (SigLIP)", "vit_base_patch32_siglip_256", {}),
     ("attention pooling", "vit_small_patch16_224", {"global_pool": "map"}),
     ("attention pooling", "test_vit3", {}),
+    ("Twins-SVT", "twins_svt_small", {}),
+    ("Twins-SVT", "twins_svt_base", {}),
+    ("Twins-PCPVT", "twins_pcpvt_small", {}),
+    ("Twins-PCPVT", "twins_pcpvt_base", {}),
 ]
 SUBNETS = 5
 PAGE = Path(__file__).parents[2] / "docs" / "wrapping.md"
@@ -64,7 +71,8 @@ def row(family: str, name: str, options: dict[str, object]) -> str:
     wrapped = vitas.wrap(model, embed_dim="auto", depth="auto")
     space = vitas.search_space(wrapped)
     smallest, largest = (vitas.count_flops(wrapped, one).total for one in (space.smallest(), space.largest()))
-    x = torch.randn(2, 3, *model.patch_embed.img_size)
+    embed = model.patch_embeds[0] if hasattr(model, "patch_embeds") else model.patch_embed
+    x = torch.randn(2, 3, *embed.img_size)
     equal = []
     for training in (False, True):
         outputs = []
@@ -78,26 +86,33 @@ def row(family: str, name: str, options: dict[str, object]) -> str:
         vitas.sample_subnet(wrapped, policy="random" if i else "smallest")
         active, exported = wrapped(x[:1]), vitas.export_subnet(wrapped)(x[:1])
         errors.append(float((active - exported).abs().max() / active.abs().max()))
-    shown = f"`{name}`" + "".join(f", `{key}={value}`" for key, value in options.items())
     both = "yes" if all(equal) else f"eval {equal[0]}, train {equal[1]}"
-    costs = f"{smallest / 1e9:.3f} | {largest / 1e9:.3f}"
-    return f"| {family} | {shown} | {len(space)} | {Decimal(space.size):.1e} | {costs} | {both} | {max(errors):.0e} |"
+    counts = f"{len(space)} | {Decimal(space.size):.1e} | {smallest / 1e9:.3f} | {largest / 1e9:.3f}"
+    return f"| {family} | {shown(name, options)} | {counts} | {both} | {max(errors):.0e} |"
 
 
-def main() -> None:
-    """Write the table into the page."""
+def shown(name: str, options: dict[str, object]) -> str:
+    """Return a model as the table names it."""
+    return f"`{name}`" + "".join(f", `{key}={value}`" for key, value in options.items())
+
+
+def main(word: str = "") -> None:
+    """Write the table into the page, or those of its lines that name a model with `word` in it."""
     head = [
         "| kind | model | choices | networks | smallest, GMACs | largest, GMACs | largest = timm's | export |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    lines = []
-    for model in MODELS:
-        lines.append(row(*model))
-        print(lines[-1], flush=True)
     before, _, rest = PAGE.read_text().partition(START)
-    _, _, after = rest.partition(END)
+    table, _, after = rest.partition(END)
+    lines = []
+    for family, name, options in MODELS:
+        if word in name:
+            lines.append(row(family, name, options))
+            print(lines[-1], flush=True)
+        else:
+            lines += [line for line in table.splitlines() if f"| {shown(name, options)} |" in line]
     PAGE.write_text(before + START + "\n" + "\n".join([*head, *lines]) + "\n\n" + END + after)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

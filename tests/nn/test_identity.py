@@ -7,8 +7,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.contract import Contract, is_plain, randomize
-from vitas import ChoiceError, Dim, activate_subnet, active_subnet, export_subnet, search_space
+from vitas import ChoiceError, Dim, VitasError, activate_subnet, active_subnet, export_subnet, search_space
 from vitas.nn import CyclicLinear, DropPath, ShiftableIdentity, shift_identities
+from vitas.nn.base import exported
 
 
 class TestShiftableIdentity(Contract):
@@ -44,6 +45,20 @@ def test_blocks_beyond_the_depth_neither_run_nor_get_gradient():
 
 def test_keys_and_indexing_are_those_of_sequential():
     assert list(linears(2).state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    row = linears(3)
+    assert row[-1] is row[2] is list(row)[2]
+    with pytest.raises(IndexError):
+        row[3]
+
+
+def test_a_slice_is_refused_and_what_its_message_says_works():
+    row = linears(3)
+    row.depth.active = 2
+    with pytest.raises(VitasError, match=r"list\(row\)\[1:\] gives the blocks, row.running\(\)\[1:\] those that run"):
+        row[1:]
+    assert list(row)[1:] == [row[1], row[2]]
+    assert row.running()[1:] == [row[1]]
+    assert len(exported(row)[1:]) == 1
 
 
 def test_depth_law_is_the_prior_of_the_depth_choice():

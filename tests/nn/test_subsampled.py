@@ -86,6 +86,7 @@ def test_with_ints_it_is_timms_attention_at_any_size(ratio, size):
     expected = theirs(x.flatten(1, 2), size).view_as(x)
     torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(exported(ours)(x), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(ours(x.flatten(1, 2), size), ours(x).flatten(1, 2))  # timm's call
 
 
 @pytest.mark.parametrize("ratio", [0, -2, 2.0, True, "2"])

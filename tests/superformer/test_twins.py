@@ -105,13 +105,21 @@ def test_named_twins_have_timms_keys_and_shapes(name):
 
 
 @pytest.mark.extras
-def test_twins_svt_small_gives_timms_logits():
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("twins_svt_small", 224),
+        pytest.param("twins_svt_base", 96, marks=pytest.mark.heavy),
+        pytest.param("twins_svt_large", 96, marks=pytest.mark.heavy),
+    ],
+)
+def test_named_twins_give_timms_logits(name, size):
     import timm
 
-    theirs = randomize(timm.create_model("twins_svt_small")).eval()
-    ours = create_superformer("twins_svt_small").eval()
+    theirs = randomize(timm.create_model(name, img_size=size)).eval()
+    ours = create_superformer(name, img_size=size).eval()
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(1, 3, 224, 224)
+    x = torch.randn(1, 3, size, size)
     with torch.no_grad():
         assert relative_error(ours(x), theirs(x)) <= 2e-6
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from vitas import plain
 from vitas.choice import Choice
 from vitas.cost import Cost, cost_of, params_of
-from vitas.errors import ChoiceError, shown
+from vitas.errors import ChoiceError, VitasError, shown
 from vitas.nn.base import exported, like
 from vitas.slicing import mark, mark_sizes, marked, noted, outside_graphs
 from vitas.walk import Gate, State
@@ -89,6 +89,19 @@ class ShiftableIdentity(plain.Blocks):
                 " hardly trained; a uniform depth law (p=None) trains all",
                 stacklevel=3,
             )
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one slot's block.
+
+        Raises:
+            VitasError: for a slice, since its depth would be another choice.
+        """
+        if isinstance(index, slice):
+            raise VitasError(
+                "a row whose depth can be searched cannot be sliced: list(row)[1:] gives the blocks, row.running()[1:] those"
+                " that run, and the row of an export can be sliced"
+            )
+        return super().__getitem__(index)
 
     def runs(self, slot: int) -> bool:
         """Say whether a slot runs in the active subnet."""

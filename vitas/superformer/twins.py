@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from torch import nn
 
@@ -234,11 +234,7 @@ class TwinsSuperformer(plain.Twins):
 
     def cost(self, tokens: Cost | None = None) -> Cost:
         """Return the multiply-adds for one image of `img_size`; `tokens` is not used, the image gives the maps."""
-        cost, maps = Cost(), self.maps()
-        for name in ("patch_embeds", "blocks", "pos_block"):
-            for stage, part in enumerate(getattr(self, name)):
-                cost += cost_of(part, maps[stage]).under(f"{name}.{stage}")
-        return cost + cost_of(self.head, Cost(1) if self.global_pool else maps[-1]).under("head")
+        return cost_of_stages(self, self.maps())
 
     def param_count(self) -> Cost:
         """Return the active parameters."""
@@ -257,6 +253,15 @@ class TwinsSuperformer(plain.Twins):
             return f"active: {shown(search_space(self).active())}" if any(holders(self)) else ""
         except ChoiceError as error:  # printing must not fail where the space does
             return f"no search space: {error}"
+
+
+def cost_of_stages(model: nn.Module, maps: Sequence[Map]) -> Cost:
+    """Return the multiply-adds of a model with the parts of a Twins, `maps` being the size of each stage's map."""
+    cost, parts = Cost(), model._modules
+    for name in ("patch_embeds", "blocks", "pos_block"):
+        for stage, part in enumerate(cast(nn.ModuleList, parts[name])):
+            cost += cost_of(part, maps[stage]).under(f"{name}.{stage}")
+    return cost + cost_of(cast(nn.Module, parts["head"]), Cost(1) if model.global_pool else maps[-1]).under("head")
 
 
 def _listed(values: Iterable[T], what: str) -> list[T]:
