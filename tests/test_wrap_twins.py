@@ -317,7 +317,7 @@ def test_values_for_all_stages_and_for_each():
         ({"depth": [None, None, []]}, "got nothing"),
         ({"blocks": [2]}, r"stages\.1\.blocks: expected numbers in 0\.\.1, got 2"),
         ({"blocks": [None, 1, None]}, r"stages\.1\.blocks: expected several numbers"),
-        ({"order": "random"}, "order: expected magnitude"),
+        ({"order": "random"}, "order: expected one of magnitude, None"),
         ({"sharing": "fair"}, "sharing"),
     ],
 )
