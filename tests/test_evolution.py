@@ -178,6 +178,7 @@ BAD_SETTINGS = [
     ({"objectives": {}}, "expected names and directions"),
     ({"objectives": ["accuracy"]}, "expected names and directions"),
     ({"objectives": {"accuracy": "up"}}, "accuracy: expected one of max, min, got 'up'"),
+    ({"objectives": {"accuracy": np.array(["max"])}}, "accuracy: expected one of max, min, got array"),
     ({"objectives": {3: "max"}}, "expected names that are strings, got 3"),
     ({"limits": {"ms": (5, 3)}}, "the lower limit 5 is above the upper one 3"),
     ({"limits": {"ms": (None, None)}}, "either may be None"),
@@ -212,6 +213,8 @@ BAD_SCORES = [
     ({"accuracy": 1.0}, "the limited value 'ms' is not in what it returned"),
     ({"accuracy": [1.0], "ms": 1}, r"accuracy: expected a number, got \[1.0\]"),
     (torch.ones(2), "accuracy: expected a number"),
+    ({"accuracy": 10**400, "ms": 1}, "accuracy: expected a number that floats can hold"),
+    ({"accuracy": 1, "ms": 1, 3: 4}, "evaluate: expected names that are strings, got 3"),
 ]
 
 
