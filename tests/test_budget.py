@@ -31,7 +31,7 @@ from vitas.conditional import Conditional
 from vitas.cost import Cost, params_of
 from vitas.counting import _estimate, count_inside
 from vitas.elimination import Chain
-from vitas.nn import CyclicLinear
+from vitas.nn import CyclicLinear, ShiftableIdentity
 from vitas.nn.identity import binomial_law
 
 # -- spelling ----------------------------------------------------------------------------------------------------------
@@ -55,6 +55,7 @@ from vitas.nn.identity import binomial_law
         (1, 0, 1),
         (0, 0, 0),
         (5000, 0, 5000),
+        ((5000, None), 5000, 5000),
     ],
 )
 def test_budgets_read_as_people_type_them(budget, low, high):
@@ -202,6 +203,90 @@ def deviations(seen, expected):
     k = len(cells) - 1
     chi_square = ((seen - expected) ** 2 / expected).sum()
     return ((chi_square / k) ** (1 / 3) - (1 - 2 / (9 * k))) / (2 / (9 * k)) ** 0.5 if k else 0.0
+
+
+# -- spaces and costs made at random -----------------------------------------------------------------------------------
+
+
+class Slot(nn.Module):
+    """A block with one choice of its own."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own = own
+
+
+class Made(nn.Module):
+    """Free choices, up to two stages with a depth, unequal priors, and costs that are sums of random tables."""
+
+    def __init__(self, rng):
+        super().__init__()
+        self.rng, self.scale = rng, int(rng.choice([1, 7, 1000, 10**6]))
+        self.free = [self.choice(f"free{i}") for i in range(rng.integers(1, 4))]
+        self.stages = nn.ModuleList()
+        for s in range(rng.integers(0, 3)):
+            slots = [Slot(self.choice(f"stages.{s}.blocks.{i}.own")) for i in range(rng.integers(2, 5 - s))]
+            law = rng.random(len(slots)) + 0.05
+            self.stages.append(ShiftableIdentity(slots, p=list(law), name=f"stages.{s}.depth"))
+        self.costs = {name: self.random_cost() for name in ("flops", "params")}
+
+    def choice(self, name):
+        p = self.rng.random(self.rng.integers(2, 4)) + 0.05
+        if len(p) == 3 and self.rng.random() < 0.3:
+            p[self.rng.integers(3)] = 0
+        return Choice(range(1, len(p) + 1), p=list(p), name=name)
+
+    def table(self, *choices):
+        cost = Cost(1)
+        for choice in choices:
+            cost = cost * Cost.table(choice, (int(n) for n in self.rng.integers(0, 50, len(choice.values))))
+        return cost * self.scale + self.rng.integers(0, 3).item()  # without the addition all costs have a common divisor
+
+    def random_cost(self):
+        total = self.table(*self.free[:2])
+        for stage in self.stages:
+            for i, slot in enumerate(stage):
+                runs = Cost.above(stage.depth, i)
+                total += runs * (self.table(slot.own) + self.table(self.free[-1], slot.own))
+            total += self.table(stage.depth, self.free[0])
+        return total
+
+    def cost(self):
+        return self.costs["flops"]
+
+    def param_count(self):
+        return self.costs["params"]
+
+
+@pytest.mark.filterwarnings("ignore:depth law")
+@pytest.mark.parametrize("seed", range(12))
+def test_draws_and_counts_of_spaces_made_at_random(seed):
+    rng = np.random.default_rng(seed)
+    model = Made(rng)
+    space = search_space(model)
+    sizes = [len(choice.values) for choice in space.choices.values()]
+    codes = np.unique(space.canonical(np.indices(sizes).reshape(len(sizes), -1).T), axis=0)
+    assert len(codes) == space.size
+    priors = np.ones(len(codes))
+    for column, choice in zip(codes.T, space.choices.values(), strict=True):
+        priors *= np.where(column < 0, 1, np.array(choice.p)[column])
+    assert priors.sum() == pytest.approx(1)
+    costs = {"flops": cost_model(model).flops(codes), "params": cost_model(model).params(codes)}
+    for measures in (("flops",), ("params",), ("flops", "params")):
+        chosen = codes[priors > 0][rng.integers((priors > 0).sum())]  # so that a window is never empty
+        windows, inside = {}, np.ones(len(codes), dtype=bool)
+        for name in measures:
+            (here,) = costs[name][(codes == chosen).all(axis=1)]
+            windows[name] = (int(rng.integers(costs[name].min(), here + 1)), int(rng.integers(here, costs[name].max() + 1)))
+            inside &= (costs[name] >= windows[name][0]) & (costs[name] <= windows[name][1])
+        count = count_subnets(model, **windows)
+        assert (count, count.exact) == (inside.sum(), True)
+        draws = SubnetSampler(model, **windows).draw(5000, rng)
+        expected = dict(zip((code.tobytes() for code in codes[inside]), priors[inside] / priors[inside].sum(), strict=True))
+        seen = {key: 0 for key, p in expected.items() if p}
+        for code in draws:
+            seen[code.tobytes()] += 1
+        assert deviations(list(seen.values()), [5000 * expected[key] for key in seen]) < 4
 
 
 # -- the full-size space -----------------------------------------------------------------------------------------------

@@ -14,6 +14,10 @@ from vitas.conditional import Conditional, Rows, narrowed
 from vitas.elimination import Chain, Step
 
 
+_FEW = 10**6
+"""So many subnets, or costs of subnets, may be remembered one by one."""
+
+
 class SubnetCount(int):
     """A number of subnets, an int.
 
@@ -53,9 +57,11 @@ def count_inside(chain: Chain, windows: Sequence[Window], *, work: float = 4e10,
         seed: Of the estimate.
     """
     rows = narrowed(chain, windows)
+    if chain.space.size <= _FEW:  # then going through them one by one may be quicker, and always ends
+        work = min(work, 1e4 * chain.space.size)
     if len(windows) == 1 and _work(chain, rows) <= work:
         return SubnetCount(_dense(chain, rows, windows[0]) * chain.times)
-    if len(windows) != 1 and (found := _sparse(chain, rows)) is not None:
+    if (len(windows) != 1 or chain.space.size <= _FEW) and (found := _sparse(chain, rows)) is not None:
         return SubnetCount(found * chain.times)
     return _estimate(chain, windows, seed)
 
@@ -101,8 +107,9 @@ def _inside(here: Rows, step: Step, row: int, window: Window, size: int) -> int:
     """Return the counts of a row before the last step."""
     n = int(_points(here)[row])
     costs = here.low[0, row] + np.arange(n) * here.gcd[0, row]
-    ends = costs[:, None] + step.cost[0, row]
-    ways = (step.weight[row].astype(np.int64) * ((ends >= window.low) & (ends <= window.high))).sum(axis=1)
+    ways = np.zeros(n, dtype=np.int64)
+    for weight, cost in zip(step.weight[row], step.cost[0, row], strict=True):
+        ways += int(weight) * ((costs + cost >= window.low) & (costs + cost <= window.high))
     digits = np.zeros((n, max(size, 8)), dtype=np.uint8)
     digits[:, :8] = ways.astype("<i8").view(np.uint8).reshape(n, 8)
     return int.from_bytes(digits[:, :size].tobytes(), "little")
@@ -133,7 +140,7 @@ def _ahead(here: Rows, step: Step, row: int, after: Rows, counts: Sequence[int],
 # -- exact, several measures, small spaces ---------------------------------------------------------------------------
 
 
-def _sparse(chain: Chain, rows: Sequence[Rows], most: int = 10**6) -> int | None:
+def _sparse(chain: Chain, rows: Sequence[Rows], most: int = _FEW) -> int | None:
     """Count forwards: for each row how many subnets cost how much so far; None where that is too much to remember."""
     counts: list[dict[tuple[int, ...], int]] = [{tuple(chain.start.tolist()): 1}]
     for step, after in zip(chain.steps, rows[1:], strict=True):
