@@ -13,7 +13,6 @@ from vitas.budget import Window
 from vitas.conditional import Conditional, Rows, narrowed
 from vitas.elimination import Chain, Step
 
-
 _FEW = 10**6
 """So many subnets, or costs of subnets, may be remembered one by one."""
 

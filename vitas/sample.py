@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 
 from vitas.budget import Window, window_of
 from vitas.choice import SIDES
-from vitas.conditional import Conditional, extremes
+from vitas.conditional import BINS, Conditional, extremes
 from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
 from vitas.counting import SubnetCount, count_inside
 from vitas.elimination import Chain, TooManyRows
@@ -38,8 +38,8 @@ def sample_subnet(
 ) -> Subnet:
     """Draw a subnet and make it the active one; in bilateral sharing a random side of it.
 
-    With a budget the draw is exact: from the prior conditioned on the window. Every call sets the budget up anew, which takes
-    0.3 s on `vitas_deit`, since the model may have changed meanwhile. For many draws make a SubnetSampler, which does it once.
+    With a budget the draw is exact: from the prior conditioned on the window. Every call sets the budget up anew, since the
+    model may have changed meanwhile: 0.3 s on `vitas_deit`. For many draws make a SubnetSampler, which does it once.
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile.
@@ -49,7 +49,8 @@ def sample_subnet(
         generator: Source of randomness; None: torch's default one.
         policy: "random", "largest" or "smallest"; the latter two take no budget.
         activate: Whether to activate the subnet.
-        inputs: For a model that states no cost: tensors on which a subnet is run and counted, see count_flops.
+        inputs: For a model that states no cost: tensors on which a subnet is run and counted, see count_flops. Percentages
+            are then of the subnet with the largest values, and a draw is a bounded search.
 
     Raises:
         ChoiceError: a model without choices, or another policy.
@@ -133,19 +134,25 @@ class SubnetSampler:
         self.windows: dict[str, Window] = {}
         if not budgets:
             return
-        try:
-            if self._traced is not None:
-                raise TooManyRows("costs by running")
-            costs = {name: stated_cost(self._model) if name == "flops" else params_of(self._model) for name in budgets}
-            chain = Chain(self.space, list(costs.values()))
+        chain = self._chain(budgets)
+        if chain is not None:
             greatest = dict(zip(budgets, extremes(chain)[1].tolist(), strict=True))
-        except TooManyRows:
+        else:
             largest = self.space.encode(self.space.largest())[None]
             greatest = {name: int(self._measure(name, largest)[0]) for name in budgets}
-            self.windows = {name: window_of(budget, name, greatest[name]) for name, budget in budgets.items()}
-            return
         self.windows = {name: window_of(budget, name, greatest[name]) for name, budget in budgets.items()}
-        self._conditional = conditional_of(chain, self.windows)
+        if chain is not None:
+            self._conditional = conditional_of(chain, self.windows)
+
+    def _chain(self, measures: Iterable[str]) -> Chain | None:
+        """Return the space as a chain of decisions; None where it is none, or a cost is only known by running the model."""
+        if self._traced is not None:
+            return None
+        costs = [stated_cost(self._model) if name == "flops" else params_of(self._model) for name in measures]
+        try:
+            return Chain(self.space, costs)
+        except TooManyRows:
+            return None
 
     def sample(self, step: int, activate: bool = True) -> Subnet:
         """Return the subnet of a step and make it the active one; in bilateral sharing with the step's side.
@@ -267,8 +274,7 @@ def conditional_of(chain: Chain, windows: Mapping[str, Window]) -> Conditional:
         arrived = len(conditional.propose(512, np.random.default_rng(0))[0])
         if arrived >= 16 or not windows:
             return conditional
-        most = 4096 if len(windows) == 1 else 96
-        conditional = Conditional(chain, list(windows.values()), bins=finer * most, memory=40_000_000)
+        conditional = Conditional(chain, list(windows.values()), bins=finer * BINS[len(windows)], memory=40_000_000)
     if not conditional.bound:
         raise BudgetError(_empty(chain, windows))
     return conditional
