@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import tracemalloc
 
 import numpy as np
@@ -29,7 +30,7 @@ from vitas import (
 from vitas.budget import Window, window_of
 from vitas.conditional import Conditional
 from vitas.cost import Cost, params_of
-from vitas.counting import _estimate, count_inside
+from vitas.counting import _estimate, count_inside, outermost
 from vitas.elimination import Chain
 from vitas.nn import CyclicLinear, ShiftableIdentity
 from vitas.nn.identity import binomial_law
@@ -276,7 +277,7 @@ def made_by(model):
 def test_draws_and_counts_of_spaces_made_at_random(seed):
     rng = np.random.default_rng(seed)
     model = Made(rng)
-    codes, priors = made_by(model)
+    space, (codes, priors) = search_space(model), made_by(model)
     costs = {"flops": cost_model(model).flops(codes), "params": cost_model(model).params(codes)}
     for measures in (("flops",), ("params",), ("flops", "params")):
         chosen = codes[priors > 0][rng.integers((priors > 0).sum())]  # so that a window is never empty
@@ -287,6 +288,15 @@ def test_draws_and_counts_of_spaces_made_at_random(seed):
             inside &= (costs[name] >= windows[name][0]) & (costs[name] <= windows[name][1])
         count = count_subnets(model, **windows)
         assert (count, count.exact) == (inside.sum(), True)
+        if len(measures) == 1 and model.scale < 10**6:
+            (name,) = measures
+            cost, chain = costs[name][priors > 0], Chain(space, [model.costs[name]])
+            within = cost[(cost >= windows[name][0]) & (cost <= windows[name][1])]
+            assert outermost(chain, Window(*windows[name]), 1) == within.min()
+            assert outermost(chain, Window(*windows[name]), -1) == within.max()
+            above = cost[cost > windows[name][1]]
+            end = int(costs[name].max())
+            assert outermost(chain, Window(windows[name][1] + 1, end), 1) == (above.min() if len(above) else None)
         draws = SubnetSampler(model, **windows).draw(5000, rng)
         expected = dict(zip((code.tobytes() for code in codes[inside]), priors[inside] / priors[inside].sum(), strict=True))
         seen = {key: 0 for key, p in expected.items() if p}
@@ -466,13 +476,32 @@ def test_two_windows_that_exclude_each_other():
     inside = params[flops >= low]
     with pytest.raises(BudgetError) as error:
         SubnetSampler(model, flops=(low, None), params=int(inside.min()) - 1)
-    assert f"inside the other budget, nearest are {inside.min():,} above" in str(error.value)
+    assert f"inside the other budget, near are {inside.min():,} above" in str(error.value)
 
 
-def test_nearest_costs_of_the_full_size_space(deit):
-    """Between the two cheapest networks; derived from the formula: one tenth more of the only MLP, with patches of 32."""
-    with pytest.raises(BudgetError, match=r"nearest are 6,910,064 below and 7,"):
-        SubnetSampler(deit, flops=(6_910_065, 6_910_070))
+@pytest.mark.parametrize("low", [5_000_000_001, 8_600_000_001])
+def test_nearest_costs_of_the_full_size_space(deit, low):
+    """No draw finds those below 5 G, which are 1e-20 of the space."""
+    with pytest.raises(BudgetError) as error:
+        SubnetSampler(deit, flops=(low, low + 2))
+    found = re.search(r"nearest are ([\d,]+) below and ([\d,]+) above$", str(error.value))
+    below, above = (int(number.replace(",", "")) for number in found.groups())
+    assert networks_between(below, below) > 0
+    assert networks_between(above, above) > 0
+    assert networks_between(below + 1, above - 1) == 0
+
+
+def test_an_empty_window_that_no_bound_proves_empty_is_found_out(deit):
+    """Bins hold many of the costs here, so that the bound stays above 0."""
+    with pytest.raises(BudgetError, match=r"nearest are 3,999,996 below and 4,000,010 above$"):
+        SubnetSampler(deit, params=(4_000_001, 4_000_002))
+
+
+@pytest.mark.heavy
+def test_nothing_lies_between_the_nearest_costs(deit):
+    """About 15 s."""
+    chain = Chain(search_space(deit), [params_of(deit)], counting=True)
+    assert count_inside(chain, [Window(3_999_997, 4_000_009)]) == 0
 
 
 # -- the sampler -------------------------------------------------------------------------------------------------------

@@ -209,6 +209,10 @@ def test_a_storage_of_other_weights_or_another_space_is_refused(model, tmp_path)
     other = vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1, mlp_dim=[48, 96, 192])
     with pytest.raises(SearchError, match="differs in search space"):
         vitas.evolve(other, score, storage=tmp_path / "search.log", **{**SETTINGS, "flops": None})
+    law = vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1, depth_p=[1, 2, 3, 4, 5, 6])
+    law.load_state_dict(model.state_dict())
+    with pytest.raises(SearchError, match="differs in search space"):  # the same networks, drawn otherwise
+        vitas.evolve(law, score, storage=tmp_path / "search.log", **SETTINGS)
     study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'own.db'}", study_name="vitas")
     study.add_trial(optuna.create_trial(value=1.0))
     with pytest.raises(SearchError, match="evolve did not make the study"):

@@ -16,7 +16,7 @@ from vitas.budget import Window, window_of
 from vitas.choice import SIDES
 from vitas.conditional import BINS, Conditional, extremes
 from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
-from vitas.counting import SubnetCount, count_inside
+from vitas.counting import SubnetCount, count_inside, outermost
 from vitas.elimination import Chain, TooManyRows
 from vitas.errors import BudgetError, ChoiceError, VitasError, is_one_of, one_of, shown
 from vitas.space import SearchSpace, search_space
@@ -275,9 +275,17 @@ def conditional_of(chain: Chain, windows: Mapping[str, Window]) -> Conditional:
         if arrived >= 16 or not windows:
             return conditional
         conditional = Conditional(chain, list(windows.values()), bins=finer * BINS[len(windows)], memory=40_000_000)
-    if not conditional.bound:
+    if not conditional.bound or _is_empty(chain, list(windows.values())):
         raise BudgetError(_empty(chain, windows))
     return conditional
+
+
+def _is_empty(chain: Chain, windows: list[Window]) -> bool:
+    """Return whether no subnet at all is inside the windows, where that can be told."""
+    try:
+        return len(windows) == 1 and outermost(chain, windows[0], 1) is None
+    except TooManyRows:
+        return False
 
 
 def _empty(chain: Chain, windows: Mapping[str, Window]) -> str:
@@ -287,18 +295,42 @@ def _empty(chain: Chain, windows: Mapping[str, Window]) -> str:
     for measure, (name, window) in enumerate(windows.items()):
         low, high = least[measure], greatest[measure]
         part = f"{name} from {window}: the subnets reach from {low:,} to {high:,}"
-        below, above = (_nearest(chain, list(windows.values()), measure, side) for side in (-1, 1))
-        if len(windows) > 1:
-            part += ", inside the other budget"
-        near = [f"{cost:,} {word}" for cost, word in ((below, "below"), (above, "above")) if cost is not None]
-        parts.append(part + (f", nearest are {' and '.join(near)}" if near else " none"))
+        try:
+            if len(windows) > 1:
+                part += ", inside the other budget"
+                raise TooManyRows("two budgets")
+            below = _nearest(chain, min(window.low - 1, high), low, -1)
+            above = _nearest(chain, max(window.high + 1, low), high, 1)
+            word = "nearest"
+        except TooManyRows:
+            below, above = (_near(chain, list(windows.values()), measure, side) for side in (-1, 1))
+            word = "near"
+        found = [f"{cost:,} {where}" for cost, where in ((below, "below"), (above, "above")) if cost is not None]
+        parts.append(part + (f", {word} are {' and '.join(found)}" if found else " none"))
     return "no subnet costs " + "; ".join(parts)
 
 
-def _nearest(chain: Chain, windows: list[Window], measure: int, side: int) -> int | None:
-    """Return the cost nearest to a window below (side -1) or above (1) it, inside the other windows; None: there is none.
+def _nearest(chain: Chain, edge: int, limit: int, side: int) -> int | None:
+    """Return the cost nearest to `edge` on the way to `limit`, below (side -1) or above (1), exactly; None: there is none.
 
-    A zone beside the window is widened until a draw from it arrives, and then closed in on until nothing nearer is left.
+    Raises:
+        TooManyRows: too many costs to go through.
+    """
+    if (limit - edge) * side < 0:
+        return None
+    for share in (100, 10, 1):  # a zone near the edge is reached from fewer costs
+        far = edge + (limit - edge) // share
+        found = outermost(chain, Window(min(edge, far), max(edge, far)), side)
+        if found is not None:
+            return found
+    return None
+
+
+def _near(chain: Chain, windows: list[Window], measure: int, side: int) -> int | None:
+    """Return a cost near a window below (side -1) or above (1) it, inside the other windows; None: none was found.
+
+    It is the nearest of those that are drawn; networks that are rare in the prior may lie nearer. A zone beside the window
+    is widened until a draw from it arrives, and then closed in on until nothing nearer is left.
     """
     window = windows[measure]
     limit = int(extremes(chain)[0 if side < 0 else 1][measure])
