@@ -118,6 +118,8 @@ def test_repair_finds_a_code_inside_and_near(space):
             steps.append((mended != code)[live].sum())
     assert len(steps) > 40
     assert np.median(steps) < 8
+    near = repair(code, live, genome, lambda codes: np.ones(len(codes), dtype=bool), rng)
+    assert np.square(near - code)[live].sum() <= 1  # of all copies the nearest
     nothing = repair(outside[0], space.live(outside[0][None])[0], genome, lambda codes: np.zeros(len(codes), bool), rng)
     assert nothing is None
 
@@ -158,6 +160,14 @@ def test_one_objective_is_ranked_by_value_then_by_age():
 def test_crowding_distance_of_a_front_worked_out_by_hand():
     points = np.array([[0.0, 10.0], [1.0, 6.0], [4.0, 2.0], [10.0, 0.0]])
     assert crowding_distance(points).tolist() == pytest.approx([np.inf, 4 / 10 + 8 / 10, 9 / 10 + 6 / 10, np.inf])
+
+
+def test_both_ends_of_every_objective_are_infinitely_lonely():
+    points = np.array([[0.0, 2.0, 3.0], [1.0, 3.0, 2.0], [2.0, 2.5, 2.5], [3.0, 1.0, 2.2], [4.0, 2.2, 1.0]])
+    assert np.isinf(crowding_distance(points)).tolist() == [True, True, False, True, True]
+    assert np.isinf(crowding_distance(points[[2, 4, 0]])).all()
+    worst_only = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])  # the last is no one's best
+    assert np.isinf(crowding_distance(worst_only)).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4])
