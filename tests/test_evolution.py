@@ -137,6 +137,9 @@ def test_several_objectives_end_on_a_front(model):
         volume += max(0, score - below) * max(0, worst[1] - flops)
         below = max(below, score)
     assert result.hypervolume == pytest.approx(volume)
+    (subnet,) = evolution.ask()
+    evolution.tell(subnet, {"score": -1e6, "other": 0})
+    assert evolution.result().hypervolume == pytest.approx(volume)  # the first 20 are what it is measured against
 
 
 def test_limits_on_measured_values_rule(model):
@@ -148,6 +151,26 @@ def test_limits_on_measured_values_rule(model):
     assert result.scores[result.best]["accuracy"] == max(e.scores["accuracy"] for e in allowed)
     late = [e.scores["ms"] <= 200 for e in result.history]
     assert sum(late[150:]) > 1.5 * sum(late[:50])  # what breaks the limit has few children
+
+
+def test_a_lower_limit_rules_too(model):
+    evolution = vitas.Evolution(model, limits={"ms": (200, None)})
+    first, second = evolution.ask(2)
+    evolution.tell(first, {"accuracy": 2, "ms": 199})
+    evolution.tell(second, {"accuracy": 1, "ms": 200})
+    assert evolution.result().best == second
+
+
+def test_children_depend_on_the_seed_and_descend_from_the_best_only(model):
+    known = vitas.Evolution(model, seed=5).ask(30)
+    asked = []
+    for seed in (0, 1):
+        evolution = vitas.Evolution(model, population=4, seed=seed)
+        for place, subnet in enumerate(known):
+            evolution.tell(subnet, place)
+        assert [evolution.space.decode(np.frombuffer(key, dtype=np.int64)) for key, _, _ in evolution._best] == known[:-5:-1]
+        asked.append(evolution.ask()[0])
+    assert asked[0] != asked[1]
 
 
 def test_best_says_why_there_is_none(model):
@@ -178,6 +201,7 @@ BAD_SETTINGS = [
     ({"objectives": {}}, "expected names and directions"),
     ({"objectives": ["accuracy"]}, "expected names and directions"),
     ({"objectives": {"accuracy": "up"}}, "accuracy: expected one of max, min, got 'up'"),
+    ({"objectives": {"accuracy": np.array(["max"])}}, "accuracy: expected one of max, min, got array"),
     ({"objectives": {3: "max"}}, "expected names that are strings, got 3"),
     ({"limits": {"ms": (5, 3)}}, "the lower limit 5 is above the upper one 3"),
     ({"limits": {"ms": (None, None)}}, "either may be None"),
@@ -212,6 +236,8 @@ BAD_SCORES = [
     ({"accuracy": 1.0}, "the limited value 'ms' is not in what it returned"),
     ({"accuracy": [1.0], "ms": 1}, r"accuracy: expected a number, got \[1.0\]"),
     (torch.ones(2), "accuracy: expected a number"),
+    ({"accuracy": 10**400, "ms": 1}, "accuracy: expected a number that floats can hold"),
+    ({"accuracy": 1, "ms": 1, 3: 4}, "evaluate: expected names that are strings, got 3"),
 ]
 
 

@@ -71,6 +71,16 @@ def test_a_child_has_each_block_from_one_parent(space):
     assert (sources > 0.3 * sources.sum()).all()  # two points: a third of the blocks from the second; else a half
 
 
+def test_half_of_the_children_have_what_lies_between_two_points(space):
+    """With 9 blocks the other half, where each block has an even chance, has one run of blocks 46 times in 512."""
+    genome = Genome.of(space)
+    first = np.zeros((4000, len(genome.sizes)), dtype=np.int64)
+    children = crossover(first, first + 1, genome, np.random.default_rng(0))
+    starts = np.unique(genome.block, return_index=True)[1]
+    runs = (np.diff(children[:, starts], axis=1, prepend=0) == 1).sum(axis=1)
+    assert (runs <= 1).mean() == pytest.approx((1 + 46 / 512) / 2, abs=0.04)
+
+
 def test_mutation_changes_about_one_live_number(space):
     genome = Genome.of(space)
     codes = genome.draw(3000, np.random.default_rng(0))
@@ -108,6 +118,8 @@ def test_repair_finds_a_code_inside_and_near(space):
             steps.append((mended != code)[live].sum())
     assert len(steps) > 40
     assert np.median(steps) < 8
+    near = repair(code, live, genome, lambda codes: np.ones(len(codes), dtype=bool), rng)
+    assert np.square(near - code)[live].sum() <= 1  # of all copies the nearest
     nothing = repair(outside[0], space.live(outside[0][None])[0], genome, lambda codes: np.zeros(len(codes), bool), rng)
     assert nothing is None
 
@@ -133,6 +145,10 @@ def test_ranks_equal_those_of_the_definition(objectives):
     good = [i for i in order if violations[i] == 0]
     assert order[: len(good)] == good
     assert [rank[i] for i in good] == sorted(rank[i] for i in good)
+    for number in set(rank.values()):  # inside a rank the lonely come first
+        front = [i for i in good if rank[i] == number]
+        distance = dict(zip(sorted(front), crowding_distance(values[sorted(front)]), strict=True))
+        assert [distance[i] for i in front] == sorted(distance.values(), reverse=True)
     assert np.all(np.diff(violations[order[len(good) :]]) >= 0)
     assert nondominated(values).tolist() == [not any(dominates(b, a) for b in values) for a in values]
 
@@ -144,6 +160,14 @@ def test_one_objective_is_ranked_by_value_then_by_age():
 def test_crowding_distance_of_a_front_worked_out_by_hand():
     points = np.array([[0.0, 10.0], [1.0, 6.0], [4.0, 2.0], [10.0, 0.0]])
     assert crowding_distance(points).tolist() == pytest.approx([np.inf, 4 / 10 + 8 / 10, 9 / 10 + 6 / 10, np.inf])
+
+
+def test_both_ends_of_every_objective_are_infinitely_lonely():
+    points = np.array([[0.0, 2.0, 3.0], [1.0, 3.0, 2.0], [2.0, 2.5, 2.5], [3.0, 1.0, 2.2], [4.0, 2.2, 1.0]])
+    assert np.isinf(crowding_distance(points)).tolist() == [True, True, False, True, True]
+    assert np.isinf(crowding_distance(points[[2, 4, 0]])).all()
+    worst_only = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])  # the last is no one's best
+    assert np.isinf(crowding_distance(worst_only)).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4])

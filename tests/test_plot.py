@@ -157,3 +157,43 @@ def test_notebooks_show_figures_without_pyplot():
     figure = plot.coverage_map(vitas.Dim([1, 2]))
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert pickle.loads(pickle.dumps(figure))._repr_png_().startswith(b"\x89PNG")
+
+
+def widths_of(subnet):
+    figure = plot.figure(1)
+    (axes,) = figure.axes
+    plot.widths(axes, vitas.Subnet(subnet))
+    figure.canvas.draw()
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    lines = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines}
+    return axes, labels, lines
+
+
+@pytest.mark.extras
+def test_widths_of_stages_stand_before_those_of_their_blocks():
+    axes, labels, lines = widths_of(
+        {"patch_size": 4, "stages.0.width": 8, "stages.1.width": 16, "stages.0.blocks.0.mlp": 3, "stages.1.blocks.0.mlp": 5}
+    )
+    assert labels == ["0", "0.0", "1", "1.0"]
+    assert lines == {"width": ([0, 2], [8, 16]), "mlp": ([1, 3], [3, 5])}
+    assert (axes.get_title(), axes.get_xlabel()) == ("patch_size 4", "stages.blocks")
+
+
+@pytest.mark.extras
+def test_widths_of_a_space_without_blocks_stand_under_their_names():
+    _, labels, lines = widths_of({"width": 4, "hidden": 9})
+    assert labels == ["width", "hidden"]
+    assert [values for _, values in lines.values()] == [[4, 9]]
+
+
+@pytest.mark.extras
+def test_the_front_tells_what_breaks_a_limit():
+    figure = plot.figure(1)
+    (axes,) = figure.axes
+    x, allowed = np.array([1e9, 2e9, 3e9]), np.array([True, False, True])
+    plot.front(axes, x, np.arange(3.0), allowed, np.array([False, False, True]), "flops", "accuracy")
+    figure.canvas.draw()
+    clouds = {cloud.get_label(): cloud.get_offsets().tolist() for cloud in axes.collections}
+    assert clouds == {"a subnet": [[1e9, 0], [3e9, 2]], "breaks a limit": [[2e9, 1]]}
+    assert axes.lines[0].get_xdata().tolist() == [3e9]
+    assert "2G" in [label.get_text() for label in axes.get_xticklabels()]

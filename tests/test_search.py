@@ -170,6 +170,14 @@ def test_a_mistake_in_evaluate_is_refused_at_once_and_costs_no_network(model, tm
     assert told(result) == told(vitas.evolve(model, score, **SETTINGS))
 
 
+def test_a_count_that_evaluate_measures_itself_stands(model, tmp_path):
+    settings = {**SETTINGS, "limits": {"flops": (None, 50)}}
+    result = vitas.evolve(model, lambda model: {"accuracy": score(model), "flops": 40.5}, **settings)
+    assert {evaluation.scores["flops"] for evaluation in result.history} == {40.5}
+    assert len(result.front) > 0
+    assert result.history[0].scores["params"] == vitas.count_params(model, result.history[0].subnet)
+
+
 def test_bilateral_sharing_calls_evaluate_as_it_is():
     model = vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1, sharing="bilateral")
     result = vitas.evolve(model, lambda model: float(vitas.search_space(model).side == "left"), **SETTINGS)
@@ -188,7 +196,7 @@ def test_bilateral_sharing_calls_evaluate_as_it_is():
 )
 def test_a_storage_made_for_something_else_is_refused(model, tmp_path, change, what):
     vitas.evolve(model, score, storage=tmp_path / "search.log", **{**SETTINGS, "generations": 1})
-    with pytest.raises(SearchError, match=f"was made with another {what}"):
+    with pytest.raises(SearchError, match=f"differs in {what}"):
         vitas.evolve(model, score, storage=tmp_path / "search.log", **{**SETTINGS, **change})
     other = vitas.evolve(model, score, storage=tmp_path / "search.log", name="another", **{**SETTINGS, **change})
     assert len(other.history) == 5 * change.get("population", 6)
@@ -196,11 +204,15 @@ def test_a_storage_made_for_something_else_is_refused(model, tmp_path, change, w
 
 def test_a_storage_of_other_weights_or_another_space_is_refused(model, tmp_path):
     vitas.evolve(model, score, storage=tmp_path / "search.log", **{**SETTINGS, "generations": 1})
-    with pytest.raises(SearchError, match="another weights"):
+    with pytest.raises(SearchError, match="differs in weights"):
         vitas.evolve(micro(seed=1), score, storage=tmp_path / "search.log", **SETTINGS)
     other = vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1, mlp_dim=[48, 96, 192])
-    with pytest.raises(SearchError, match="another search space"):
+    with pytest.raises(SearchError, match="differs in search space"):
         vitas.evolve(other, score, storage=tmp_path / "search.log", **{**SETTINGS, "flops": None})
+    law = vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1, depth_p=[1, 2, 3, 4, 5, 6])
+    law.load_state_dict(model.state_dict())
+    with pytest.raises(SearchError, match="differs in search space"):  # the same networks, drawn otherwise
+        vitas.evolve(law, score, storage=tmp_path / "search.log", **SETTINGS)
     study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'own.db'}", study_name="vitas")
     study.add_trial(optuna.create_trial(value=1.0))
     with pytest.raises(SearchError, match="evolve did not make the study"):
@@ -237,6 +249,8 @@ def test_files_that_are_no_journals_are_refused_and_stay_as_they_are(model, tmp_
         vitas.evolve(model, score, storage=tmp_path / "no" / "search.log", **SETTINGS)
     with pytest.raises(FileError, match="is not a file"):
         vitas.evolve(model, score, storage=tmp_path, **SETTINGS)
+    with pytest.raises(FileError, match="cannot be opened"):
+        vitas.evolve(model, score, storage=tmp_path / ("n" * 300), **SETTINGS)
     (tmp_path / "damaged").write_bytes(
         b'{"op_code":0,"worker_id":"a","study_name":"b","directions":[1]}\n}}}\n{"op_code":1}\n'
     )

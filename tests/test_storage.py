@@ -1,5 +1,6 @@
 """The journal: what killed writers leave behind, and the lock."""
 
+import copy
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ import time
 import pytest
 
 import vitas
+from vitas import storage
+from vitas.errors import FileError, SearchError
 from vitas.storage import FileLock, Ledger, _start_of, _this_process, open_storage
 
 optuna = pytest.importorskip("optuna")
@@ -93,3 +96,71 @@ def test_what_was_given_up_stays_given_up(tmp_path):
     other.withdraw(trial_id)
     slow.complete(trial_id, [0.5], {"more": 1})  # it was only slow: its result comes too late
     assert [(claim.number, claim.state) for claim in ledger(path).news()] == [(number, "PRUNED")]
+
+
+def test_an_evaluation_that_failed_says_how_long_one_takes_too(tmp_path):
+    searched = ledger(tmp_path / "search.log")
+    trial_id, _ = searched.claim(vitas.Subnet({"width": 4}), VALUES, {})
+    time.sleep(0.05)
+    searched.fail(trial_id, "no memory")
+    list(searched.news())
+    assert searched.longest >= 0.05
+
+
+# -- opening -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("look", ["get_study_user_attrs", "get_all_trials"])
+def test_another_worker_may_state_its_facts_and_claim_while_we_look(tmp_path, monkeypatch, look):
+    """It does all of that right after one of our looks at the study."""
+    path = tmp_path / "search.log"
+    slow = open_storage(path)
+    real, quick = getattr(slow, look), []
+
+    def then_the_other(*arguments, **options):
+        seen = copy.copy(real(*arguments, **options))
+        if not quick:
+            quick.append(claimed(path, 4))
+        return seen
+
+    monkeypatch.setattr(slow, look, then_the_other)
+    joined = Ledger(slow, "vitas", {"score": "max"}, FACTS)
+    assert [claim.params["width"] for claim in joined.news()] == [4]
+
+
+@pytest.mark.parametrize("failures", [3, 9])
+def test_a_study_that_two_workers_make_at_once_is_tried_again(monkeypatch, failures):
+    pauses, tried = [], []
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+
+    def open_study(*arguments):
+        tried.append(arguments)
+        if len(tried) <= failures:
+            raise optuna.exceptions.StorageInternalError("deadlock")
+        return optuna.create_study(study_name="vitas", storage=arguments[0])
+
+    monkeypatch.setattr(storage, "_open_study", open_study)
+    if failures == 3:
+        Ledger(open_storage(None), "vitas", {"score": "max"}, FACTS)
+        assert len(tried) == 4
+        assert pauses == sorted(pauses)
+    else:
+        with pytest.raises(optuna.exceptions.StorageInternalError):
+            Ledger(open_storage(None), "vitas", {"score": "max"}, FACTS)
+        assert len(tried) == 5
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresl://host/db", "sqlite://no/file.db", "://", "redis://host", "sqlite:////no/file.db"]
+)
+def test_a_database_that_cannot_be_opened_is_refused(monkeypatch, url):
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    with pytest.raises(SearchError, match=r"storage: the database cannot be opened: .+"):
+        open_storage(url)
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.os, "access", lambda path, mode: False)  # the superuser may write anywhere
+    with pytest.raises(FileError, match=r"search\.log cannot be written"):
+        open_storage(tmp_path / "search.log")
+    assert not list(tmp_path.iterdir())

@@ -42,7 +42,8 @@ def window_of(budget: Any, what: str, largest: int) -> Window:
             raise BudgetError(f"{what}: got {shown(budget)}, which bounds nothing; leave {what} out")
     else:
         low, high = None, _bound(budget, what, largest)
-    window = Window(max(0, math.ceil(low)) if low is not None else 0, math.floor(high) if high is not None else largest)
+    least = math.ceil(low) if low is not None else 0
+    window = Window(least, math.floor(high) if high is not None else max(least, largest))
     if low is not None and high is not None and low > high:
         raise BudgetError(f"{what}: the lower bound {low:,} is above the upper bound {high:,}; they read (low, high)")
     return window

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from vitas.budget import Window
 from vitas.elimination import Chain, Floats, Ints, Step
 
-_BINS = {1: 4096, 2: 96}
+BINS = {1: 4096, 2: 96}
+"""How many bins a row has along each measure, by the number of measures."""
 _FAR = np.iinfo(np.int64).max // 4
 
 
@@ -71,7 +72,7 @@ class Conditional:
         self._rows = narrowed(chain, windows)
         measures = max(1, len(windows))
         affordable = memory / sum(rows.low.shape[1] for rows in self._rows)
-        most = max(8, int(min(bins or _BINS[measures], affordable ** (1 / measures))))
+        most = max(8, int(min(bins or BINS[measures], affordable ** (1 / measures))))
         self._scales: list[float] = []
         for t in reversed(range(len(chain.steps))):
             self._set_bounds(t, most)

@@ -11,7 +11,10 @@ import numpy as np
 
 from vitas.budget import Window
 from vitas.conditional import Conditional, Rows, narrowed
-from vitas.elimination import Chain, Step
+from vitas.elimination import Chain, Step, TooManyRows
+
+_FEW = 10**6
+"""So many subnets, or costs of subnets, may be remembered one by one."""
 
 
 class SubnetCount(int):
@@ -53,9 +56,11 @@ def count_inside(chain: Chain, windows: Sequence[Window], *, work: float = 4e10,
         seed: Of the estimate.
     """
     rows = narrowed(chain, windows)
+    if chain.space.size <= _FEW:  # then going through them one by one may be quicker, and always ends
+        work = min(work, 1e4 * chain.space.size)
     if len(windows) == 1 and _work(chain, rows) <= work:
         return SubnetCount(_dense(chain, rows, windows[0]) * chain.times)
-    if len(windows) != 1 and (found := _sparse(chain, rows)) is not None:
+    if (len(windows) != 1 or chain.space.size <= _FEW) and (found := _sparse(chain, rows)) is not None:
         return SubnetCount(found * chain.times)
     return _estimate(chain, windows, seed)
 
@@ -74,10 +79,13 @@ def _digit_bytes(chain: Chain) -> int:
 
 def _work(chain: Chain, rows: Sequence[Rows]) -> float:
     """Return the bytes that `_dense` goes through."""
-    adds = (
-        float((_points(here) * (step.weight > 0).sum(axis=1)).sum()) for here, step in zip(rows, chain.steps, strict=False)
-    )
-    return sum(adds) * _digit_bytes(chain)
+    return _additions(chain, rows) * _digit_bytes(chain)
+
+
+def _additions(chain: Chain, rows: Sequence[Rows]) -> float:
+    """Return how many costs are met in all steps, for every value."""
+    steps = zip(rows, chain.steps, strict=False)
+    return sum(float((_points(here) * (step.weight > 0).sum(axis=1)).sum()) for here, step in steps)
 
 
 def _dense(chain: Chain, rows: Sequence[Rows], window: Window) -> int:
@@ -101,8 +109,9 @@ def _inside(here: Rows, step: Step, row: int, window: Window, size: int) -> int:
     """Return the counts of a row before the last step."""
     n = int(_points(here)[row])
     costs = here.low[0, row] + np.arange(n) * here.gcd[0, row]
-    ends = costs[:, None] + step.cost[0, row]
-    ways = (step.weight[row].astype(np.int64) * ((ends >= window.low) & (ends <= window.high))).sum(axis=1)
+    ways = np.zeros(n, dtype=np.int64)
+    for weight, cost in zip(step.weight[row], step.cost[0, row], strict=True):
+        ways += int(weight) * ((costs + cost >= window.low) & (costs + cost <= window.high))
     digits = np.zeros((n, max(size, 8)), dtype=np.uint8)
     digits[:, :8] = ways.astype("<i8").view(np.uint8).reshape(n, 8)
     return int.from_bytes(digits[:, :size].tobytes(), "little")
@@ -130,10 +139,72 @@ def _ahead(here: Rows, step: Step, row: int, after: Rows, counts: Sequence[int],
     return total & ((1 << (8 * size * n)) - 1)
 
 
+# -- exact, one measure: which costs there are; a row's costs so far are the bits of one long int --------------------------
+
+
+def outermost(chain: Chain, window: Window, side: int, *, work: float = 2e8) -> int | None:
+    """Return the least (side 1) or the greatest (side -1) cost inside a window; None where there is none.
+
+    Args:
+        chain: The decisions of the space, with one measure.
+        window: Least and greatest cost.
+        side: Which end of the window the cost is to be near: 1 the low one, -1 the high one.
+        work: Bytes that may be touched.
+
+    Raises:
+        TooManyRows: more than that would be.
+    """
+    rows = narrowed(chain, [window])
+    if _additions(chain, rows) > 8 * work:
+        raise TooManyRows("too many costs to go through")
+    reached = [int(_points(rows[0])[0] > 0)]
+    ends = [int(chain.start[0])] if reached[0] and not chain.steps else []
+    for t, step in enumerate(chain.steps):
+        here, after = rows[t], rows[t + 1]
+        further = [0] * step.rows
+        for row, value in zip(*np.nonzero(step.weight), strict=True):
+            if not reached[row]:
+                continue
+            first, unit = int(here.low[0, row] + step.cost[0, row, value]), int(max(here.gcd[0, row], 1))
+            if t + 1 == len(chain.steps):
+                ends += _outermost_bit(reached[row], first, unit, window, side)
+                continue
+            target = int(step.target[row, value])
+            finer = int(max(after.gcd[0, target], 1))
+            place = (first - int(after.low[0, target])) // finer
+            bits = _spread(reached[row], unit // finer)
+            further[target] |= bits << place if place >= 0 else bits >> -place
+        points = _points(after).tolist()
+        reached = [bits & ((1 << n) - 1) for bits, n in zip(further, points, strict=True)]
+    return (min(ends) if side > 0 else max(ends)) if ends else None
+
+
+def _spread(bits: int, stride: int) -> int:
+    """Return bits with `stride - 1` zeros after each."""
+    if stride <= 1 or bits <= 1:
+        return bits
+    n = (bits.bit_length() + 7) // 8
+    single = np.unpackbits(np.frombuffer(bits.to_bytes(n, "little"), np.uint8), bitorder="little")
+    apart = np.zeros(len(single) * stride, dtype=np.uint8)
+    apart[::stride] = single
+    return int.from_bytes(np.packbits(apart, bitorder="little").tobytes(), "little")
+
+
+def _outermost_bit(bits: int, first: int, unit: int, window: Window, side: int) -> list[int]:
+    """Return the cost inside the window, if any, of the outermost of bits that stand for first, first + unit, ..."""
+    begin = max(0, -((first - window.low) // unit))
+    bits = bits >> begin << begin
+    bits &= (1 << max(0, (window.high - first) // unit + 1)) - 1
+    if not bits:
+        return []
+    place = (bits & -bits).bit_length() - 1 if side > 0 else bits.bit_length() - 1
+    return [first + unit * place]
+
+
 # -- exact, several measures, small spaces ---------------------------------------------------------------------------
 
 
-def _sparse(chain: Chain, rows: Sequence[Rows], most: int = 10**6) -> int | None:
+def _sparse(chain: Chain, rows: Sequence[Rows], most: int = _FEW) -> int | None:
     """Count forwards: for each row how many subnets cost how much so far; None where that is too much to remember."""
     counts: list[dict[tuple[int, ...], int]] = [{tuple(chain.start.tolist()): 1}]
     for step, after in zip(chain.steps, rows[1:], strict=True):

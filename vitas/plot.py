@@ -51,50 +51,91 @@ def progress(axes: Any, scores: NDArray[Any], allowed: NDArray[np.bool_], name: 
     Shapes: scores, allowed (n,).
     """
     numbers = np.arange(1, len(scores) + 1)
-    for which, colour, label in ((allowed, GREY, "a subnet"), (~allowed, ORANGE, "breaks a limit")):
-        if which.any():
-            axes.scatter(numbers[which], scores[which], s=7, color=colour, linewidths=0, label=label)
+    _clouds(axes, numbers, scores, allowed)
     if allowed.any():
         best = np.maximum if direction == "max" else np.minimum
         reached = best.accumulate(np.where(allowed, scores, -np.inf if direction == "max" else np.inf))
-        axes.plot(numbers[np.isfinite(reached)], reached[np.isfinite(reached)], color=BLUE, label="best so far")
+        known = np.isfinite(reached)
+        axes.plot(numbers[known], reached[known], color=BLUE, drawstyle="steps-post", label="best so far")
     axes.set_xlabel("evaluation")
-    axes.set_ylabel(name)
+    _name_values(axes.yaxis, name)
     axes.set_title("Progress")
-    if len(scores):
-        axes.legend(frameon=False, fontsize="small")
+    _legend(axes)
 
 
-def front(axes: Any, x: NDArray[Any], y: NDArray[Any], marked: NDArray[np.bool_], x_name: str, y_name: str) -> None:
-    """Draw two values of every subnet against each other, those on the front marked.
+def front(
+    axes: Any,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    allowed: NDArray[np.bool_],
+    marked: NDArray[np.bool_],
+    x_name: str,
+    y_name: str,
+) -> None:
+    """Draw two values of every subnet against each other, those that break a limit and those on the front marked.
 
-    Shapes: x, y, marked (n,).
+    Shapes: x, y, allowed, marked (n,).
     """
-    axes.scatter(x[~marked], y[~marked], s=7, color=GREY, linewidths=0, label="a subnet")
-    order = np.argsort(x[marked], kind="stable")
-    axes.plot(x[marked][order], y[marked][order], "o-", color=BLUE, markersize=5, linewidth=1, label="the best")
-    axes.set_xlabel(x_name)
-    axes.set_ylabel(y_name)
+    _clouds(axes, x, y, allowed)
+    if marked.any():
+        order = np.argsort(x[marked], kind="stable")
+        axes.plot(x[marked][order], y[marked][order], "o-", color=BLUE, markersize=4, linewidth=1, label="the best")
+    _name_values(axes.xaxis, x_name)
+    _name_values(axes.yaxis, y_name)
     axes.set_title(f"{y_name} against {x_name}")
-    axes.legend(frameon=False, fontsize="small")
+    _legend(axes)
+
+
+def _clouds(axes: Any, x: NDArray[Any], y: NDArray[Any], allowed: NDArray[np.bool_]) -> None:
+    for which, colour, label in ((allowed, GREY, "a subnet"), (~allowed, ORANGE, "breaks a limit")):
+        if which.any():
+            axes.scatter(x[which], y[which], s=7, color=colour, linewidths=0, label=label)
+
+
+def _name_values(axis: Any, name: str) -> None:
+    """Label an axis; counts read 1.2G."""
+    from matplotlib.ticker import EngFormatter
+
+    axis.set_label_text(name)
+    if name in ("flops", "params"):
+        axis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _legend(axes: Any, **place: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(framealpha=0.8, edgecolor="none", fontsize="small", markerscale=1.5, **place)
 
 
 def widths(axes: Any, subnet: Subnet) -> None:
-    """Draw what a subnet chooses in each block: a line for every word such as `mlp_dim`, one point a block."""
+    """Draw what a subnet chooses in each block: a line for every word such as `mlp_dim`, one point a block.
+
+    What belongs to a stage stands before its blocks; what belongs to no block, in the title.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
     single, words, rows = subnet._table()
-    blocks = list(rows)
+    if not rows:
+        single, words, rows = {}, ["value"], {name: {"value": value} for name, value in single.items()}
+    numbers = {row: tuple(int(part) for part in row.split(".") if part.isdecimal()) for row in rows}
+    numbered = all(numbers.values())
+    blocks = sorted(rows, key=numbers.__getitem__) if numbered else list(rows)
     for number, word in enumerate(words):
         places = [place for place, block in enumerate(blocks) if word in rows[block]]
         values = [rows[blocks[place]][word] for place in places]
         axes.plot(places, values, "o-", color=f"C{number}", markersize=4, linewidth=1, label=word)
-    numbered = [block.rpartition(".")[2] for block in blocks]
-    plain = all(block.startswith("blocks.") for block in blocks)
-    axes.set_xticks(range(len(blocks)), numbered if plain else blocks, rotation=0 if plain else 90, fontsize="small")
-    axes.set_xlabel("block")
+    labels = [".".join(map(str, numbers[block])) if numbered else block for block in blocks]
+    upright = max(map(len, labels), default=0) <= 2
+    axes.set_xticks(range(len(blocks)), labels, rotation=0 if upright else 90, fontsize="small")
+    deepest = max(blocks, key=lambda block: block.count("."), default="")
+    axes.set_xlabel(".".join(part for part in deepest.split(".") if not part.isdecimal()) if numbered else "")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(", ".join(f"{name} {value}" for name, value in single.items()), fontsize="medium")
-    if blocks:
-        axes.legend(frameon=False, fontsize="small")
+    if len(words) > 1:
+        _legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def coverage_map(dims: Dim | Mapping[str, Dim]) -> Any:

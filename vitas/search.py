@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from vitas import plot
-from vitas.errors import SearchError, VitasError, clipped, listed, one_of, shown
+from vitas.errors import SearchError, VitasError, is_one_of, listed, one_of, shown
 from vitas.genetic import Codes, Floats, Genome, crossover, hypervolume, mutate, nondominated, ranked, repair
 from vitas.sample import SubnetSampler
 from vitas.space import SearchSpace, search_space
@@ -53,7 +53,7 @@ class _Aims:
         for name, direction in objectives.items():
             if not isinstance(name, str) or not name:
                 raise SearchError(f"objectives: expected names that are strings, got {shown(name)}")
-            if direction not in ("max", "min"):
+            if not is_one_of(["max", "min"], direction):
                 raise SearchError(f"objectives: {name}: {one_of(['max', 'min'], direction)}")
         if not isinstance(limits, (Mapping, type(None))):
             raise SearchError(f"limits: expected names and bounds such as {{'latency_ms': (None, 12)}}, got {shown(limits)}")
@@ -72,6 +72,9 @@ class _Aims:
             if len(measured) > 1:
                 raise SearchError(f"evaluate: expected a mapping with {listed(measured)}, got {shown(returned)}")
             returned = {measured[0]: returned}
+        for name in returned:
+            if not isinstance(name, str):
+                raise SearchError(f"evaluate: expected names that are strings, got {shown(name)}")
         scores = {**counts, **{name: _number(name, value) for name, value in returned.items()}}
         for what, wanted in (("the objective", self.objectives), ("the limited value", self.limits)):
             for name in wanted:
@@ -121,7 +124,11 @@ def _number(name: Any, value: Any) -> float:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise SearchError(f"{name}: expected a number, got {shown(value)}")
-    return float(value) if isinstance(value, (float, np.floating)) else int(clipped(int(value)))
+    try:
+        number = float(value)
+    except OverflowError:
+        raise SearchError(f"{name}: expected a number that floats can hold, got {shown(value)}") from None
+    return number if isinstance(value, (float, np.floating)) else int(value)
 
 
 def _count(what: str, number: Any, least: int) -> int:
@@ -357,20 +364,22 @@ class SearchResult:
         """Return a matplotlib Figure: progress, the front (or score against cost), widths of the best subnet by block."""
         names = list(self.objectives)
         scored = [evaluation for evaluation in self.history if evaluation.error is None]
-        good = [self._aims.violation(evaluation.scores) == 0 for evaluation in scored]
+        good = np.array([self._aims.violation(evaluation.scores) == 0 for evaluation in scored], dtype=bool)
         cost = next((name for name in ("flops", "params") if scored and name in scored[0].scores), None)
         across = names[1] if len(names) > 1 else cost
         figure = plot.figure(3 if across is not None else 2)
         axes = list(figure.axes)
         first = np.array([evaluation.scores[names[0]] for evaluation in scored])
-        plot.progress(axes.pop(0), first, np.array(good, dtype=bool), names[0], self.objectives[names[0]])
+        plot.progress(axes.pop(0), first, good, names[0], self.objectives[names[0]])
         if across is not None:
             x = np.array([evaluation.scores[across] for evaluation in scored])
-            shown = {evaluation.subnet for evaluation in self.front}
-            marked = np.array([evaluation.subnet in shown for evaluation in scored], dtype=bool)
-            plot.front(axes.pop(0), x, first, marked, across, names[0])
-        if any(good):
+            best = {evaluation.subnet for evaluation in self.front}
+            marked = np.array([evaluation.subnet in best for evaluation in scored], dtype=bool)
+            plot.front(axes.pop(0), x, first, good, marked, across, names[0])
+        if good.any():
             plot.widths(axes.pop(0), self.best)
+        else:
+            axes.pop(0).set_axis_off()
         return figure
 
     def __repr__(self) -> str:
@@ -442,10 +451,10 @@ def evolve(
         raise SearchError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
     if not isinstance(name, str) or not name:
         raise SearchError(f"name: expected a string, got {shown(name)}")
-    total = _count("population", population, 2) * _count("generations", generations, 1)
-    _count("max_failures", max_failures, 1)
     if stale_after is not None and not _number("stale_after", stale_after) >= 0:
         raise SearchError(f"stale_after: expected seconds, at least 0, got {shown(stale_after)}")
+    total = _count("population", population, 2) * _count("generations", generations, 1)
+    _count("max_failures", max_failures, 1)
     evolution = Evolution(
         model,
         flops=flops,
@@ -456,29 +465,12 @@ def evolve(
         population=population,
         seed=seed,
     )
-    opened = open_storage(storage)
     facts = _facts(evolution, model if storage is not None else None)
-    worker = _Worker(evolution, Ledger(opened, name, evolution._aims.objectives, facts), total, stale_after)
-    bar = _Bar(worker, total) if progress else None
-    failures = 0
-    try:
-        while (job := worker.next()) is not None:
-            error = _evaluate(model, evaluate, evolution, worker.ledger, job)
-            failures = failures + 1 if error is not None else 0
-            if bar is not None:
-                bar.update()
-            if failures >= max_failures:
-                cause = error if isinstance(error, Exception) else None
-                raise SearchError(f"{failures} evaluations failed in a row; the last: {_described(error)}") from cause
-    except KeyboardInterrupt:
-        pass  # what there is, is returned
-    finally:
-        worker.ledger.withdraw_own()  # interrupted, or a mistake in what evaluate returns: to be done again
-        worker.read()
-        if bar is not None:
-            bar.close()
+    ledger = Ledger(open_storage(storage), name, evolution._aims.objectives, facts)
+    worker = _Worker(evolution, ledger, total, stale_after)
+    worker.work(model, evaluate, max_failures, _Bar(worker) if progress else None)
     result = evolution.result()
-    result.study = worker.ledger.study
+    result.study = ledger.study
     return result
 
 
@@ -488,33 +480,6 @@ class _Job(NamedTuple):
     trial_id: int
     subnet: Subnet
     counts: Mapping[str, int]
-
-
-def _evaluate(
-    model: nn.Module, evaluate: Evaluate, evolution: Evolution, ledger: Ledger, job: _Job
-) -> Exception | str | None:
-    """Evaluate a claimed subnet and store what came of it; return the error if it failed."""
-    try:
-        with evolution.space.use(job.subnet):
-            returned = evaluate(model)
-    except Exception as error:
-        ledger.fail(job.trial_id, _described(error))
-        return error
-    aims = evolution._aims
-    scores = aims.read(returned, job.counts)
-    failure = aims.failure(scores)
-    if failure is not None:
-        ledger.fail(job.trial_id, failure)
-        return failure
-    more = {name: value for name, value in scores.items() if name not in aims.objectives and name not in job.counts}
-    kept = {"scores": _json(more)} if more else {}
-    ledger.complete(job.trial_id, [scores[name] for name in aims.objectives], kept, aims.excesses(scores))
-    return None
-
-
-def _json(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """Return scores as JSON has them: no NaN, no infinity."""
-    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _described(error: Exception | str | None) -> str:
@@ -561,6 +526,50 @@ class _Worker:
         return Evaluation(
             subnet, {**counts, **more, **dict(zip(self.evolution._aims.objectives, claim.values or (), strict=True))}
         )
+
+    def work(self, model: nn.Module, evaluate: Evaluate, max_failures: int, bar: _Bar | None) -> None:
+        """Evaluate subnets until the search is over or is interrupted.
+
+        Raises:
+            SearchError: a mistake in what `evaluate` returns; `max_failures` failures in a row.
+        """
+        failures = 0
+        try:
+            while (job := self.next()) is not None:
+                error = self.evaluate(model, evaluate, job)
+                failures = failures + 1 if error is not None else 0
+                if bar is not None:
+                    bar.update()
+                if failures >= max_failures:
+                    cause = error if isinstance(error, Exception) else None
+                    raise SearchError(f"{failures} evaluations failed in a row; the last: {_described(error)}") from cause
+        except KeyboardInterrupt:
+            pass  # what there is, is returned
+        finally:
+            self.ledger.withdraw_own()  # interrupted, or a mistake in what evaluate returns: to be done again
+            self.read()
+            if bar is not None:
+                bar.close()
+
+    def evaluate(self, model: nn.Module, evaluate: Evaluate, job: _Job) -> Exception | str | None:
+        """Evaluate a claimed subnet and store what came of it; return the error if it failed."""
+        try:
+            with self.evolution.space.use(job.subnet):
+                returned = evaluate(model)
+        except Exception as error:
+            self.ledger.fail(job.trial_id, _described(error))
+            return error
+        aims = self.evolution._aims
+        scores = aims.read(returned, job.counts)
+        failure = aims.failure(scores)
+        if failure is not None:
+            self.ledger.fail(job.trial_id, failure)
+            return failure
+        known = {*aims.objectives, *(name for name, count in job.counts.items() if scores[name] == count)}
+        more = {name: value if math.isfinite(value) else None for name, value in scores.items() if name not in known}
+        kept = {"scores": more} if more else {}  # None: JSON has no NaN and no infinity
+        self.ledger.complete(job.trial_id, [scores[name] for name in aims.objectives], kept, aims.excesses(scores))
+        return None
 
     def next(self) -> _Job | None:
         """Claim a subnet; None when the search is over."""
@@ -609,12 +618,12 @@ class _Worker:
 class _Bar:
     """The progress bar."""
 
-    def __init__(self, worker: _Worker, total: int) -> None:
+    def __init__(self, worker: _Worker) -> None:
         from tqdm import tqdm
 
         self._evolution = worker.evolution
         done = len(self._evolution.result().history)
-        self._bar = tqdm(total=total, initial=done, desc=worker.ledger.study.study_name, unit="subnet")
+        self._bar = tqdm(total=worker.total, initial=done, desc=worker.ledger.study.study_name, unit="subnet")
         self._started, self._before, self._shown = time.monotonic(), done, 0.0
 
     def update(self) -> None:

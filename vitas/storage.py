@@ -67,43 +67,56 @@ def open_storage(where: Any) -> Any:
     """Return the Optuna storage at a place: None for memory, a path for a journal file, a URL, or an Optuna storage itself.
 
     Raises:
-        FileError: a file that is no journal, or a folder that does not exist.
-        SearchError: something else.
+        FileError: a file that is no journal or cannot be opened, a folder that does not exist.
+        SearchError: a database that cannot be opened; something else than a place.
     """
     import optuna
 
     if where is None or isinstance(where, optuna.storages.BaseStorage):
         return optuna.storages.get_storage(where)
     if isinstance(where, str) and "://" in where:
-        return _patiently(lambda: optuna.storages.get_storage(where))
-    if not isinstance(where, (str, os.PathLike)) or not os.fspath(where):
+        return _database(where)
+    if not isinstance(where, (str, os.PathLike)) or not os.fspath(where) or isinstance(os.fspath(where), bytes):
         raise SearchError(f"storage: expected None, a path or a URL, got {shown(where)}")
     path = Path(where)
     if not path.parent.is_dir():
         raise FileError(f"storage: there is no folder {path.parent}")
-    if path.exists():
-        _refuse_other_files(path)
     from optuna.storages.journal import JournalFileBackend
 
     try:
+        if path.exists():
+            _refuse_other_files(path)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise FileError(f"storage: {path} cannot be written")
         lock = FileLock(str(path)) if fcntl is not None else None
         backend = JournalFileBackend(str(path), lock_obj=lock)  # type: ignore[arg-type]
         return optuna.storages.JournalStorage(backend)
+    except FileError:
+        raise
     except (ValueError, KeyError, AssertionError) as error:
         raise FileError(f"storage: {path} is damaged: {error}") from error
+    except OSError as error:
+        raise FileError(f"storage: {shown(str(path))} cannot be opened: {error.strerror or error}") from error
 
 
-def _patiently(step: Callable[[], Any]) -> Any:
-    """Try a step on a database again when another worker takes the same one: both make the tables, or the study."""
+def _database(url: str) -> Any:
+    import optuna
     from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import DatabaseError
+    from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
+    try:
+        return _patiently(lambda: optuna.storages.get_storage(url), DatabaseError, StorageInternalError)
+    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
+        # Not the URL itself: it may hold a password.
+        raise SearchError(f"storage: the database cannot be opened: {str(error).splitlines()[0]}") from error
+
+
+def _patiently(step: Callable[[], Any], *errors: type[Exception]) -> Any:
+    """Try a step on a database again when another worker takes the same one: both make the tables, or the study."""
     for pause in (0.1, 0.3, 1.0, 3.0):
         try:
             return step()
-        except (DatabaseError, StorageInternalError) as error:
-            if "does not exist" in str(error) or "could not" in str(error):
-                raise
+        except errors:
             time.sleep(pause)
     return step()
 
@@ -155,7 +168,7 @@ class Ledger:
 
         self._optuna = optuna
         self.storage = storage
-        self.study = _open_study(storage, name, objectives)
+        self.study = _patiently(lambda: _open_study(storage, name, objectives), optuna.exceptions.StorageInternalError)
         self._id = storage.get_study_id_from_name(name)
         self._agree(facts)
         self.token = uuid.uuid4().hex
@@ -168,9 +181,10 @@ class Ledger:
         """Seconds that the longest evaluation so far took."""
 
     def _agree(self, facts: Mapping[str, Any]) -> None:
+        trials = self.storage.get_all_trials(self._id, deepcopy=False)  # first: another worker states facts before it claims
         attrs = self.storage.get_study_user_attrs(self._id)
         if "vitas" not in attrs:
-            if self.storage.get_all_trials(self._id, deepcopy=False):
+            if trials:
                 raise SearchError(
                     f"storage: evolve did not make the study {shown(self.study.study_name)} that is there; give name="
                 )
@@ -181,7 +195,7 @@ class Ledger:
         for what in {**there, **here}:
             if there.get(what) != here.get(what):
                 raise SearchError(
-                    f"storage: the search {shown(self.study.study_name)} there was made with another {what}"
+                    f"storage: the search {shown(self.study.study_name)} that is there differs in {what}"
                     f" ({_short(there.get(what))}, here {_short(here.get(what))}); go on with that, or give another name="
                 )
 
@@ -197,7 +211,7 @@ class Ledger:
                 self._open[number] = trial
             else:
                 self._open.pop(number, None)
-            if trial.state.name == "COMPLETE" and trial.datetime_start is not None:
+            if trial.state.name in ("COMPLETE", "FAIL") and trial.datetime_start is not None:
                 self.longest = max(self.longest, (trial.datetime_complete - trial.datetime_start).total_seconds())
             yield Claim(number, trial.state.name, trial.params, trial.values, trial.user_attrs)
         self._seen = len(trials)
