@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import wraps
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -317,6 +318,7 @@ def _largest(module: nn.Module) -> AbstractContextManager[None]:
 def _whole(name: str) -> Callable[..., Any]:
     """Return the method of that name of the narrowed class, run while the largest subnet is active."""
 
+    @wraps(getattr(VisionTransformer, name))
     def method(self: ElasticVisionTransformer, *arguments: Any, **named: Any) -> Any:
         with _largest(self), torch.no_grad():
             return getattr(super(ElasticVisionTransformer, self), name)(*arguments, **named)
