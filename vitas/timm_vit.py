@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import wraps
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -320,12 +321,13 @@ def largest(module: nn.Module) -> AbstractContextManager[None]:
     return State(choices, tuple(len(choice.values) - 1 for choice in choices), tuple(0 for _ in choices)).restored()
 
 
-def whole(name: str) -> Callable[..., Any]:
-    """Return the method of that name of the narrowed class, run while the largest subnet is active."""
+def whole(narrowed: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of the narrowed class, run while the largest subnet is active."""
 
+    @wraps(narrowed)
     def method(self: Model, *arguments: Any, **named: Any) -> Any:
         with largest(self), torch.no_grad():
-            return getattr(super(Model, self), name)(*arguments, **named)
+            return getattr(super(Model, self), narrowed.__name__)(*arguments, **named)
 
     return method
 
@@ -333,8 +335,8 @@ def whole(name: str) -> Callable[..., Any]:
 class Model(Narrowed):
     """What searchable models have in common: methods that read or write whole parameters, or make layers."""
 
-    reset_classifier = whole("reset_classifier")
-    get_submodule, get_parameter = whole("get_submodule"), whole("get_parameter")
+    reset_classifier = whole(VisionTransformer.reset_classifier)
+    get_submodule, get_parameter = whole(nn.Module.get_submodule), whole(nn.Module.get_parameter)
 
     def _narrow_head(self) -> None:
         """Make the classifier searchable where it is not."""
@@ -426,7 +428,8 @@ class ElasticVisionTransformer(Model, VisionTransformer):
         plain.feature_info = [{**info, "num_chs": plain.embed_dim} for info in plain.feature_info[: len(plain.blocks)]]
         return cast(nn.Module, plain)
 
-    init_weights, load_pretrained, _set_input_size = map(whole, ("init_weights", "load_pretrained", "set_input_size"))
+    init_weights, load_pretrained = whole(VisionTransformer.init_weights), whole(VisionTransformer.load_pretrained)
+    _set_input_size = whole(VisionTransformer.set_input_size)
 
     def set_input_size(self, *sizes: Any, **named: Any) -> None:
         """Set the size of images, and of patches, as timm does; the tables are resampled whole."""
