@@ -493,3 +493,26 @@ def test_a_claim_of_a_higher_number_gives_way(model, tmp_path, monkeypatch):
     assert len(calls) == len(set(calls)) == 25
     assert len(result.history) == 30
     assert [trial.state.name for trial in result.study.trials].count("PRUNED") == 5
+
+
+def test_the_last_network_is_the_one_that_was_claimed_first(model, tmp_path, monkeypatch):
+    """Another worker claims and scores another network between our last look and our last claim."""
+    from vitas.storage import Ledger
+
+    claim, ours, calls = Ledger.claim, [], []
+
+    def late(self, subnet, values, attrs):
+        ours.append(subnet)
+        if len(ours) == 30:
+            trial_id, _ = claim(self, vitas.search_space(model).largest(), values, attrs)
+            self.complete(trial_id, [0.0], {})
+        return claim(self, subnet, values, attrs)
+
+    def evaluate(model):
+        calls.append(vitas.active_subnet(model))
+        return made_up(calls[-1])
+
+    monkeypatch.setattr(Ledger, "claim", late)
+    result = vitas.evolve(model, evaluate, storage=tmp_path / "search.log", **SETTINGS)
+    assert calls == ours[:29]
+    assert [evaluation.subnet for evaluation in result.history] == [*calls, vitas.search_space(model).largest()]

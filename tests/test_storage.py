@@ -89,6 +89,45 @@ def test_a_process_is_known_by_when_it_started():
     assert _start_of(child.pid) == ""
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="/proc")
+def test_a_process_that_nobody_has_waited_for_is_gone():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays in the table of processes
+    assert _start_of(child.pid) == ""
+    child.communicate()
+
+
+def test_whose_claims_are_given_up(tmp_path, monkeypatch):
+    """Never one's own; those of processes that are gone; others' when they are old: 10 evaluations, at least a minute."""
+    path, now = tmp_path / "search.log", time.time()
+    monkeypatch.setattr(storage.time, "time", lambda: now)
+
+    def states():
+        return [claim.state for claim in ledger(path).news()]
+
+    def after(seconds, stale_after=None, longest=2.0):
+        list(here.news())
+        here.longest = longest
+        monkeypatch.setattr(storage.time, "time", lambda: now + seconds)
+        here.withdraw_dead(stale_after)
+        return states()
+
+    here, alive = ledger(path), ledger(path)
+    here.claim(vitas.Subnet({"width": 2}), VALUES, {})
+    alive.claim(vitas.Subnet({"width": 4}), VALUES, {})
+    assert after(50) == ["RUNNING", "RUNNING"]
+    assert after(99, longest=10.0) == ["RUNNING", "RUNNING"]
+    assert after(10**9, longest=0.0) == ["RUNNING", "RUNNING"]  # no evaluation has ended: nobody knows how long one takes
+    assert after(61) == ["RUNNING", "PRUNED"]
+    alive.claim(vitas.Subnet({"width": 6}), VALUES, {})
+    assert after(61 + 1e-3, stale_after=0) == ["RUNNING", "PRUNED", "PRUNED"]
+    dead = ledger(path)
+    dead._process = (*dead._process[:2], "another start")
+    dead.claim(vitas.Subnet({"width": 6}), VALUES, {})
+    assert after(61) == ["RUNNING", "PRUNED", "PRUNED", "PRUNED"]
+
+
 def test_what_was_given_up_stays_given_up(tmp_path):
     path = tmp_path / "search.log"
     slow, other = ledger(path), ledger(path)
