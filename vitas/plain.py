@@ -212,8 +212,8 @@ class SubsampledAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = proj
         self.proj_drop = nn.Dropout(proj_drop)
-        self.sr = sr
-        self.norm = norm
+        self.register_module("sr", sr)  # a child also where it is None
+        self.register_module("norm", norm)
 
     def heads(self) -> int:
         """Return the number of heads in use."""

@@ -5,6 +5,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.contract import Contract, randomize
 from vitas import Choice, ChoiceError, Dim
+from vitas.errors import ShapeError
 from vitas.nn import ElasticAttention
 from vitas.nn.private import Private
 
@@ -199,3 +200,9 @@ def test_a_foreign_checkpoint_notices_another_private_copy():
 def test_heads_and_head_widths_that_are_no_positive_ints_are_refused(heads, options):
     with pytest.raises(ChoiceError, match="expected positive ints"):
         ElasticAttention(8, heads, **options)
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (2, 3, 4, 8)])
+def test_an_input_with_other_axes_is_refused(shape):
+    with pytest.raises(ShapeError, match=r"embed_dim: expected shape \(batch, tokens, 8\), got \("):
+        ElasticAttention(Dim([4, 8], name="embed_dim"), 2)(torch.randn(shape))

@@ -96,6 +96,17 @@ def filled(layer: nn.Module, empty: M, weights: Mapping[str, Tensor]) -> M:
     return like(layer, empty)
 
 
+def rebuilt(layer: nn.Module, plain_class: type[M], **held: Any) -> M:
+    """Return `layer` as the plain class that it narrows: `held` are its attributes, its children are exported."""
+    made = plain_class.__new__(plain_class)
+    nn.Module.__init__(made)
+    for name, child in layer._modules.items():
+        made.register_module(name, None if child is None else exported(child))
+    for name, value in held.items():
+        setattr(made, name, value)
+    return like(layer, made)
+
+
 def like(source: nn.Module, target: M) -> M:
     """Return `target` in the training mode of `source`, its children as they are."""
     target.training = source.training

@@ -11,7 +11,7 @@ from vitas import plain
 from vitas.choice import Choice, Dim, as_choice, as_dim
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, ShapeError, shown
-from vitas.nn.base import exported, filled, like
+from vitas.nn.base import filled, rebuilt
 from vitas.nn.conv import ElasticConv2d
 from vitas.nn.private import Private
 
@@ -81,7 +81,7 @@ class ElasticPatchEmbed(plain.PatchEmbed):
 
     def export(self) -> plain.PatchEmbed:
         """Return a plain patch embedding with its own copy of the chosen projection."""
-        return like(self, plain.PatchEmbed(exported(self.proj), self.img_size, self.in_chans))
+        return rebuilt(self, plain.PatchEmbed, img_size=self.img_size, in_chans=self.in_chans)
 
     def extra_repr(self) -> str:
         return f"img_size={self.img_size}, patch_size={self.patch_size.brief()}"

@@ -1,12 +1,14 @@
 """Self-attention inside the windows of a map, with searchable heads, width and window."""
 
+from torch import Tensor
+
 from vitas import plain
 from vitas.choice import Choice, Dim, as_choice
 from vitas.cost import Cost, as_map, cost_of, params_of
 from vitas.errors import ChoiceError, shown
 from vitas.nn.attention import as_heads, stacked
-from vitas.nn.base import exported, like
-from vitas.nn.linear import CyclicLinear
+from vitas.nn.base import rebuilt
+from vitas.nn.linear import CyclicLinear, check_axes
 
 
 class ElasticWindowAttention(plain.WindowAttention):
@@ -67,6 +69,15 @@ class ElasticWindowAttention(plain.WindowAttention):
         """Return the side of a window."""
         return self.window_size.active
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend.
+
+        Raises:
+            ShapeError: x is not (B, H, W, D).
+        """
+        check_axes(x, self.dim, "batch", "height", "width")
+        return super().forward(x)
+
     def cost(self, tokens: Cost) -> Cost:
         """Return 3 * T * D * d + 2 * T * w^2 * d + H * W * D * d.
 
@@ -89,11 +100,7 @@ class ElasticWindowAttention(plain.WindowAttention):
 
     def export(self) -> plain.WindowAttention:
         """Return plain window attention with its own copy of the active weights."""
-        parts = {name: exported(child) for name, child in self.named_children()}
-        attention = plain.WindowAttention(parts["qkv"], parts["proj"], self.heads(), self.window())
-        for name, part in parts.items():
-            setattr(attention, name, part)
-        return like(self, attention)
+        return rebuilt(self, plain.WindowAttention, num_heads=self.heads(), window_size=self.window())
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads.brief()}, window_size={self.window_size.brief()}"

@@ -56,14 +56,3 @@ def check_numbers(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and not abs(plain_number(number, name)) < 1e30:
             raise ChoiceError(f"{name}: expected a number that float32 holds, got {shown(number)}")
-
-
-def check_rates(**rates: float) -> None:
-    """Refuse rates of dropout and the like that are not in [0, 1).
-
-    Raises:
-        ChoiceError: with the name of the rate.
-    """
-    for name, rate in rates.items():
-        if not 0 <= plain_number(rate, name) < 1:
-            raise ChoiceError(f"{name}: expected a number in [0, 1), got {shown(rate)}")

@@ -20,6 +20,7 @@ from vitas.nn import (
 )
 from vitas.nn.base import exported, like
 from vitas.nn.embed import Table, active_table, make_table, patch_count
+from vitas.nn.identity import check_rates
 from vitas.sharing import Sharing
 from vitas.slicing import outside_graphs
 from vitas.space import search_space
@@ -28,7 +29,6 @@ from vitas.superformer.arguments import (
     Ratio,
     Width,
     check_numbers,
-    check_rates,
     choice_of,
     depths_of,
     dim_of,

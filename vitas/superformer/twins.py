@@ -20,9 +20,9 @@ from vitas.nn import (
     ElasticWindowAttention,
     ShiftableIdentity,
 )
-from vitas.nn.base import exported, like
+from vitas.nn.base import rebuilt
 from vitas.nn.embed import pixels
-from vitas.nn.identity import lay_drop_path
+from vitas.nn.identity import check_rates, lay_drop_path
 from vitas.sharing import Sharing
 from vitas.space import search_space
 from vitas.superformer.arguments import (
@@ -30,7 +30,6 @@ from vitas.superformer.arguments import (
     Ratio,
     Width,
     check_numbers,
-    check_rates,
     choice_of,
     depths_of,
     dim_of,
@@ -246,11 +245,7 @@ class TwinsSuperformer(plain.Twins):
 
     def export(self) -> plain.Twins:
         """Return the plain Twins of the active subnet with its own copy of the weights."""
-        parts: dict[str, Any] = {name: exported(child) for name, child in self.named_children()}
-        pos_drops, head_drop = parts.pop("pos_drops"), parts.pop("head_drop")
-        model = plain.Twins(**parts, global_pool=self.global_pool)
-        model.pos_drops, model.head_drop = pos_drops, head_drop
-        return like(self, model)
+        return rebuilt(self, plain.Twins, global_pool=self.global_pool)
 
     def extra_repr(self) -> str:
         try:
