@@ -506,3 +506,12 @@ def test_the_displayed_range_of_a_space_is_exact():
     counts = [count_flops(model, space.subnet(dict(zip(space.choices, values, strict=True)))).total for values in every]
     assert space.costs()[::2] == (min(counts), max(counts))
     assert "(cheapest / median / costliest)" in repr(space)
+
+
+def test_a_layer_that_stands_twice_in_a_row_counts_twice():
+    width = vitas.Dim([3, 6])
+    layer = CyclicLinear(width, width)
+    row = nn.Sequential(layer, nn.GELU(), layer)
+    for channels in (3, 6):
+        width.active = channels
+        assert cost_of(row, Cost(2)).active() == macs(row, torch.randn(2, channels)) == 2 * 2 * channels**2

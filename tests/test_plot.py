@@ -157,3 +157,8 @@ def test_notebooks_show_figures_without_pyplot():
     figure = plot.coverage_map(vitas.Dim([1, 2]))
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert pickle.loads(pickle.dumps(figure))._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_space_beyond_any_float_has_a_card():
+    model = torch.nn.ModuleList(vitas.nn.CyclicLinear(1, vitas.Dim(range(1, 101))) for _ in range(2100))
+    assert "1.000 &middot; 10<sup>4200</sup> networks" in vitas.plot.space_card(model).html

@@ -487,6 +487,18 @@ def as_choice(value: "V | Choice[V]", what: str = "value") -> "Choice[V]":
     return Choice(_checked_values([value], what, 0))
 
 
+def as_count(count: object, what: str, least: int = 1) -> int:
+    """Return an int, numpy's made Python's.
+
+    Raises:
+        ChoiceError: not an int of at least `least`; bools are none.
+    """
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
+        wanted = "a positive int" if least == 1 else f"an int of at least {least}"
+        raise ChoiceError(f"{what}: expected {wanted}, got {shown(count)}")
+    return int(count)
+
+
 def plain_number(value: object, what: str) -> int | float:
     """Return an int or float for any real number, numpy's included.
 

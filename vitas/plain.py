@@ -10,7 +10,7 @@ Letters: B images, C channels, H x W pixels, P patch size, N tokens, D embedding
 import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -193,6 +193,9 @@ class SubsampledAttention(nn.Module):
         attn_drop: Dropout on the attention weights.
         proj_drop: Dropout on the output.
     """
+
+    sr: nn.Module | None
+    norm: nn.Module | None
 
     def __init__(
         self,
@@ -700,21 +703,29 @@ def feature_indices(number: int, indices: int | Sequence[int] | None) -> list[in
     """Return which of `number` features `indices` means: all (None), so many last ones (an int), or those listed.
 
     Raises:
-        ValueError: out of range.
+        ValueError: out of range, or no ints.
     """
     if indices is None:
         return list(range(number))
-    if isinstance(indices, int):
-        if not 0 < indices <= number:
-            raise ValueError(f"indices: expected 1 to {number} last features, got {indices}")
-        return list(range(number - indices, number))
-    wanted = [index + number if index < 0 else index for index in indices]
-    for index, given in zip(wanted, indices, strict=True):
-        if not 0 <= index < number:
-            raise ValueError(f"indices: expected numbers in {-number}..{number - 1}, got {given}")
-    if not wanted:
+    if not isinstance(indices, Iterable):
+        last = _index(indices)
+        if not 0 < last <= number:
+            raise ValueError(f"indices: expected 1 to {number} last features, got {last}")
+        return list(range(number - last, number))
+    given = [_index(index) for index in indices]
+    for index in given:
+        if not -number <= index < number:
+            raise ValueError(f"indices: expected numbers in {-number}..{number - 1}, got {index}")
+    if not given:
         raise ValueError("indices: expected at least one, got none")
-    return wanted
+    return [index % number for index in given]
+
+
+def _index(number: SupportsIndex) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise ValueError(f"indices: expected ints, got {number!r}") from None
 
 
 def _registered(table: Tensor | nn.ParameterDict) -> nn.Parameter | nn.ParameterDict:

@@ -198,7 +198,7 @@ def test_a_foreign_checkpoint_notices_another_private_copy():
     [(0, {}), (2.0, {}), (Choice([0, 2]), {"qkv_dim": 8}), (2, {"head_dim": 4.0}), (2, {"head_dim": 0})],
 )
 def test_heads_and_head_widths_that_are_no_positive_ints_are_refused(heads, options):
-    with pytest.raises(ChoiceError, match="expected positive ints"):
+    with pytest.raises(ChoiceError, match="expected a positive int"):
         ElasticAttention(8, heads, **options)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_choice, as_dim, take
+from vitas.choice import Choice, Dim, as_choice, as_count, as_dim, take
 from vitas.cost import Cost, cost_of, params_of, product_of
 from vitas.errors import ChoiceError, is_one_of, one_of, shown
 from vitas.nn.base import filled, rebuilt
@@ -121,10 +121,9 @@ def as_heads(dim: int | Dim, num_heads: int | Choice[int], head_dim: int | None,
         ChoiceError: heads that do not divide the width, `head_dim` together with `qkv_dim`.
     """
     dim, heads = as_dim(dim, "dim"), as_choice(num_heads, "num_heads")
-    for what, counts in ((heads.name or "num_heads", heads.values), ("head_dim", (head_dim,))):
-        for count in counts:
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise ChoiceError(f"{what}: expected positive ints, got {shown(count)}")
+    for count in heads.values:
+        as_count(count, heads.name or "num_heads")
+    head_dim = None if head_dim is None else as_count(head_dim, "head_dim")
     if qkv_dim is None:
         head_dim = _head_dim(dim, heads) if head_dim is None else head_dim
         return Heads(dim, heads, heads * head_dim, head_dim, {head_dim})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_choice, as_dim
+from vitas.choice import Choice, Dim, as_choice, as_count, as_dim
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, ShapeError, shown
 from vitas.nn.base import filled, rebuilt
@@ -33,7 +33,8 @@ class ElasticPatchEmbed(plain.PatchEmbed):
         bias: Whether the projection has a bias.
 
     Raises:
-        ChoiceError: a patch size that does not divide the image; channels that are neither a positive int nor a Dim.
+        ChoiceError: a patch size that does not divide the image; image channels that are no positive int; channels that
+            are neither a positive int nor a Dim.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ElasticPatchEmbed(plain.PatchEmbed):
     ) -> None:
         size = pixels(img_size)
         patch_size, embed_dim = as_choice(patch_size, "patch_size"), as_dim(embed_dim, "embed_dim")
+        in_chans = as_count(in_chans, "in_chans")
         check_patches(patch_size, size)
 
         def projection(patch: int) -> ElasticConv2d:

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from vitas import plain
-from vitas.choice import Choice, Dim
+from vitas.choice import Choice, Dim, as_count
 from vitas.cost import Cost, Map, as_map, cost_of, params_of
-from vitas.errors import ChoiceError, ShapeError, shown
+from vitas.errors import ShapeError
 from vitas.nn.attention import as_heads, stacked
 from vitas.nn.base import rebuilt
 from vitas.nn.conv import ElasticConv2d
@@ -54,8 +54,7 @@ class ElasticSubsampledAttention(plain.SubsampledAttention):
         proj_drop: float = 0.0,
         norm_eps: float = 1e-5,
     ) -> None:
-        if isinstance(sr_ratio, bool) or not isinstance(sr_ratio, int) or sr_ratio < 1:
-            raise ChoiceError(f"sr_ratio: expected a positive int, got {shown(sr_ratio)}")
+        sr_ratio = as_count(sr_ratio, "sr_ratio")
         heads = as_heads(dim, num_heads, head_dim, qkv_dim)
         super().__init__(
             stacked("q", heads, private, qkv_bias),
@@ -82,7 +81,9 @@ class ElasticSubsampledAttention(plain.SubsampledAttention):
         """
         check_axes(x, self.dim, "batch", "height", "width")
         if min(x.shape[1:3]) < self.sr_ratio:
-            raise ShapeError(f"{self.dim.label}: expected a map with sides of at least {self.sr_ratio}, got {tuple(x.shape)}")
+            raise ShapeError(
+                f"{self.dim.label}: expected a map with sides of at least {self.sr_ratio}, got {tuple(x.shape)}"
+            )
         return super().forward(x)
 
     def cost(self, tokens: Cost) -> Cost:

@@ -3,9 +3,8 @@
 from torch import Tensor
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_choice
+from vitas.choice import Choice, Dim, as_choice, as_count
 from vitas.cost import Cost, as_map, cost_of, params_of
-from vitas.errors import ChoiceError, shown
 from vitas.nn.attention import as_heads, stacked
 from vitas.nn.base import rebuilt
 from vitas.nn.linear import CyclicLinear, check_axes
@@ -53,8 +52,7 @@ class ElasticWindowAttention(plain.WindowAttention):
     ) -> None:
         heads, windows = as_heads(dim, num_heads, head_dim, qkv_dim), as_choice(window_size, "window_size")
         for window in windows.values:
-            if not isinstance(window, int) or window < 1:
-                raise ChoiceError(f"{windows.name or 'window_size'}: expected positive ints, got {shown(window)}")
+            as_count(window, windows.name or "window_size")
         qkv, proj = stacked("qkv", heads, private, qkv_bias), CyclicLinear(heads.qkv_dim, heads.dim)
         super().__init__(qkv, proj, heads.num_heads.largest, windows.largest, attn_drop, proj_drop)
         self.num_heads: Choice[int] = heads.num_heads  # type: ignore[assignment]

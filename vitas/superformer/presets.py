@@ -136,6 +136,10 @@ _PUBLISHED: dict[str, tuple[str, int, list[int], list[int], list[int]]] = {
 }
 
 
+_EITHER = (("qkv_dim", "head_dim"), ("mlp_dim", "mlp_ratio"), ("mlp_dims", "mlp_ratios"))
+"""Arguments that say the same in two ways: one that is given replaces the other one of a named space."""
+
+
 def list_published_subnets() -> dict[str, str]:
     """Return the names that `published_subnet` takes, each with the superformer whose space it lies in."""
     return {name: published[0] for name, published in _PUBLISHED.items()}
@@ -197,5 +201,12 @@ def create_superformer(
     for key in overrides:
         if key not in legal:
             raise ChoiceError(f"{name}: unknown argument, {one_of(legal, key, most=40)}")
-    arguments = {**_DEIT.get(name, {}), **_TWINS.get(name, {}), **overrides}
+    preset = {**_DEIT.get(name, {}), **_TWINS.get(name, {})}
+    for pair in _EITHER:
+        given = [key for key in pair if overrides.get(key) is not None]
+        if len(given) > 1:
+            raise ChoiceError(f"{name}: give {' or '.join(pair)}, not both")
+        if given:
+            preset = {key: value for key, value in preset.items() if key not in pair}
+    arguments = {**preset, **overrides}
     return family(img_size, in_chans=in_chans, num_classes=num_classes, sharing=sharing, **arguments)
