@@ -189,7 +189,8 @@ def create_superformer(
         img_size: Height and width in pixels, or one int for both.
         in_chans: Image channels.
         sharing: Which channels a width uses, see vitas.sharing.
-        overrides: Other arguments of DeiTSuperformer or TwinsSuperformer in place of the named space's.
+        overrides: Other arguments of DeiTSuperformer or TwinsSuperformer in place of the named space's; `mlp_ratio` also
+            replaces its `mlp_dim`, `head_dim` its `qkv_dim`, and the other way round.
 
     Raises:
         ChoiceError: an unknown name or argument, or values that do not fit together.
