@@ -67,6 +67,8 @@ def test_unknown_names_are_refused_with_the_nearest():
 
 
 def test_a_subnet_of_another_space_is_refused():
+    with pytest.raises(ChoiceError, match="expected a mapping of names to numbers, got None"):
+        build_subnet("deit_micro", None)
     with pytest.raises(ChoiceError, match=r"embed_dim"):
         build_subnet("deit_micro", published_subnet("vitas_c"))
     with pytest.raises(ChoiceError, match=r"patch"):

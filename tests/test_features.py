@@ -80,7 +80,7 @@ def test_features_that_do_not_exist_are_refused():
             model.forward_intermediates(x, indices)
     with pytest.raises(ValueError, match="output_fmt"):
         model.forward_intermediates(x, output_fmt="NHWC")
-    for shape in ((1, 3, 8, 8), (2, 8, 8)):
+    for shape in ((1, 3, 8, 8), (2, 8, 8), (8,), (1, 2, 0, 8)):
         with pytest.raises(ShapeError, match=r"expected shape \(batch, 2, height, width\)"):
             model.forward_intermediates(torch.randn(shape))
 

@@ -11,7 +11,7 @@ from vitas.errors import ChoiceError, ExportError, is_one_of, one_of, shown
 from vitas.nn.base import exported
 from vitas.sample import use_subnet
 from vitas.space import search_space
-from vitas.subnet import Number
+from vitas.subnet import Number, Subnet
 from vitas.superformer import create_superformer
 from vitas.walk import eval_mode, holders, unwrap
 
@@ -95,7 +95,7 @@ def build_subnet(
     """
     with torch.device("meta"):
         model = create_superformer(name, num_classes=num_classes, img_size=img_size, in_chans=in_chans, **overrides)
-    plain = export_subnet(model, subnet)
+    plain = export_subnet(model, Subnet(subnet))
     size = sum(parameter.nbytes for parameter in plain.parameters())
     if size > _MOST_BYTES:
         raise ExportError(f"{name}: this subnet needs {size / 2**40:.1f} TiB")

@@ -411,7 +411,7 @@ class PatchEmbed(nn.Module):
 
     def embed_any_size(self, x: Tensor) -> Tensor:
         """Embed images of any size, padded with zeros to whole patches: (B, C, H, W) -> (B, N, D)."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
+        if x.ndim != 4 or x.shape[1] != self.in_chans or not min(x.shape[2:]):
             self.refuse(x, any_size=True)
         (height, width), (rows, columns), side = x.shape[2:], self.grid(x.shape[2:]), self.patch()
         x = F.pad(x, (0, columns * side - width, 0, rows * side - height))
@@ -470,6 +470,13 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return add_tokens(x, [self.cls_token], self.pos_embed)
+
+
+def reset_linear(layer: nn.Linear) -> None:
+    """Draw fresh weights: truncated normal (std 0.02), the bias zero, as timm does."""
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def reset_tables(module: nn.Module) -> None:
@@ -659,7 +666,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}")
         wanted = self.feature_indices(indices)
         taken: dict[int, Any] = dict.fromkeys(wanted)
-        height, width = x.shape[-2:]
+        size = x.shape[-2:]
         x = self.blocks(self.embed(x, any_size=True), None, taken, max(wanted) if stop_early else None)
         x = self.norm(x)
         outputs = []
@@ -667,7 +674,7 @@ class VisionTransformer(nn.Module):
             tokens = self.norm(taken[number]) if norm else taken[number]
             prefix, tokens = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
             if output_fmt == "NCHW":
-                grid = self.patch_embed.grid((height, width))  # type: ignore[operator]
+                grid = self.patch_embed.grid(size)  # type: ignore[operator]
                 tokens = tokens.transpose(1, 2).unflatten(2, grid).contiguous()
             outputs.append((tokens, prefix) if return_prefix_tokens else tokens)
         return outputs if intermediates_only else (x, outputs)
@@ -676,9 +683,7 @@ class VisionTransformer(nn.Module):
         """Draw fresh weights: truncated normal (std 0.02) for linear layers and positions, as timm does."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                reset_linear(module)
         reset_tables(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -976,12 +981,12 @@ class Twins(nn.Module):
         """Draw fresh weights as timm does: truncated normal (std 0.02) for linear layers, by fan-out for convolutions."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                reset_linear(module)
             elif isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass: less memory, about a third more time."""
