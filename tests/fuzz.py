@@ -9,6 +9,8 @@ and prints the input that broke the promise:
 import argparse
 import contextlib
 import copy
+import functools
+import itertools
 import json
 import math
 import random
@@ -219,7 +221,18 @@ class Bench:
         self.weights = (folder / "good" / "model.safetensors").read_bytes()
         self.super = (folder / "super.safetensors").read_bytes()
         vitas.sample_subnet(self.model, flops="50%")  # import what is imported late
+        self.pyramid = vitas.create_superformer("twins_micro", num_classes=3, img_size=32)
         self.files = 0
+
+    @functools.cached_property
+    def backbone(self) -> torch.nn.Module:
+        """A small model of timm's; needs the extra `timm`."""
+        import timm
+
+        made = timm.create_model("test_vit", num_classes=3, img_size=32)
+        assert isinstance(made, torch.nn.Module)
+        vitas.wrap(made)  # import what is imported late
+        return made
 
     def path(self, suffix: str = "") -> Path:
         """Return a path that was not used before."""
@@ -227,11 +240,12 @@ class Bench:
         return self.folder / f"{self.files}{suffix}"
 
 
-def near_subnets(bench: Bench, draw: Callable[[Any], Any]) -> Any:
+def near_subnets(bench: Bench, draw: Callable[[Any], Any], space: vitas.SearchSpace | None = None) -> Any:
     """Return a subnet with something wrong, or something else altogether."""
+    space = bench.space if space is None else space
     if draw(st.integers(0, 3)) == 0:
         return draw(anything())
-    values: dict[Any, Any] = dict(draw(pick([bench.subnet, bench.space.largest()])))
+    values: dict[Any, Any] = dict(draw(pick([space.smallest(), space.largest()])))
     for _ in range(draw(st.integers(1, 3))):
         deed = draw(st.sampled_from(["replace", "drop", "add"]))
         if deed == "add":
@@ -465,7 +479,168 @@ def _damaged_weights(data: bytes, draw: Callable[[Any], Any]) -> bytes:
     return struct.pack("<Q", said) + text + body
 
 
-TARGETS = [
+def pyramids(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Build, activate, export and feed Twins networks with arguments that have one entry too few, or are no numbers."""
+    size = st.one_of(pick([0, -1, 32, 48, *HUGE]), numbers().filter(_tiny_or_absurd), words(), st.none(), scalars())
+    names = [
+        "embed_dims",
+        "depths",
+        "num_heads",
+        "qkv_dims",
+        "mlp_dims",
+        "patch_size",
+        "sr_ratios",
+        "window_size",
+        "windows",
+    ]
+    names += ["head_dim", "private", "drop_path_rate", "sharing", "img_size", "in_chans", "num_classes", "nonsense", "step"]
+    space = vitas.search_space(bench.pyramid)
+    subnet = near_subnets(bench, draw, space)
+    which = draw(st.integers(0, 3))
+    options = {
+        name: draw(st.one_of(size.filter(_tiny_or_absurd), st.lists(size.filter(_tiny_or_absurd), max_size=5)))
+        for name in draw(st.lists(st.sampled_from(names), max_size=2, unique=True))
+    }
+    with frugal(which, subnet, options):
+        if which == 0:
+            vitas.build_subnet("twins_micro", subnet, **{"num_classes": 3, "img_size": 32, **options})
+        elif which == 1:
+            vitas.activate_subnet(bench.pyramid, subnet)
+        elif which == 2:
+            vitas.export_subnet(bench.pyramid, subnet)
+        else:
+            shape = draw(st.lists(st.integers(0, 40), max_size=5))
+            bench.pyramid(torch.zeros(shape))
+
+
+def evolutions(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Ask and tell with scores that are none, budgets, objectives and limits that are none."""
+    names = st.one_of(st.sampled_from(["accuracy", "flops", "latency_ms"]), words(), scalars())
+    pairs = st.lists(
+        st.tuples(names.filter(_hashable), st.one_of(st.sampled_from(["max", "min"]), scalars(), anything())), max_size=3
+    )
+    options: dict[str, Any] = {"population": 4}
+    for name in draw(st.lists(st.sampled_from(["flops", "objectives", "limits", "population", "seed"]), max_size=2)):
+        if name in ("objectives", "limits"):
+            options[name] = draw(st.one_of(pairs.map(dict), anything()))
+        else:
+            options[name] = draw(st.one_of(numbers().filter(_tiny_or_absurd), scalars().filter(_tiny_or_absurd)))
+    asked = draw(st.one_of(st.just(2), scalars().filter(lambda n: not isinstance(n, (int, np.integer)) or n < 64)))
+    told = draw(st.one_of(scalars(), pairs.map(dict), anything()))
+    subnet = near_subnets(bench, draw) if draw(st.booleans()) else None
+    with frugal(options, asked, told, subnet):
+        evolution = vitas.Evolution(bench.model, **options)
+        found = evolution.ask(asked)
+        evolution.tell(found[0] if subnet is None else subnet, told)
+        _ = evolution.result().front, evolution.result().hypervolume, repr(evolution.result())
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def searches(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Search with an evaluation that returns nonsense or raises, on storages that are none."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    returned = draw(st.lists(st.one_of(st.just(0.5), scalars(), anything()), min_size=1, max_size=4))
+    options: dict[str, Any] = {"population": 2, "generations": 2, "max_failures": 3}
+    for name in draw(
+        st.lists(st.sampled_from(["generations", "max_failures", "stale_after", "name", "storage", "seed"]), max_size=2)
+    ):
+        options[name] = draw(scalars().filter(_tiny_or_absurd))
+    if "storage" in options:  # what can be written is written into the folder
+        file = bench.path(".log")
+        file.write_bytes(draw(st.one_of(st.binary(max_size=60), st.just(b'{"op_code": 0}\n'), st.just(b"[]\n"))))
+        missing = bench.folder / "none" / "search.log"
+        urls = ["sqlite:///", f"sqlite:///{missing}", "nosuch://host/name", "://", f"sqlite:///{file}"]
+        paths = [file, bench.folder, missing, *urls, 3, b"x", "", "\0"]
+        options["storage"] = draw(pick(paths))
+    calls = iter(returned * 10)
+
+    def evaluate(_: torch.nn.Module) -> Any:
+        value = next(calls)
+        if value is None:
+            raise RuntimeError("evaluation failed")
+        return value
+
+    with frugal(returned, options):
+        vitas.evolve(bench.model, evaluate, progress=False, **options)
+
+
+def wrapped_models(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Wrap a timm model with values that divide nothing; the model stays as it is."""
+    percent = st.sampled_from(["50%", "100%", "0%", "150%", "12.5%", " 50 %", "auto", "x%"])
+    value = st.one_of(st.none(), percent, scalars().filter(_tiny_or_absurd))
+    options = {
+        name: draw(st.one_of(value, st.lists(st.one_of(st.integers(-1, 64), value), max_size=4)))
+        for name in draw(
+            st.lists(
+                st.sampled_from(["embed_dim", "num_heads", "mlp_ratio", "depth", "blocks", "sharing", "order"]),
+                min_size=1,
+                max_size=3,
+                unique=True,
+            )
+        )
+    }
+    before = type(bench.backbone), list(bench.backbone.state_dict())
+    with frugal(options):
+        wrapped = vitas.wrap(bench.backbone, **options)
+        subnet = vitas.sample_subnet(wrapped)
+        vitas.export_report(wrapped, subnet)
+        vitas.export_subnet(wrapped, near_subnets(bench, draw, vitas.search_space(wrapped)))
+    assert before == (type(bench.backbone), list(bench.backbone.state_dict()))
+
+
+def timm_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Load an exported timm network whose config or weights were changed."""
+    good = bench.folder / "timm"
+    if not good.exists():
+        vitas.save_subnet(vitas.export_subnet(vitas.wrap(bench.backbone)), good)
+    folder = bench.path()
+    folder.mkdir()
+    config = json.loads((good / "config.json").read_text())
+    weights = (good / "model.safetensors").read_bytes()
+    changed = mutated(config, draw, 3)
+    if isinstance(changed, dict) and draw(st.integers(0, 5)):
+        changed["hash"] = _hash(changed)
+    (folder / "config.json").write_text(json.dumps(changed), encoding="utf-8", errors="surrogatepass")
+    (folder / "model.safetensors").write_bytes(_damaged_weights(weights, draw) if draw(st.booleans()) else weights)
+    with frugal(changed):
+        vitas.load_subnet(folder)
+
+
+def training_help(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Sandwiches, scores and reports with nonsense; the active subnet stays where something is refused."""
+    junk = st.one_of(scalars().filter(_tiny_or_absurd), anything())
+    which = draw(st.integers(0, 6))
+    given = [draw(junk) for _ in range(3)]
+    with frugal(which, given):
+        if which == 0:
+            steps = vitas.train.sandwich(bench.model, n_random=given[0], step=given[1], seed=given[2])
+            list(itertools.islice(steps, 5))
+        elif which == 1:
+            teacher = torch.zeros(draw(st.sampled_from([(2, 3), (3, 2), (2,), ()])))
+            vitas.train.distill_loss(torch.zeros(2, 3), teacher, temperature=given[0])
+            vitas.train.distill_loss(torch.zeros(2, 3), teacher, alpha=given[1], clip=given[2])
+        elif which == 2:
+            vitas.accuracy(given[0])(bench.model)
+        elif which == 3:
+            vitas.measure_latency(bench.model, given[0], warmup=0, runs=1)
+        elif which == 4:
+            vitas.zero_cost(bench.model, given[0])
+        elif which == 5:
+            vitas.train.skip_unused(given[0], per=given[1])
+        else:
+            vitas.train.supernet_report(bench.model, lambda _: given[0], n_random=2)
+
+
+CORE = [
     subnet_from_json,
     space_functions,
     budgets,
@@ -474,7 +649,13 @@ TARGETS = [
     choices,
     network_files,
     superformer_files,
+    pyramids,
+    evolutions,
+    training_help,
 ]
+EXTRAS = [searches, wrapped_models, timm_files]
+"""Kinds of input that need the extras `search` and `timm`."""
+TARGETS = [*CORE, *EXTRAS]
 
 
 @st.composite

@@ -13,7 +13,11 @@ def bench(tmp_path_factory):
     return fuzz.Bench(tmp_path_factory.mktemp("fuzz"))
 
 
-@pytest.mark.parametrize("target", fuzz.TARGETS, ids=lambda target: target.__name__)
+@pytest.mark.parametrize(
+    "target",
+    [*fuzz.CORE, *(pytest.param(target, marks=pytest.mark.extras) for target in fuzz.EXTRAS)],
+    ids=lambda target: target.__name__,
+)
 def test_hostile_input_is_refused_clearly_and_soon(target, bench):
     fuzz.trial(target, bench, examples=25)()
 

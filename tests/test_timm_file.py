@@ -8,7 +8,18 @@ import torch
 
 from tests.contract import randomize
 from tests.test_wrap import KINDS, images, original
-from vitas import ChoiceError, export_subnet, load_subnet, register, sample_subnet, save_subnet, wrap
+from vitas import (
+    ChoiceError,
+    activate_subnet,
+    export_subnet,
+    load_subnet,
+    load_superformer,
+    register,
+    sample_subnet,
+    save_subnet,
+    save_superformer,
+    wrap,
+)
 from vitas.errors import FileError
 from vitas.saving import _hash
 
@@ -122,6 +133,49 @@ def test_loading_needs_only_classes_that_are_named(tmp_path, monkeypatch):
         monkeypatch.setattr(pickle, name, no_pickle)
     monkeypatch.setattr(torch, "load", no_pickle)
     load_subnet(tmp_path / "net")
+
+
+# -- superformers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrapped_model_comes_back_with_its_weights(kind, tmp_path):
+    def wrapped(seed):
+        return wrap(randomize(original(kind), seed), embed_dim="auto", depth="auto")
+
+    saved, loaded = wrapped(0), wrapped(1)
+    sample_subnet(saved, policy="smallest")
+    save_superformer(saved, tmp_path / "wrapped.safetensors")
+    load_superformer(loaded, tmp_path / "wrapped.safetensors")
+    x = images(saved)
+    for policy in ("smallest", "random", "largest"):
+        subnet = sample_subnet(saved, policy=policy)
+        activate_subnet(loaded, subnet)
+        assert torch.equal(loaded(x), saved(x))
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        ({}, {}, "another search space; different in embed_dim"),
+        ({}, {"embed_dim": [96, 192], "sharing": "ordinal"}, "another search space; different in embed_dim"),
+        ({"num_classes": 7}, {"embed_dim": [96, 192]}, r"head\.weight: expected shape \(7, 192\), got \(5, 192\)"),
+        ({"qk_norm": True}, {"embed_dim": [96, 192]}, r"missing tensors: blocks\.0\.attn\.k_norm"),
+        ({"num_heads": 6}, {"embed_dim": [96, 192]}, r"blocks\.0\.attn\.heads: expected 6, got 3"),
+        ({"img_size": 64}, {"embed_dim": [96, 192]}, r"model\.set_input_size\(\[32, 32\]\) before loading"),
+    ],
+)
+def test_weights_of_another_wrapped_model_are_refused(build, options, message, tmp_path):
+    path = tmp_path / "wrapped.safetensors"
+    save_superformer(wrap(original(), embed_dim=[96, 192], num_heads=None), path)
+    model = wrap(original(**build), num_heads=None, **options)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(FileError, match=message):
+        load_superformer(model, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    if "img_size" in build:  # as the message says
+        model.set_input_size([32, 32])
+        load_superformer(model, path)
 
 
 # -- timm.create_model -------------------------------------------------------------------------------------------------

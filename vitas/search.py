@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from vitas import plot
-from vitas.errors import SearchError, VitasError, listed, one_of, shown
+from vitas.errors import SearchError, VitasError, clipped, listed, one_of, shown
 from vitas.genetic import Codes, Floats, Genome, crossover, hypervolume, mutate, nondominated, ranked, repair
 from vitas.sample import SubnetSampler
 from vitas.space import SearchSpace, search_space
@@ -121,7 +121,7 @@ def _number(name: Any, value: Any) -> float:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise SearchError(f"{name}: expected a number, got {shown(value)}")
-    return float(value) if isinstance(value, (float, np.floating)) else int(value)
+    return float(value) if isinstance(value, (float, np.floating)) else int(clipped(int(value)))
 
 
 def _count(what: str, number: Any, least: int) -> int:

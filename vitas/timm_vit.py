@@ -27,6 +27,8 @@ from vitas.errors import VitasError
 from vitas.nn import CyclicLinear, ElasticConv2d, ShiftableIdentity
 from vitas.nn.attention import StackedLinear
 from vitas.nn.base import exported, like
+from vitas.nn.identity import drop_samples
+from vitas.slicing import mark, marked, outside_graphs
 from vitas.walk import State
 
 M = TypeVar("M", bound=nn.Module)
@@ -167,10 +169,11 @@ class ElasticDropPath(Narrowed, layers.DropPath):
     """
 
     reads = ("drop_prob",)
-    holds = ("slot", "rates", "depth")
+    holds = ("slot", "rates", "depth", "_mark")
     slot: int
     rates: tuple[float, ...]
     depth: Choice[int]
+    scale_by_keep: bool
 
     @property
     def drop_prob(self) -> float:
@@ -179,6 +182,21 @@ class ElasticDropPath(Narrowed, layers.DropPath):
         below = min(int(place), len(self.rates) - 1)
         above = min(below + 1, len(self.rates) - 1)
         return self.rates[below] + (place - below) * (self.rates[above] - self.rates[below])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
+        if not self.training or not torch.compiler.is_compiling():
+            return super().forward(x)  # type: ignore[no-any-return]
+        last = len(self.rates) - 1
+        steps, place = torch.sym_max(self.depth.active - 1, 1), marked(self._mark, 0) * last
+        rates, below = torch.tensor(self.rates, device=x.device), torch.sym_min(place // steps, last)
+        share = place / steps - below
+        rate = rates[below] + share * (rates[torch.sym_min(below + 1, last)] - rates[below])
+        return drop_samples(x, 1 - rate, self.scale_by_keep)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._mark = mark(self.slot)  # torch.compile would take the sizes of a copied mark for fixed
 
 
 # -- attention, MLP, block ---------------------------------------------------------------------------------------------
@@ -285,8 +303,25 @@ class _Running(nn.Sequential):
 
     slots: Callable[[Tensor], Tensor] | None = None
 
+    @outside_graphs(recursive=False)
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if self.slots is None else self.slots(x)  # type: ignore[no-untyped-call]
+
+
+def _largest(module: nn.Module) -> AbstractContextManager[None]:
+    """Activate the largest value of every choice for the length of a with block."""
+    choices = State.of_module(module).choices
+    return State(choices, tuple(len(choice.values) - 1 for choice in choices), tuple(0 for _ in choices)).restored()
+
+
+def _whole(name: str) -> Callable[..., Any]:
+    """Return the method of that name of the narrowed class, run while the largest subnet is active."""
+
+    def method(self: ElasticVisionTransformer, *arguments: Any, **named: Any) -> Any:
+        with _largest(self), torch.no_grad():
+            return getattr(super(ElasticVisionTransformer, self), name)(*arguments, **named)
+
+    return method
 
 
 class ElasticVisionTransformer(Narrowed, VisionTransformer):
@@ -318,11 +353,14 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
     @property
     def blocks(self) -> nn.Sequential:
         """The blocks that run; under gradient checkpointing each is bound to the active subnet."""
+        return self._running()
+
+    @outside_graphs  # or torch.compile would make a graph for each depth
+    def _running(self) -> nn.Sequential:
         slots = cast(ShiftableIdentity, self._modules["blocks"])
         bound = self.grad_checkpointing and torch.is_grad_enabled()
         running = _Running(*(_Bound(block) if bound else block for block in slots.running()))
-        if not bound:
-            vars(running)["slots"] = slots
+        vars(running)["slots"] = slots  # not as a child
         return running
 
     def axes(self) -> dict[str, tuple[Dim | None, ...]]:
@@ -357,24 +395,22 @@ class ElasticVisionTransformer(Narrowed, VisionTransformer):
         plain.feature_info = [{**info, "num_chs": plain.embed_dim} for info in plain.feature_info[: len(plain.blocks)]]
         return cast(nn.Module, plain)
 
-    # -- methods of timm that write parameters or make layers ----------------------------------------------------------
+    # -- methods of timm and torch that read or write whole parameters, or make layers ---------------------------------
+
+    init_weights, load_pretrained = _whole("init_weights"), _whole("load_pretrained")
+    reset_classifier, _set_input_size = _whole("reset_classifier"), _whole("set_input_size")
+    get_submodule, get_parameter = _whole("get_submodule"), _whole("get_parameter")
 
     def set_input_size(self, *sizes: Any, **named: Any) -> None:
         """Set the size of images, and of patches, as timm does; the tables are resampled whole."""
-        with _largest(self):
-            super().set_input_size(*sizes, **named)
+        self._set_input_size(*sizes, **named)
         narrow_stem(self)
 
-    def reset_classifier(self, *arguments: Any, **named: Any) -> None:
-        """Give the model a new classifier, searchable like the old one."""
-        with _largest(self):
-            super().reset_classifier(*arguments, **named)
-        narrow_head(self)
-
-    def init_weights(self, *arguments: Any, **named: Any) -> None:
-        """Draw all weights anew, as timm does."""
-        with _largest(self):
-            super().init_weights(*arguments, **named)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a new classifier is searchable like the old one."""
+        super().__setattr__(name, value)
+        if type(value) is nn.Linear:
+            narrow_head(self)
 
     def prune_intermediate_layers(self, *arguments: Any, **named: Any) -> list[int]:
         """Refuse: which blocks run is the choice of a subnet.
@@ -393,12 +429,6 @@ class ElasticVisionTransformerDistilled(ElasticVisionTransformer, deit.VisionTra
     """
 
     dist_token = _part("dist_token")
-
-
-def _largest(module: nn.Module) -> AbstractContextManager[None]:
-    """Activate the largest value of every choice for the length of a with block."""
-    choices = State.of_module(module).choices
-    return State(choices, tuple(len(choice.values) - 1 for choice in choices), tuple(0 for _ in choices)).restored()
 
 
 # -- from timm's model to ours -----------------------------------------------------------------------------------------
@@ -425,15 +455,25 @@ if hasattr(layers, "AttentionPoolPrr"):
 
 _WITH_WEIGHTS = {nn.Linear, nn.Conv2d, layers.LayerScale, *NORMS, *MODELS, layers.AttentionPoolLatent}
 _WITH_PARTS = {*MODELS, *BLOCKS, *MLPS, *POOLS, layers.Attention, layers.PatchEmbed, nn.Sequential}
+# Whatever else holds a parameter was added by somebody, and no slice of it is known.
+_OWN = {"weight", "bias", "gamma", "latent", "cls_token", "reg_token", "dist_token", "pos_embed"}
 
 
 def unsupported(model: nn.Module) -> str | None:
     """Name a part that none of the classes here narrows; None if all can be."""
     for path, part in model.named_modules():
-        holds_weights = any(True for _ in part.parameters(recurse=False))
+        own = dict(part.named_parameters(recurse=False))
         parts = any(True for _ in part.children())
-        if (holds_weights and type(part) not in _WITH_WEIGHTS) or (parts and type(part) not in _WITH_PARTS):
+        if (own and type(part) not in _WITH_WEIGHTS) or (parts and type(part) not in _WITH_PARTS):
             return f"{path} is a {type(part).__name__}"
+        if "forward" in vars(part):
+            return f"{path or 'the model'} has a forward of its own"
+        if unknown := own.keys() - _OWN:
+            return f"{path or 'the model'} holds {', '.join(sorted(unknown))}"
+    first: dict[nn.Parameter, str] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(parameter, path) != path:
+            return f"{path} and {first[parameter]} are one parameter"
     return None
 
 
@@ -451,16 +491,19 @@ class Sizes(NamedTuple):
     num_heads: tuple[int, ...]
     mlp_dim: tuple[int, ...]
     stacks: tuple[int, ...]  # parts of the first layer of each MLP: 2 where it makes values and gates
+    pool_mlp_dim: int | None  # of attention pooling; not searched
 
 
 def sizes(model: Any) -> Sizes:
     """Return the sizes of a timm Vision Transformer."""
+    pool = model.attn_pool
     return Sizes(
         model.embed_dim,
-        model.attn_pool.head_dim if getattr(model, "attn_pool", None) is not None else 1,
+        1 if pool is None else pool.head_dim,
         tuple(block.attn.num_heads for block in model.blocks),
         tuple(_mlp_dim(block.mlp) for block in model.blocks),
         tuple(_stacks(block.mlp) for block in model.blocks),
+        _mlp_dim(pool.mlp) if hasattr(pool, "mlp") else None,
     )
 
 
@@ -489,7 +532,7 @@ def narrow(model: nn.Module, width: Dim, depth: Choice[int], heads: Sequence[Dim
         rates = tuple(float(getattr(drop, "drop_prob", 0.0)) for drop in drops)
         for slot, drop in enumerate(drops):
             if type(drop) is layers.DropPath:
-                become(drop, ElasticDropPath, slot=slot, rates=rates, depth=depth)
+                become(drop, ElasticDropPath, slot=slot, rates=rates, depth=depth, _mark=mark(slot))
     for slot, block in enumerate(slots):
         narrow_block(block, width, heads[slot], hidden[slot])
     become(slots, ShiftableIdentity, shift=True, depth=depth)

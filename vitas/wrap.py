@@ -9,15 +9,17 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import ceil
+from itertools import islice
+from math import ceil, inf, nextafter
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from vitas.choice import Choice, Dim
-from vitas.errors import ChoiceError, FileError, VitasError, WrapError, one_of, shown
+from vitas.choice import MOST_VALUES, Choice, Dim, plain_number
+from vitas.errors import ChoiceError, FileError, VitasError, WrapError, is_one_of, one_of, shown
 from vitas.order import order_by_magnitude
 from vitas.sample import use_subnet
 from vitas.saving import load_subnet
@@ -82,8 +84,8 @@ def wrap(
         raise WrapError(f"{type(model).__name__} cannot be wrapped: {part}; supported are {timm_vit.supported_parts()}")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise WrapError("the model is on the meta device and has no weights; build it on a real one")
-    if order not in (None, "magnitude"):
-        raise ChoiceError(f"order: {one_of(['magnitude'], order)}, or None")
+    if not is_one_of(["magnitude", None], order):
+        raise ChoiceError(f"order: {one_of(['magnitude', None], order)}")
     sizes = timm_vit.sizes(model)
     searched = _block_numbers(blocks, len(sizes.num_heads))
 
@@ -163,8 +165,12 @@ def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) 
     if len(set(sizes.num_heads)) == 1 and (dim % heads or head_dims != {dim // heads}):
         width = ", ".join(map(str, head_dims))
         reasons.append(f"{heads} heads have {width} channels each and not embed_dim / num_heads = {dim / heads:g}")
+    if (pooled := sizes.pool_mlp_dim) not in (None, hidden):
+        reasons.append(f"the MLP of attention pooling keeps its hidden width of {pooled}, those of the blocks have {hidden}")
+    ratio = hidden * stacks / dim
+    ratio = ratio if int(ratio * dim) == hidden * stacks else nextafter(ratio, inf)  # timm rounds the product down
+    arguments = {"embed_dim": dim, "depth": len(sizes.num_heads), "num_heads": heads, "mlp_ratio": ratio}
     kind = type(inner).__bases__[-1]
-    arguments = {"embed_dim": dim, "depth": len(sizes.num_heads), "num_heads": heads, "mlp_ratio": hidden * stacks / dim}
     return ExportReport(f"{kind.__module__}.{kind.__qualname__}", None if reasons else arguments, tuple(reasons))
 
 
@@ -241,8 +247,8 @@ def _counts(name: str, given: Values, own: int) -> list[int]:
 
     def part(percentage: str) -> int:
         count = own * _percent(name, percentage) / 100
-        if abs(count - round(count)) > 1e-9 or round(count) < 1:
-            fitting = ", ".join(f"{100 * n / own:g}%" for n in range(1, own + 1))
+        if abs(count - round(count)) > own / 2000 or round(count) < 1:  # "33.3%" of 3 is meant to be 1
+            fitting = ", ".join(f"{100 * n / own:.4g}%" for n in range(1, own + 1))
             raise ChoiceError(f"{name}: {percentage} of {own} is no whole number; these are: {fitting}")
         return round(count)
 
@@ -265,7 +271,7 @@ def _hidden(name: str, given: Values, own: int, per_ratio: float) -> list[int]:
     """Return hidden widths of an MLP; a number is a multiple of the model's width, as in timm's mlp_ratio."""
 
     def width(ratio: Any) -> Any:
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio * per_ratio < own + 1:
+        if not 0 < plain_number(ratio, name) * per_ratio < own + 1:
             raise ChoiceError(
                 f'{name}: expected an mlp_ratio in (0, {own / per_ratio:g}], "auto" or percentages, got {shown(ratio)}'
             )
@@ -282,15 +288,19 @@ def _settled(
         return [own]
     if isinstance(given, str) and given == "auto":
         return auto
-    several = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    several = islice(given, MOST_VALUES + 1) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     values = [part(value) if isinstance(value, str) else number(value) for value in several]
     for value in values:
-        if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value <= own:
+        if not _is_count(value, 1, own):
             raise ChoiceError(f'{name}: expected ints in 1..{own}, percentages such as "50%", or "auto", got {shown(value)}')
     if max(values, default=0) != own:
         listed = ", ".join(map(str, sorted(values))) or "nothing"
         raise ChoiceError(f"{name}: the largest has to be the model's own {own}, whose weights all share, got {listed}")
     return sorted(int(value) for value in values)
+
+
+def _is_count(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(least <= value <= most)
 
 
 def _percent(name: str, text: str) -> float:
@@ -314,8 +324,8 @@ def _block_numbers(blocks: Iterable[int] | None, n: int) -> set[int]:
         return set(range(n))
     if isinstance(blocks, (int, str)) or not isinstance(blocks, Iterable):
         raise ChoiceError(f"blocks: expected several numbers in 0..{n - 1}, got {shown(blocks)}")
-    numbers = list(blocks)
+    numbers = list(islice(blocks, MOST_VALUES + 1))
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < n:
+        if not _is_count(number, 0, n - 1):
             raise ChoiceError(f"blocks: expected numbers in 0..{n - 1}, got {shown(number)}")
-    return set(numbers)
+    return {int(number) for number in numbers}

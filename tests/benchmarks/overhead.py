@@ -45,9 +45,8 @@ def ratio(elastic: Callable[[], None], plain: Callable[[], None], repeats: int) 
     return statistics.median(times[0][1:]) / statistics.median(times[1][1:])
 
 
-def steps(name: str, batch: int, subnets: int, repeats: int) -> None:
+def steps(name: str, model: nn.Module, batch: int, subnets: int, repeats: int) -> None:
     """Random subnets of a superformer at 224 px."""
-    model = vitas.create_superformer(name)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 3, 224, 224)
     ratios = []
@@ -59,6 +58,14 @@ def steps(name: str, batch: int, subnets: int, repeats: int) -> None:
     tenth = ratios[min(len(ratios) - 1, round(0.9 * len(ratios)))]
     middle = statistics.median(ratios)
     print(f"{name}, {subnets} subnets, batch {batch}: median {middle:.3f}, 90th percentile {tenth:.3f}")
+
+
+def wrapped(batch: int, subnets: int, repeats: int, name: str = "deit_tiny_patch16_224") -> None:
+    """Random subnets of a model of timm; the exports are timm's own classes."""
+    import timm
+
+    model = vitas.wrap(timm.create_model(name), embed_dim="auto", depth="auto", inplace=True)
+    steps(f"wrapped {name}", model, batch, subnets, repeats)
 
 
 def linear(wide: int, narrow: int, used: tuple[int, int], tokens: int, repeats: int) -> None:
@@ -129,8 +136,9 @@ def main() -> None:
     linear(4096, 1024, (512, 2048), 196, repeats)  # the last stage of vitas_twins, batch 4
     linear(4096, 1024, (205, 819), 196, repeats)
     for batch in (16, 4):
-        steps("vitas_deit", batch, 6 if quick else 30, 3 if quick else 5)
-    steps("vitas_twins", 4, 4 if quick else 20, 1 if quick else 2)
+        steps("vitas_deit", vitas.create_superformer("vitas_deit"), batch, 6 if quick else 30, 3 if quick else 5)
+        wrapped(batch, 4 if quick else 12, 3)
+    steps("vitas_twins", vitas.create_superformer("vitas_twins"), 4, 4 if quick else 20, 1 if quick else 2)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,9 @@ def test_half_precision_stays_finite(dtype):
     [
         ({"temperature": 0}, "temperature: expected a positive number, got 0"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": "hot"}, "temperature: expected a positive number, got 'hot'"),
+        ({"alpha": (-1, float("inf"))}, "alpha: expected two numbers"),
+        ({"alpha": (-1, None)}, "alpha: expected two numbers"),
         ({"alpha": 1.0}, r"alpha: expected two numbers such as \(-1, 1\), or None, got 1.0"),
         ({"alpha": (-1, 1), "clip": 1}, "clip: expected a number above 1, got 1"),
     ],

@@ -162,6 +162,8 @@ def test_bad_input_is_refused():
     model = small()
     with pytest.raises(ChoiceError, match="expected a number or a mapping with 'accuracy', got top1"):
         supernet_report(model, lambda model: {"top1": 1.0})
+    with pytest.raises(ChoiceError, match="n_random: expected an int of at least 0, got -1"):
+        supernet_report(model, size_score, n_random=-1)
     with pytest.raises(ChoiceError, match="evaluate: expected a number, got 'good'"):
         supernet_report(model, lambda model: "good")
     with pytest.raises(ChoiceError, match="embed_dim"):

@@ -141,6 +141,8 @@ def test_works_with_a_gradient_scaler():
 def test_closures_and_other_words_are_refused():
     parameter = weighted()
     optimizer = OPTIMIZERS["sgd"]([parameter])
+    with pytest.raises(ChoiceError, match=r"expected a torch\.optim\.Optimizer, got None"):
+        skip_unused(None)
     with pytest.raises(ChoiceError, match="per: expected one of element, tensor, got 'tensors'"):
         skip_unused(optimizer, per="tensors")
     skip_unused(optimizer)

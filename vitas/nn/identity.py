@@ -237,8 +237,7 @@ class DropPath(plain.DropPath):
         place = marked(self._mark, 0) + sum(choice.active for choice in self._before)
         last = sum(choice.active for choice in self._total) - 1
         keep = 1 - self._rate * place / torch.sym_max(last, 1)
-        mask = torch.empty((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device).uniform_() < keep
-        return x * (mask.to(x.dtype) / keep)  # type: ignore[return-value]
+        return drop_samples(x, keep)
 
     def cost(self, tokens: Cost) -> Cost:
         """Return nothing."""
@@ -251,6 +250,13 @@ class DropPath(plain.DropPath):
     def export(self) -> nn.Module:
         """Return plain drop path at the rate that it has in the active subnet; an identity where that is 0."""
         return like(self, plain.DropPath(self.drop_prob) if self.drop_prob else nn.Identity())
+
+
+def drop_samples(x: Tensor, keep: Any, scale_by_keep: bool = True) -> Tensor:
+    """Zero whole samples and divide the others by `keep`, the probability of being kept: a number, symbol or tensor."""
+    mask = torch.empty((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device).uniform_() < keep
+    scale: Tensor = mask / keep if scale_by_keep else mask
+    return x * scale.to(x.dtype)
 
 
 def lay_drop_path(rate: float, rows: Sequence[ShiftableIdentity]) -> None:

@@ -46,19 +46,23 @@ def distill_loss(
     """
     if student.shape != teacher.shape or student.ndim == 0 or student.numel() == 0:
         raise ShapeError(f"distill_loss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} have to agree")
-    if not 0 < temperature < float("inf"):
+    if not _is_number(temperature) or not 0 < temperature < 1e6:
         raise ChoiceError(f"temperature: expected a positive number, got {shown(temperature)}")
     classes = student.shape[-1]
     log_q = F.log_softmax(student.reshape(-1, classes) / temperature, dim=-1)
     log_p = F.log_softmax(teacher.detach().reshape(-1, classes) / temperature, dim=-1)
     if alpha is None:
         return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
-    if not isinstance(alpha, (tuple, list)) or len(alpha) != 2:
+    if not isinstance(alpha, (tuple, list)) or len(alpha) != 2 or not all(_is_number(a) and abs(a) < 1e3 for a in alpha):
         raise ChoiceError(f"alpha: expected two numbers such as (-1, 1), or None, got {shown(alpha)}")
-    if not clip > 1:
+    if not _is_number(clip) or not clip > 1:
         raise ChoiceError(f"clip: expected a number above 1, got {shown(clip)}")
     divergences = torch.stack([_alpha_divergence(log_q, log_p, float(a), clip) for a in alpha])
     return divergences.max(dim=0).values.mean() * temperature**2
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _alpha_divergence(log_q: Tensor, log_p: Tensor, alpha: float, clip: float) -> Tensor:

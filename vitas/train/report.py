@@ -87,7 +87,8 @@ class SupernetReport:
         low, high = self.updates[worst].min(), self.updates[worst].max()
         return (
             f"Channels {kind} trained unevenly in {len(uneven)} of {len(self.updates)} dimensions; in {worst} some in"
-            f" {low:.0%} and some in {high:.0%} of the steps. Cyclic sharing, or more steps, would even that out."
+            f" {low:.0%} and some in {high:.0%} of the steps. A fair pattern under random draws is even: this comes of"
+            " ordinal sharing, of subnets that run in every step (sandwich), or of few steps."
         )
 
     def _on_ranking(self) -> str:
@@ -202,8 +203,10 @@ def supernet_report(
         seed: Seed of the random subnets.
 
     Raises:
-        ChoiceError: a model without choices, subnets of another space, a score that is not a number.
+        ChoiceError: a model without choices, subnets of another space, a score or `n_random` that is no number.
     """
+    if isinstance(n_random, bool) or not isinstance(n_random, int) or n_random < 0:
+        raise ChoiceError(f"n_random: expected an int of at least 0, got {shown(n_random)}")
     space = search_space(model)
     middle = space.decode(np.array([len(choice.values) // 2 for choice in space.choices.values()]))
     corners = {"smallest": space.smallest(), "middle": middle, "largest": space.largest()}
@@ -250,7 +253,7 @@ def _number(score: object) -> float:
         score = score["accuracy"]
     try:
         return float(score)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ChoiceError(f"evaluate: expected a number, got {shown(score)}") from None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vitas.errors import ChoiceError, one_of
+from vitas.errors import ChoiceError, is_one_of, one_of, shown
 from vitas.slicing import outside_graphs
 
 
@@ -51,9 +51,11 @@ def skip_unused(optimizer: Optimizer, *, per: str = "element") -> Hooks:
         An object whose `remove()` takes the hooks off.
 
     Raises:
-        ChoiceError: another word for `per`; from `step()`, where it is given a closure that makes the gradients.
+        ChoiceError: not an optimiser; another word for `per`; from `step()`, where a closure makes the gradients.
     """
-    if per not in ("element", "tensor"):
+    if not hasattr(optimizer, "register_step_pre_hook"):
+        raise ChoiceError(f"skip_unused: expected a torch.optim.Optimizer, got {shown(optimizer)}")
+    if not is_one_of(["element", "tensor"], per):
         raise ChoiceError(f"per: {one_of(['element', 'tensor'], per)}")
     kept: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []  # parameter, mask, value, state
 
