@@ -472,7 +472,7 @@ class Tokens(nn.Module):
         return add_tokens(x, [self.cls_token], self.pos_embed)
 
 
-def reset_linear(layer: nn.Linear) -> None:
+def _reset_linear(layer: nn.Linear) -> None:
     """Draw fresh weights: truncated normal (std 0.02), the bias zero, as timm does."""
     nn.init.trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:
@@ -683,7 +683,7 @@ class VisionTransformer(nn.Module):
         """Draw fresh weights: truncated normal (std 0.02) for linear layers and positions, as timm does."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                reset_linear(module)
+                _reset_linear(module)
         reset_tables(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -981,7 +981,7 @@ class Twins(nn.Module):
         """Draw fresh weights as timm does: truncated normal (std 0.02) for linear layers, by fan-out for convolutions."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                reset_linear(module)
+                _reset_linear(module)
             elif isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)

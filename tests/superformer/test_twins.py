@@ -491,3 +491,13 @@ def test_200_subnets_of_vitas_twins_export_and_count_exactly():
             for k in range(4):
                 depths[k].add(subnet[f"stages.{k}.depth"])
     assert all(depths[k] == set(range(1, most + 1)) for k, most in enumerate((4, 4, 18, 6)))
+
+
+def test_the_least_image_has_a_position_for_the_keys_of_every_stage():
+    stride = small().strides()[0]
+    model = small(sr_ratios=[8, 1], img_size=8 * stride)
+    assert model(torch.randn(1, 2, 8 * stride, 8 * stride)).shape == (1, 5)
+    with pytest.raises(ShapeError, match=f"sides of at least {8 * stride}, got"):
+        model(torch.randn(1, 2, 8 * stride, 8 * stride - 1))
+    with pytest.raises(ChoiceError, match=f"sides of at least {8 * stride}"):
+        small(sr_ratios=[8, 1], img_size=8 * stride - 1)
