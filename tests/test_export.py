@@ -129,14 +129,15 @@ def test_verify_compares_and_restores_the_modes():
     assert not plain.blocks[0].training
 
 
-def test_verify_finds_a_difference(monkeypatch):
+@pytest.mark.parametrize("error", [0.01, float("nan")])
+def test_verify_finds_a_difference(error, monkeypatch):
     model = randomize(small())
     broken = vitas.nn.CyclicLinear.export
 
     def off(self):
         plain = broken(self)
         with torch.no_grad():
-            plain.weight.add_(0.01)
+            plain.weight.add_(error)
         return plain
 
     monkeypatch.setattr(vitas.nn.CyclicLinear, "export", off)
