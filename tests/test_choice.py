@@ -553,3 +553,42 @@ def test_probabilities_go_with_the_values_as_given():
     assert Choice([16, 14, 12], p=[0.5, 0.3, 0.2]).p == pytest.approx((0.2, 0.3, 0.5))
     dim = Dim([8, 4], p=[0.75, 0.25])
     assert (dim.values, dim.p) == ((4, 8), pytest.approx((0.25, 0.75)))
+
+
+@pytest.mark.parametrize("sharing", ["cyclic", "cyclic-chain"])
+def test_a_gradient_that_can_be_differentiated_is_the_gradient(sharing):
+    dim = Dim([2, 3, 5], sharing=sharing)
+    weight = torch.randn(5, 4, requires_grad=True)
+    for channels in dim.values:
+        dim.active = channels
+        (plain,) = torch.autograd.grad(dim.take(weight).pow(3).sum(), weight)
+        (again,) = torch.autograd.grad(dim.take(weight).pow(3).sum(), weight, create_graph=True)
+        assert again.requires_grad
+        assert torch.equal(plain, again)
+
+
+def test_whole_numbers_times_a_dim_run_where_the_dim_runs():
+    def rule(values, largest, p):
+        return [3, 0, 0]
+
+    for sharing in ("cyclic-paired", rule):
+        dim = Dim([2, 3, 5], sharing=sharing)
+        assert dim.sides != Dim([2, 3, 5]).sides
+        for channels in dim.values:
+            dim.active = channels
+            start, length = dim.run
+            assert (dim * 8).run == (8 * start, 8 * length)
+
+
+def test_fractions_of_numpy_are_fractions():
+    assert Dim.fractions(8, np.array([0.5, 1.0], dtype=np.float32)).values == (4, 8)
+
+
+@pytest.mark.parametrize("several", [torch.tensor(2), np.array(2)])
+def test_tensors_without_an_axis_are_not_several(several):
+    with pytest.raises(ChoiceError, match="expected several values"):
+        Choice(several)
+    with pytest.raises(ChoiceError, match="expected 2 probabilities"):
+        Choice([1, 2], p=several)
+    with pytest.raises(ChoiceError, match="expected several fractions"):
+        Dim.fractions(8, several)

@@ -506,3 +506,22 @@ def test_the_displayed_range_of_a_space_is_exact():
     counts = [count_flops(model, space.subnet(dict(zip(space.choices, values, strict=True)))).total for values in every]
     assert space.costs()[::2] == (min(counts), max(counts))
     assert "(cheapest / median / costliest)" in repr(space)
+
+
+def test_a_layer_that_stands_twice_in_a_row_counts_twice():
+    width = vitas.Dim([3, 6])
+    layer = CyclicLinear(width, width)
+    row = nn.Sequential(layer, nn.GELU(), layer)
+    for channels in (3, 6):
+        width.active = channels
+        assert cost_of(row, Cost(2)).active() == macs(row, torch.randn(2, channels)) == 2 * 2 * channels**2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_extremes_are_those_of_all_combinations(seed):
+    rng = np.random.default_rng(seed)
+    a, b, c = vitas.Choice([1, 2, 3]), vitas.Choice([1, 2]), vitas.Choice([1, 2, 3, 4])
+    tables = [[Cost.table(choice, rng.integers(0, 50, len(choice.values))) for choice in (a, b, c)] for _ in range(3)]
+    cost = tables[0][0] * tables[0][1] + tables[1][0] * tables[1][2] + tables[2][1] * tables[2][2]
+    totals = [cost.at({a: i, b: j, c: k}) for i, j, k in itertools.product(range(3), range(2), range(4))]
+    assert cost.extremes() == (min(totals), max(totals))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import vitas
 from tests.contract import PLAIN_LEAVES, is_plain, leaves, randomize, relative_error
@@ -128,14 +129,15 @@ def test_verify_compares_and_restores_the_modes():
     assert not plain.blocks[0].training
 
 
-def test_verify_finds_a_difference(monkeypatch):
+@pytest.mark.parametrize("error", [0.01, float("nan")])
+def test_verify_finds_a_difference(error, monkeypatch):
     model = randomize(small())
     broken = vitas.nn.CyclicLinear.export
 
     def off(self):
         plain = broken(self)
         with torch.no_grad():
-            plain.weight.add_(0.01)
+            plain.weight.add_(error)
         return plain
 
     monkeypatch.setattr(vitas.nn.CyclicLinear, "export", off)
@@ -344,3 +346,93 @@ def test_an_unrelated_method_called_export_is_left_alone():
 def test_a_model_without_choices_exports_with_no_subnet_or_an_empty_one():
     model = small(patch_size=4, embed_dim=8, depth=2, num_heads=2, qkv_dim=8, mlp_dim=8, private=None)
     assert set(export_subnet(model, {}).state_dict()) == set(export_subnet(model).state_dict())
+
+
+class TwoLayers(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = vitas.nn.CyclicLinear(8, first), vitas.nn.CyclicLinear(second, 4)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_a_broken_tie_is_refused_also_where_the_active_subnet_is_exported():
+    width = vitas.Dim([3, 6])
+    model = TwoLayers(width, width)
+    model.second = copy.deepcopy(model.second)
+    width.active = 3
+    with pytest.raises(ChoiceError, match="lost its tie"):
+        export_subnet(model)
+
+
+def test_an_export_made_in_inference_mode_can_be_trained():
+    width = vitas.Dim([3, 6])
+    model = TwoLayers(width, width)
+    with torch.inference_mode():
+        plain = export_subnet(model, {"first.out_dim": 3}, verify=torch.randn(2, 8))
+        width = vitas.Dim([2, 5])  # its marks are saved for a checkpoint later
+    plain(torch.randn(2, 8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in plain.parameters())
+    TwoLayers(width, width)(torch.randn(2, 8)).sum().backward()
+
+
+def test_a_forward_pass_of_ones_own_needs_an_export_of_ones_own():
+    class Doubled(vitas.nn.CyclicLinear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(Doubled(8, vitas.Dim([3, 6])))
+    with pytest.raises(ExportError, match=r"Doubled overrides forward\(\) of an elastic layer"):
+        export_subnet(model)
+
+    class Renamed(vitas.nn.CyclicLinear):
+        pass
+
+    assert type(export_subnet(nn.Sequential(Renamed(8, vitas.Dim([3, 6]))))[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("how", ["weight_norm", "pruned", "frozen"])
+def test_reparametrised_weights_export_as_what_they_are(how):
+    width = vitas.Dim([3, 6])
+    model = randomize(TwoLayers(width, width))
+    if how == "weight_norm":
+        nn.utils.parametrizations.weight_norm(model.first)
+    else:
+        prune.random_unstructured(model.first, "weight", 0.5)
+    if how == "frozen":
+        model.requires_grad_(False)
+    width.active = 3
+    plain = export_subnet(model, verify=torch.randn(2, 8))
+    assert type(plain.first) is nn.Linear
+    assert list(plain.first.state_dict()) == ["weight", "bias"]
+    assert {parameter.requires_grad for parameter in plain.parameters()} == {how != "frozen"}
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = vitas.nn.CyclicLinear(8, vitas.Dim([3, 6]))
+
+    def forward(self, x, scale):
+        return {"out": self.fc(x) * scale, "more": [self.fc(x), x.argmax(dim=1)]}
+
+
+def test_verify_takes_several_inputs_and_outputs():
+    model, x = TwoInputs(), torch.randn(5, 8)
+    export_subnet(model, verify=(x, 2.0))
+    with pytest.raises(ChoiceError, match="verify: the outputs hold no numbers"):
+        export_subnet(model, verify=(x[:0], 2.0))
+    with pytest.raises(ChoiceError, match="verify: expected a batch or a tuple of inputs, got True"):
+        export_subnet(model, verify=True)
+
+
+def test_verify_looks_at_every_output():
+    class Different(TwoInputs):
+        def forward(self, x, scale):
+            outputs = super().forward(x, scale)
+            searchable = isinstance(self.fc, vitas.nn.CyclicLinear)
+            return {**outputs, **({"more": [outputs["more"][0], 1 - outputs["more"][1]]} if searchable else {})}
+
+    with pytest.raises(ExportError, match="differ by inf"):
+        export_subnet(Different(), verify=(torch.randn(5, 8), 2.0))

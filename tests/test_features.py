@@ -1,11 +1,12 @@
 """Maps of a Vision Transformer for dense tasks; those of Twins are in tests/superformer/test_twins.py."""
 
+import numpy as np
 import pytest
 import torch
 
 from tests.contract import randomize
 from tests.superformer.test_deit import small
-from vitas import ChoiceError, activate_subnet, export_subnet, sample_subnet, search_space
+from vitas import ChoiceError, activate_subnet, export_subnet, plain, sample_subnet, search_space
 from vitas.errors import ShapeError
 from vitas.superformer import DeiTSuperformer
 
@@ -79,6 +80,23 @@ def test_features_that_do_not_exist_are_refused():
             model.forward_intermediates(x, indices)
     with pytest.raises(ValueError, match="output_fmt"):
         model.forward_intermediates(x, output_fmt="NHWC")
-    for shape in ((1, 3, 8, 8), (2, 8, 8)):
+    for shape in ((1, 3, 8, 8), (2, 8, 8), (8,), (1, 2, 0, 8)):
         with pytest.raises(ShapeError, match=r"expected shape \(batch, 2, height, width\)"):
             model.forward_intermediates(torch.randn(shape))
+
+
+@pytest.mark.parametrize("indices", [[0.0], [0.5], "0", ["0"], 1.0, [None], np.array([0, 1]) / 2])
+def test_features_are_numbered_by_ints(indices):
+    with pytest.raises(ValueError, match="indices: expected ints, got"):
+        plain.feature_indices(3, indices)
+
+
+@pytest.mark.parametrize("indices", [np.int64(2), [np.int64(1), np.int64(-1)], np.array([1, 2]), (1, 2), range(1, 3)])
+def test_numpys_ints_number_features_too(indices):
+    assert plain.feature_indices(3, indices) == [1, 2]
+
+
+def test_positions_of_half_precision_are_resampled_in_single():
+    table = torch.randn(1, 1 + 16, 8).bfloat16()
+    exact = plain.resample_positions(table.float(), (4, 4), (7, 5), 1)
+    assert torch.equal(plain.resample_positions(table, (4, 4), (7, 5), 1), exact.bfloat16())

@@ -37,6 +37,7 @@ ORDER = [
     "vitas.nn.identity",
     "vitas.nn",
     "vitas.superformer.arguments",
+    "vitas.superformer.base",
     "vitas.superformer.deit",
     "vitas.superformer.twins",
     "vitas.superformer.presets",

@@ -197,3 +197,8 @@ def test_the_front_tells_what_breaks_a_limit():
     assert clouds == {"a subnet": [[1e9, 0], [3e9, 2]], "breaks a limit": [[2e9, 1]]}
     assert axes.lines[0].get_xdata().tolist() == [3e9]
     assert "2G" in [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_a_space_beyond_any_float_has_a_card():
+    model = torch.nn.ModuleList(vitas.nn.CyclicLinear(1, vitas.Dim(range(1, 101))) for _ in range(2100))
+    assert "1.000 &middot; 10<sup>4200</sup> networks" in vitas.plot.space_card(model).html

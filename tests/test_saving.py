@@ -1,3 +1,4 @@
+import copy
 import errno
 import json
 import os
@@ -749,3 +750,12 @@ def test_a_superformer_with_another_fixed_head_count_is_refused(tmp_path):
     with pytest.raises(FileError, match=r"model: blocks.0.attn.num_heads: expected 4, got 2"):
         load_superformer(target, tmp_path / "model")
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+def test_a_model_on_the_meta_device_cannot_be_loaded_into(network, saved, tmp_path):
+    with pytest.raises(FileError, match="meta device, there is nothing to load into"):
+        load_subnet(saved, into=copy.deepcopy(network).to("meta"))
+    model = small()
+    save_superformer(model, tmp_path / "model")
+    with pytest.raises(FileError, match="meta device, there is nothing to load into"):
+        load_superformer(model.to("meta"), tmp_path / "model")

@@ -15,8 +15,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from tests.superformer.test_deit import small
 from vitas import Choice, ChoiceError, Dim, Subnet, create_superformer, export_subnet, search_space
 from vitas.nn import CyclicLinear, ElasticLayerNorm, ElasticMlp, Private, ShiftableIdentity
+from vitas.space import readable_amount, readable_size
 
 MICRO_BLOCK = ("num_heads", "qkv_dim", "mlp_dim")
 
@@ -642,3 +644,32 @@ def test_printing_a_space_of_a_model_with_another_cost_or_a_huge_size_works():
             return 3
 
     assert "1.000e+310" in repr(search_space(Priced())).replace("E", "e")
+
+
+def test_choices_that_are_not_live_go_to_their_largest_value():
+    model = small()
+    space = search_space(model)
+    space.activate(space.subnet({"depth": 1}, fill="smallest"))
+    assert space.choices["blocks.0.mlp_dim"].active == space.choices["blocks.0.mlp_dim"].smallest
+    assert space.choices["blocks.2.mlp_dim"].active == space.choices["blocks.2.mlp_dim"].largest
+
+
+@pytest.mark.parametrize(
+    ("amount", "words"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1 K"),
+        (999_499, "999 K"),
+        (999_500, "1 M"),
+        (1_304_000_000, "1.3 G"),
+        (10**13, "10,000 G"),
+    ],
+)
+def test_amounts_in_words(amount, words):
+    assert readable_amount(amount) == words
+
+
+def test_sizes_in_words():
+    sizes = [999_999, 10**6, 3 * 10**9000]  # Python writes out no int of 9,000 digits
+    assert [readable_size(size) for size in sizes] == ["999,999", "1.000e+6", "3.000e+9000"]

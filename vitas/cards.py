@@ -15,7 +15,7 @@ from torch import nn
 
 from vitas.cost import count_flops, count_params
 from vitas.errors import VitasError
-from vitas.space import SearchSpace, search_space
+from vitas.space import SearchSpace, readable_amount, readable_size, search_space
 from vitas.subnet import Number, Subnet
 from vitas.walk import AnyChoice
 
@@ -77,7 +77,7 @@ def subnet_card(model: nn.Module, subnet: Mapping[str, Number] | None = None) ->
             share = shares.pop(before, 0.0)
             cells.append(_measure(share, f"{share:.1%}", ORANGE) if share else "")
         body.append(cells)
-    lines = [_title("Subnet", [total, f"{_short(count_params(model, subnet))} parameters"])]
+    lines = [_title("Subnet", [total, f"{readable_amount(count_params(model, subnet))} parameters"])]
     lines.append(_chips(single, space))
     lines.append(_table(header, body))
     rest = [f"{name} {share:.1%}" for name, share in shares.items() if share >= 0.0005]
@@ -122,7 +122,7 @@ def difference_card(model: nn.Module, a: Mapping[str, Number], b: Mapping[str, N
     if costs[0][0] is not None and costs[1][0] is not None:
         totals.insert(0, ("multiply-adds", costs[0][0], costs[1][0]))
     for word, one, other in totals:
-        body.append([f"<b>{word}</b>", _short(one), f"{_short(other)} {_muted(_change(one, other))}"])
+        body.append([f"<b>{word}</b>", readable_amount(one), f"{readable_amount(other)} {_muted(_change(one, other))}"])
     text = [facts[0], *(f"{name}: {first.get(name, '-')} -> {second.get(name, '-')}" for name in differing)]
     text += [f"{word}: {one:,} -> {other:,} ({_change(one, other)})" for word, one, other in totals]
     html = _framed([_title("Difference", facts), _table(["", "first", "second"], body)])
@@ -153,7 +153,7 @@ def space_card(model: nn.Module) -> Card:
     facts = [f"{len(space)} choices", f"{_power(space.size)} networks"]
     costs = space.costs()
     if costs is not None:
-        facts.append(f"{' / '.join(map(_short, costs))} multiply-adds (cheapest / median / costliest)")
+        facts.append(f"{' / '.join(map(readable_amount, costs))} multiply-adds (cheapest / median / costliest)")
     return Card(_framed([_title("Search space", facts), _table(["choice", "prior", "values"], body)]), repr(space))
 
 
@@ -173,7 +173,7 @@ def _shares(model: nn.Module, subnet: Subnet) -> tuple[dict[str, float], str]:
         return {}, ""
     count = count_flops(model, subnet)
     largest = count.total or 1
-    return {name: amount / largest for name, amount in count._rows()}, f"{_short(count.total)} multiply-adds"
+    return {name: amount / largest for name, amount in count._rows()}, f"{readable_amount(count.total)} multiply-adds"
 
 
 def _rows_of(space: SearchSpace) -> list[str]:
@@ -193,19 +193,9 @@ def _ranges(names: Sequence[str]) -> str:
     return ", ".join(escape(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}") for run in runs)
 
 
-def _short(amount: int) -> str:
-    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "K")):
-        if amount >= unit:
-            return f"{amount / unit:.3g} {name}"
-    return str(amount)
-
-
 def _power(size: int) -> str:
-    if size < 10**6:
-        return f"{size:,}"
-    digits = str(size) if size < 10**4000 else f"{size >> 13000}"
-    exponent = len(digits) - 1
-    return f"{digits[0]}.{digits[1:3]} &middot; 10<sup>{exponent}</sup>"
+    digits, e, exponent = readable_size(size).partition("e+")
+    return f"{digits} &middot; 10<sup>{exponent}</sup>" if e else digits
 
 
 def _change(one: int, other: int) -> str:

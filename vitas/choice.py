@@ -235,10 +235,10 @@ class Dim(Choice[int]):
         """
         name = options.get("name")
         what = name if is_name(name) else cls._kind
-        if not isinstance(fractions, Iterable):
+        if not _are_several(fractions):
             raise ChoiceError(f"{what}: expected several fractions, got {shown(fractions)}")
         largest = as_dim(largest, what).largest
-        fractions = list(islice(fractions, MOST_VALUES + 1))
+        fractions = [f.item() if isinstance(f, np.generic) else f for f in islice(fractions, MOST_VALUES + 1)]
         for fraction in fractions:
             number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
             if not number or not 0 < fraction <= 1:
@@ -487,6 +487,18 @@ def as_choice(value: "V | Choice[V]", what: str = "value") -> "Choice[V]":
     return Choice(_checked_values([value], what, 0))
 
 
+def as_count(count: object, what: str, least: int = 1) -> int:
+    """Return an int, numpy's made Python's.
+
+    Raises:
+        ChoiceError: not an int of at least `least`; bools are none.
+    """
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
+        wanted = "a positive int" if least == 1 else f"an int of at least {least}"
+        raise ChoiceError(f"{what}: expected {wanted}, got {shown(count)}")
+    return int(count)
+
+
 def plain_number(value: object, what: str) -> int | float:
     """Return an int or float for any real number, numpy's included.
 
@@ -512,9 +524,14 @@ def _refuse_too_many(channels: int, what: str) -> None:
         raise ChoiceError(f"{what}: expected at most {MOST_CHANNELS} channels, got {shown(channels)}")
 
 
+def _are_several(values: object) -> bool:
+    """Say whether these are values to go through; text is one value, and so are tensors and arrays of no axis."""
+    return isinstance(values, Iterable) and not isinstance(values, (str, bytes)) and getattr(values, "ndim", 1) > 0
+
+
 def _in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[V], Sequence[float] | None]:
     """Return values in ascending order and their probabilities with them; what cannot be ordered is refused later."""
-    if p is None or not isinstance(values, Iterable) or not isinstance(p, Iterable) or isinstance(values, str):
+    if p is None or not _are_several(values) or not _are_several(p):
         return values, p
     weights = list(islice(p, MOST_VALUES + 2))
     listed = [value.item() if isinstance(value, np.generic) else value for value in islice(values, MOST_VALUES + 1)]
@@ -526,7 +543,7 @@ def _in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[
 
 
 def _checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ...]:
-    if isinstance(values, (str, bytes, int, float)) or not isinstance(values, Iterable):
+    if not _are_several(values):
         raise ChoiceError(f"{what}: expected several values, got {shown(values)}")
     numbers = [plain_number(value, what) for value in islice(values, MOST_VALUES + 1)]
     if len(numbers) > MOST_VALUES:
@@ -547,7 +564,7 @@ def _checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ..
 def _checked_p(p: Sequence[float] | None, n: int, what: str) -> tuple[float, ...]:
     if p is None:
         return (1 / n,) * n
-    if isinstance(p, (str, bytes)) or not isinstance(p, Iterable):
+    if not _are_several(p):
         raise ChoiceError(f"p of {what}: expected {n} probabilities, got {shown(p)}")
     weights = [float(plain_number(weight, f"p of {what}")) for weight in islice(p, MOST_VALUES + 1)]
     if len(weights) != n:

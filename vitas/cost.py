@@ -287,7 +287,8 @@ def cost_of(module: nn.Module, tokens: Cost) -> Cost:
     if type(module) is nn.Linear:
         return (tokens * module.in_features * module.out_features).named("linear")
     if isinstance(module, _SAME_TOKENS):
-        return sum((cost_of(child, tokens).under(name) for name, child in module.named_children()), Cost())
+        layers = module._modules.items()  # not named_children(): a layer that stands there twice runs twice
+        return sum((cost_of(layer, tokens).under(name) for name, layer in layers if layer is not None), Cost())
     raise VitasError(f"{type(module).__name__} states no cost: give it a method cost(tokens) -> vitas.cost.Cost")
 
 

@@ -1,17 +1,17 @@
 """From a searchable model to the plain torch network of one subnet."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitas.errors import ChoiceError, ExportError, is_one_of, one_of
+from vitas.errors import ChoiceError, ExportError, is_one_of, one_of, shown
 from vitas.nn.base import exported
 from vitas.sample import use_subnet
 from vitas.space import search_space
-from vitas.subnet import Number
+from vitas.subnet import Number, Subnet
 from vitas.superformer import create_superformer
 from vitas.walk import eval_mode, holders, unwrap
 
@@ -27,25 +27,26 @@ def export_subnet(
     subnet: Mapping[str, Number] | None = None,
     *,
     weights: str = "inherit",
-    verify: Tensor | None = None,
+    verify: Tensor | tuple[Any, ...] | None = None,
     side: str | None = None,
 ) -> nn.Module:
     """Return the plain network of a subnet: torch.nn layers inside the classes of vitas.plain, no choices left.
 
-    Device, dtype, training mode and requires_grad are the model's; the weights are contiguous copies of their own. The
-    model's active subnet is untouched.
+    Device, dtype, training mode and requires_grad are the model's; the weights are contiguous copies of their own. Hooks on
+    elastic layers stay behind. The model's active subnet is untouched.
 
     Args:
         model: A model with elastic layers, possibly wrapped by DDP or torch.compile.
         subnet: A subnet of its space; None: the active one.
         weights: "inherit" copies the active weights, "fresh" draws new ones by each layer's `reset_parameters`.
-        verify: A batch of inputs on which export and active path are compared, in eval mode.
+        verify: A batch, or a tuple of all inputs, on which export and active path are compared, in eval mode.
         side: "left" or "right", for bilateral sharing; None: "left", or the active side where `subnet` is None.
 
     Raises:
-        ChoiceError: not a subnet of the model's space; an unknown word for `weights` or `side`.
-        ExportError: `verify` found a difference; a part that is still searchable or cannot draw fresh weights; a model
-            without elastic layers.
+        ChoiceError: not a subnet of the model's space, or no space, such as one with a broken tie; an unknown word for
+            `weights` or `side`; nothing that `verify` could compare.
+        ExportError: `verify` found a difference; a part that is still searchable, that overrides the forward pass of an
+            elastic layer, or that cannot draw fresh weights; a model without elastic layers.
     """
     if not is_one_of(["inherit", "fresh"], weights):
         raise ChoiceError(f"weights: {one_of(['inherit', 'fresh'], weights)}")
@@ -56,10 +57,12 @@ def export_subnet(
         raise ExportError(f"{type(inner).__name__} has no elastic layers to export")
     if not subnet and not any(holders(inner)):
         subnet = None  # nothing to choose
-    if subnet is None and side is not None:
-        subnet = search_space(model).active()
+    if subnet is None and any(holders(inner)):
+        active = search_space(inner).active()  # in any case: this refuses broken ties
+        subnet = None if side is None else active
     with use_subnet(model, subnet, side=side) if subnet is not None else nullcontext():
-        plain = exported(inner)
+        with torch.inference_mode(False), torch.no_grad():  # weights made in inference mode could not be trained
+            plain = exported(inner)
         if weights == "fresh":
             _reset(plain)
         if verify is not None:
@@ -92,7 +95,7 @@ def build_subnet(
     """
     with torch.device("meta"):
         model = create_superformer(name, num_classes=num_classes, img_size=img_size, in_chans=in_chans, **overrides)
-    plain = export_subnet(model, subnet)
+    plain = export_subnet(model, Subnet(subnet))
     size = sum(parameter.nbytes for parameter in plain.parameters())
     if size > _MOST_BYTES:
         raise ExportError(f"{name}: this subnet needs {size / 2**40:.1f} TiB")
@@ -113,16 +116,35 @@ def _reset(module: nn.Module, path: str = "") -> None:
 
 
 @torch.no_grad()
-def _verify(model: nn.Module, plain: nn.Module, inputs: Tensor) -> None:
+def _verify(model: nn.Module, plain: nn.Module, inputs: Tensor | tuple[Any, ...]) -> None:
+    if not isinstance(inputs, (Tensor, tuple)):
+        raise ChoiceError(f"verify: expected a batch or a tuple of inputs, got {shown(inputs)}")
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     with eval_mode(model, plain):
-        expected, got = model(inputs), plain(inputs)
-    error = relative_error(got, expected)
-    if not error <= TOLERANCE.get(expected.dtype, 0.0):
-        raise ExportError(f"export and active path differ by {error:.2g} (max|a - b| / max|b|) on the given inputs")
+        expected, got = list(_tensors(model(*arguments))), list(_tensors(plain(*arguments)))
+    if not sum(tensor.numel() for tensor in expected):
+        raise ChoiceError("verify: the outputs hold no numbers to compare, for these inputs")
+    if len(got) != len(expected):
+        raise ExportError(f"the export returns {len(got)} tensors, the active path {len(expected)}")
+    for a, b in zip(got, expected, strict=True):
+        error = relative_error(a, b)
+        if not error <= TOLERANCE.get(b.dtype, 0.0):
+            raise ExportError(f"export and active path differ by {error:.2g} (max|a - b| / max|b|) on the given inputs")
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    """Yield the tensors that a model returned, alone or in tuples, lists and dicts."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (tuple, list, Mapping)):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
-    """Return max|a - b| / max|b|; infinity where the shapes differ."""
+    """Return max|a - b| / max|b|; infinity where shapes, or numbers that are not real, differ."""
     if a.shape != b.shape:
         return float("inf")
+    if not b.is_floating_point() or not b.numel():
+        return 0.0 if torch.equal(a, b) else float("inf")
     return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny))

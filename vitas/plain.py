@@ -10,7 +10,7 @@ Letters: B images, C channels, H x W pixels, P patch size, N tokens, D embedding
 import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -197,6 +197,9 @@ class SubsampledAttention(nn.Module):
         proj_drop: Dropout on the output.
     """
 
+    sr: nn.Module | None
+    norm: nn.Module | None
+
     def __init__(
         self,
         q: nn.Module,
@@ -215,8 +218,8 @@ class SubsampledAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = proj
         self.proj_drop = nn.Dropout(proj_drop)
-        self.sr = sr
-        self.norm = norm
+        self.register_module("sr", sr)  # a child also where it is None
+        self.register_module("norm", norm)
 
     def heads(self) -> int:
         """Return the number of heads in use."""
@@ -413,7 +416,7 @@ class PatchEmbed(nn.Module):
 
     def embed_any_size(self, x: Tensor) -> Tensor:
         """Embed images of any size, padded with zeros to whole patches: (B, C, H, W) -> (B, N, D)."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
+        if x.ndim != 4 or x.shape[1] != self.in_chans or not min(x.shape[2:]):
             self.refuse(x, any_size=True)
         (height, width), (rows, columns), side = x.shape[2:], self.grid(x.shape[2:]), self.patch()
         x = F.pad(x, (0, columns * side - width, 0, rows * side - height))
@@ -472,6 +475,13 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return add_tokens(x, [self.cls_token], self.pos_embed)
+
+
+def _reset_linear(layer: nn.Linear) -> None:
+    """Draw fresh weights: truncated normal (std 0.02), the bias zero, as timm does."""
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def reset_tables(module: nn.Module) -> None:
@@ -661,7 +671,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}")
         wanted = self.feature_indices(indices)
         taken: dict[int, Any] = dict.fromkeys(wanted)
-        height, width = x.shape[-2:]
+        size = x.shape[-2:]
         x = self.blocks(self.embed(x, any_size=True), None, taken, max(wanted) if stop_early else None)
         x = self.norm(x)
         outputs = []
@@ -669,7 +679,7 @@ class VisionTransformer(nn.Module):
             tokens = self.norm(taken[number]) if norm else taken[number]
             prefix, tokens = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
             if output_fmt == "NCHW":
-                grid = self.patch_embed.grid((height, width))  # type: ignore[operator]
+                grid = self.patch_embed.grid(size)  # type: ignore[operator]
                 tokens = tokens.transpose(1, 2).unflatten(2, grid).contiguous()
             outputs.append((tokens, prefix) if return_prefix_tokens else tokens)
         return outputs if intermediates_only else (x, outputs)
@@ -678,9 +688,7 @@ class VisionTransformer(nn.Module):
         """Draw fresh weights: truncated normal (std 0.02) for linear layers and positions, as timm does."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                _reset_linear(module)
         reset_tables(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -705,21 +713,29 @@ def feature_indices(number: int, indices: int | Sequence[int] | None) -> list[in
     """Return which of `number` features `indices` means: all (None), so many last ones (an int), or those listed.
 
     Raises:
-        ValueError: out of range.
+        ValueError: out of range, or no ints.
     """
     if indices is None:
         return list(range(number))
-    if isinstance(indices, int):
-        if not 0 < indices <= number:
-            raise ValueError(f"indices: expected 1 to {number} last features, got {indices}")
-        return list(range(number - indices, number))
-    wanted = [index + number if index < 0 else index for index in indices]
-    for index, given in zip(wanted, indices, strict=True):
-        if not 0 <= index < number:
-            raise ValueError(f"indices: expected numbers in {-number}..{number - 1}, got {given}")
-    if not wanted:
+    if not isinstance(indices, Iterable):
+        last = _index(indices)
+        if not 0 < last <= number:
+            raise ValueError(f"indices: expected 1 to {number} last features, got {last}")
+        return list(range(number - last, number))
+    given = [_index(index) for index in indices]
+    for index in given:
+        if not -number <= index < number:
+            raise ValueError(f"indices: expected numbers in {-number}..{number - 1}, got {index}")
+    if not given:
         raise ValueError("indices: expected at least one, got none")
-    return wanted
+    return [index % number for index in given]
+
+
+def _index(number: SupportsIndex) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise ValueError(f"indices: expected ints, got {number!r}") from None
 
 
 def _registered(table: Tensor | nn.ParameterDict) -> nn.Parameter | nn.ParameterDict:
@@ -970,12 +986,12 @@ class Twins(nn.Module):
         """Draw fresh weights as timm does: truncated normal (std 0.02) for linear layers, by fan-out for convolutions."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                _reset_linear(module)
             elif isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass: less memory, about a third more time."""

@@ -36,10 +36,10 @@ _MOST_CONFIG_BYTES = 2**24
 _LARGEST_INT = 2**24
 _MOST_BLOCKS = 1024
 
-Path_ = str | os.PathLike[str]
+AnyPath = str | os.PathLike[str]
 
 
-def save_subnet(module: nn.Module, folder: Path_) -> None:
+def save_subnet(module: nn.Module, folder: AnyPath) -> None:
     """Write a plain network to a new folder: `config.json` (sizes, dtypes, hash) and `model.safetensors`.
 
     Args:
@@ -71,7 +71,9 @@ def save_subnet(module: nn.Module, folder: Path_) -> None:
         save_file(tensors, draft / "model.safetensors")
 
 
-def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int | tuple[int, int] | None = None) -> nn.Module:
+def load_subnet(
+    folder: AnyPath, *, into: nn.Module | None = None, img_size: int | tuple[int, int] | None = None
+) -> nn.Module:
     """Read what `save_subnet` wrote, without the superformer.
 
     Args:
@@ -101,6 +103,7 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
     else:
         model = unwrap(into)
         _check_class(model, config, folder)
+        _refuse_meta(model, f"{folder}: into=")
     state = model.state_dict()
     _check_header(weights, {name: (tuple(t.shape), config["dtypes"].get(name)) for name, t in state.items()})
     _same_keys(config["dtypes"], set(state), f"{folder / 'config.json'}: dtypes")
@@ -114,7 +117,7 @@ def load_subnet(folder: Path_, *, into: nn.Module | None = None, img_size: int |
     return model
 
 
-def save_superformer(model: nn.Module, path: Path_) -> None:
+def save_superformer(model: nn.Module, path: AnyPath) -> None:
     """Write the weights of a superformer with a description of its space to one safetensors file.
 
     Args:
@@ -138,7 +141,7 @@ def save_superformer(model: nn.Module, path: Path_) -> None:
         save_file(tensors, draft, metadata)
 
 
-def load_superformer(model: nn.Module, path: Path_) -> None:
+def load_superformer(model: nn.Module, path: AnyPath) -> None:
     """Read weights that `save_superformer` wrote into a model of the same space; positions follow its image size.
 
     Args:
@@ -150,6 +153,7 @@ def load_superformer(model: nn.Module, path: Path_) -> None:
             that does not fit. The model is then unchanged.
     """
     inner, path = unwrap(model), Path(path)
+    _refuse_meta(inner, f"{path}")
     metadata = _metadata(path)
     if metadata.get("format") != SUPERFORMER or metadata.get("version") != str(VERSION):
         raise FileError(
@@ -304,6 +308,15 @@ def _check_class(model: nn.Module, config: Mapping[str, Any], folder: Path) -> N
         got = _expressed(model)
         for key, value in config["model"].items():
             _check(got.get(key) == value, f"{folder}: into: {key}", str(value)[:60], got.get(key))
+
+
+def _refuse_meta(model: nn.Module, where: str) -> None:
+    """Refuse a model without memory: torch would load into it, and nothing would come of that."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise FileError(
+                f"{where}: {name} is on the meta device, there is nothing to load into; model.to_empty(...) first"
+            )
 
 
 def _hash(config: Mapping[str, Any]) -> str:

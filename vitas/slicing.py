@@ -21,6 +21,7 @@ Cut = tuple[int, int, int]
 """(axis, start, length): a run along an axis; it may wrap around the end."""
 
 
+@torch.inference_mode(False)
 def mark(*numbers: int) -> Tensor:
     """Return an empty tensor whose shape holds `numbers`; read them with `marked`.
 

@@ -405,20 +405,20 @@ class SearchSpace:
         costs = self.costs()
         if costs is None:
             return ""
-        return " / ".join(map(_readable, costs)) + " multiply-adds (cheapest / median / costliest)"
+        return " / ".join(map(readable_amount, costs)) + " multiply-adds (cheapest / median / costliest)"
 
     def __repr__(self) -> str:
         rows, summary = self._rows(), self._summary()
         width = max(len(pattern) for pattern, _ in rows)
         lines = [
-            f"SearchSpace of {len(self)} choices, {_networks(self.size)} networks",
+            f"SearchSpace of {len(self)} choices, {readable_size(self.size)} networks",
             *([f"  {summary}"] if summary else []),
         ]
         return "\n".join([*lines, *(f"  {pattern:<{width}}  {values}" for pattern, values in rows)])
 
     def _repr_html_(self) -> str:
         cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self._rows())
-        head = f"<b>{len(self)} choices, {_networks(self.size)} networks</b>"
+        head = f"<b>{len(self)} choices, {readable_size(self.size)} networks</b>"
         return f"{head}<br>{escape(self._summary())}<table>{cells}</table>"
 
 
@@ -447,15 +447,17 @@ def _is_code(number: object) -> bool:
     return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and bool(-1 <= number < 2**31)
 
 
-def _networks(size: int) -> str:
+def readable_size(size: int) -> str:
+    """Return a number of networks in words: "1,200", "1.292e+43"."""
     return f"{size:,}" if size < 10**6 else f"{Decimal(size):.3e}"
 
 
-def _readable(cost: int) -> str:
+def readable_amount(amount: int) -> str:
+    """Return an amount with three digits: "950", "1.3 G"."""
     for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "K")):
-        if cost >= unit:
-            return f"{cost / unit:.3g} {name}"
-    return str(cost)
+        if amount >= 0.9995 * unit:  # 999,500 is 1 M, not 1e+03 K
+            return f"{amount / unit:.3g} {name}" if amount < 999.5 * unit else f"{amount / unit:,.0f} {name}"
+    return str(amount)
 
 
 def _refused(name: str, choice: AnyChoice, value: Number) -> NoReturn:

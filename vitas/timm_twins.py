@@ -8,7 +8,7 @@ Importing this file imports timm; `vitas.wrap` does so when it is used. Written 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from vitas.choice import Dim, as_choice, as_dim
 from vitas.cost import Cost, Map
 from vitas.nn import CyclicLinear, ElasticConv2d, ElasticSubsampledAttention, ElasticWindowAttention, ShiftableIdentity
 from vitas.nn.attention import StackedLinear
-from vitas.nn.base import like
+from vitas.nn.base import exported, like
 from vitas.slicing import mark_sizes, outside_graphs
 from vitas.superformer.twins import cost_of_stages
 from vitas.timm_vit import Model, Narrowed, Row, Sizes, become, lay_drop_path, narrow_mlp, narrow_norm
@@ -62,7 +62,12 @@ class TwinsAttention(Narrowed):
 
     def export(self) -> nn.Module:
         """Return timm's attention where it can express the active subnet, else that of vitas.plain."""
-        return like(self, self.ours).export() if self.of_plain else super().export()
+        if not self.of_plain:
+            return super().export()
+        made = in_plain(self, self.heads.active, lambda part: None if part is None else exported(part))
+        for name in ("attn_drop", "proj_drop"):
+            made.register_module(name, exported(getattr(self, name)))
+        return like(self, made)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.heads.brief()}"
@@ -76,17 +81,21 @@ class _GlobalSubSampleAttn(TwinsAttention, twins.GlobalSubSampleAttn):
     pass
 
 
+def in_plain(
+    attention: Any, heads: int, part: Callable[[nn.Module | None], Any]
+) -> plain.WindowAttention | plain.SubsampledAttention:
+    """Return attention of vitas.plain made of what `part` gives for the layers of timm's."""
+    if isinstance(attention, twins.LocallyGroupedAttn):
+        return plain.WindowAttention(part(attention.qkv), part(attention.proj), heads, attention.ws)
+    q, kv, proj = part(attention.q), part(attention.kv), part(attention.proj)
+    return plain.SubsampledAttention(q, kv, proj, heads, part(attention.sr), part(attention.norm))
+
+
 def ours(attention: Any, width: Dim, heads: Dim, inner: Dim) -> OurAttention:
     """Return attention of vitas.nn that has the very layers of timm's, also those that are put there later."""
-    of_plain: plain.WindowAttention | plain.SubsampledAttention
-    if isinstance(attention, twins.LocallyGroupedAttn):
-        of_plain = plain.WindowAttention(attention.qkv, attention.proj, heads.largest, attention.ws)
-    else:
-        layers = attention.q, attention.kv, attention.proj, heads.largest, attention.sr, attention.norm
-        of_plain = plain.SubsampledAttention(*layers)
-    for name, child in of_plain._modules.items():
-        if name not in attention._modules:
-            vars(of_plain)[name] = child
+    of_plain = in_plain(attention, heads.largest, lambda part: part)
+    for name in of_plain._modules.keys() - attention._modules.keys():
+        vars(of_plain)[name] = of_plain._modules[name]
     vars(of_plain)["_modules"] = attention._modules
     return elastic(of_plain, width, heads, inner)
 

@@ -5,6 +5,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.contract import Contract, randomize
 from vitas import Choice, ChoiceError, Dim
+from vitas.errors import ShapeError
 from vitas.nn import ElasticAttention
 from vitas.nn.private import Private
 
@@ -177,11 +178,6 @@ def test_private_copies_for_a_single_head_count_are_refused():
         ElasticAttention(8, 2, private="qk")
 
 
-def test_private_copies_need_a_choice_of_ints():
-    with pytest.raises(ChoiceError, match="choice of ints"):
-        Private(Choice([0.5, 1.0]), lambda value: torch.nn.Identity())
-
-
 def test_a_foreign_checkpoint_notices_another_private_copy():
     choice = Choice([1, 2])
     layer = randomize(Private(choice, lambda value: torch.nn.Linear(4, 4)))
@@ -197,5 +193,17 @@ def test_a_foreign_checkpoint_notices_another_private_copy():
     [(0, {}), (2.0, {}), (Choice([0, 2]), {"qkv_dim": 8}), (2, {"head_dim": 4.0}), (2, {"head_dim": 0})],
 )
 def test_heads_and_head_widths_that_are_no_positive_ints_are_refused(heads, options):
-    with pytest.raises(ChoiceError, match="expected positive ints"):
+    with pytest.raises(ChoiceError, match="expected a positive int"):
         ElasticAttention(8, heads, **options)
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (2, 3, 4, 8)])
+def test_an_input_with_other_axes_is_refused(shape):
+    with pytest.raises(ShapeError, match=r"embed_dim: expected shape \(batch, tokens, 8\), got \("):
+        ElasticAttention(Dim([4, 8], name="embed_dim"), 2)(torch.randn(shape))
+
+
+@pytest.mark.parametrize("choice", [[1, 2], 2, Choice([1.5, 2.0])])
+def test_private_copies_are_for_the_values_of_a_choice_of_ints(choice):
+    with pytest.raises(ChoiceError, match="private copies need a choice of ints, got"):
+        Private(choice, lambda value: torch.nn.Linear(2, 2))

@@ -175,3 +175,20 @@ def test_a_foreign_checkpoint_notices_other_blocks_of_equal_shape(shift):
         activate_subnet(row, {"use.0": 0, "use.1": 1})
     with pytest.raises(RuntimeError, match="different"):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1, 2, float("nan"), True, "0.1", None])
+def test_drop_path_rates_outside_0_and_1_are_refused(rate):
+    with pytest.raises(ChoiceError, match="drop_prob: expected"):
+        DropPath(rate)
+    row = ShiftableIdentity([DropPath(0.1), DropPath(0.2)])
+    with pytest.raises(ChoiceError, match="drop_prob: expected"):
+        row[1].drop_prob = rate
+    with pytest.raises(ChoiceError, match="drop_prob: expected"):
+        row.lay_drop_path(rate)
+    assert [part.drop_prob for part in row] == [0.1, 0.2]
+
+
+def test_a_law_that_is_a_tensor_of_no_axis_is_refused():
+    with pytest.raises(ChoiceError, match="p of Choice: expected 3 probabilities"):
+        linears(3, p=torch.tensor(0.5))

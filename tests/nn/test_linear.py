@@ -67,6 +67,8 @@ def test_an_input_of_another_width_is_refused_with_the_name_of_the_dimension():
     layer = CyclicLinear(Dim([4, 8], name="embed_dim"), 3)
     with pytest.raises(ShapeError, match=r"embed_dim: expected 8 channels along axis -1, got shape \(2, 4\)"):
         layer(torch.randn(2, 4))
+    with pytest.raises(ShapeError, match=r"embed_dim: expected 8 channels along axis -1, got shape \(\)"):
+        layer(torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("wrong", [0, -3, 2.5, True, "8", None])

@@ -6,6 +6,7 @@ from tests.contract import Contract, randomize
 from tests.nn.test_attention import attend, part
 from vitas import Choice, ChoiceError, Dim, VitasError
 from vitas.cost import Cost, Map
+from vitas.errors import ShapeError
 from vitas.nn import ElasticSubsampledAttention
 from vitas.nn.base import exported
 
@@ -98,3 +99,16 @@ def test_ratios_that_are_not_positive_ints_are_refused(ratio):
 def test_its_cost_needs_a_map():
     with pytest.raises(VitasError, match=r"vitas.cost.Map\(height, width\)"):
         ElasticSubsampledAttention(8, 2).cost(Cost(49))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 16, 8), r"expected shape \(batch, height, width, 8\), got \(2, 16, 8\)"),
+        ((2, 5, 3, 8), r"sides of at least 4, got \(2, 5, 3, 8\)"),
+        ((2, 3, 5, 8), r"sides of at least 4, got \(2, 3, 5, 8\)"),
+    ],
+)
+def test_an_input_that_is_no_map_or_too_small_is_refused(shape, message):
+    with pytest.raises(ShapeError, match=message):
+        ElasticSubsampledAttention(8, 2, 4)(torch.randn(shape))

@@ -6,6 +6,7 @@ from tests.contract import Contract, randomize
 from tests.nn.test_attention import attend, part
 from vitas import Choice, ChoiceError, Dim, VitasError
 from vitas.cost import Cost, Map
+from vitas.errors import ShapeError
 from vitas.nn import ElasticWindowAttention
 from vitas.nn.base import exported
 
@@ -100,3 +101,9 @@ def test_windows_that_are_not_positive_ints_are_refused(window):
 def test_its_cost_needs_a_map():
     with pytest.raises(VitasError, match=r"vitas.cost.Map\(height, width\)"):
         ElasticWindowAttention(8, 2).cost(Cost(49))
+
+
+@pytest.mark.parametrize("shape", [(2, 49, 49), (49, 49), (1, 2, 7, 7, 49)])
+def test_an_input_that_is_no_map_is_refused(shape):
+    with pytest.raises(ShapeError, match=r"expected shape \(batch, height, width, 49\), got \("):
+        ElasticWindowAttention(49, 7)(torch.randn(shape))

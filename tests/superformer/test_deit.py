@@ -32,8 +32,9 @@ def small(**options):
         "mlp_dim": [3, 6, 8],
         "private": "qk",
         "num_classes": 5,
+        "in_chans": 2,
     }
-    return DeiTSuperformer(8, in_chans=2, **{**space, **options})
+    return DeiTSuperformer(8, **{**space, **options})
 
 
 TIMM = {"deit_tiny": "deit_tiny_patch16_224", "deit_small": "deit_small_patch16_224", "deit_base": "deit_base_patch16_224"}
@@ -246,8 +247,22 @@ def test_printing_never_fails_where_the_space_does():
         ({"drop_path_rate": 1.5}, "drop_path_rate"),
         ({"proj_drop_rate": "a"}, "proj_drop_rate"),
         ({"patch_size": 4.0}, "patch_size"),
+        ({"in_chans": Dim([1, 2])}, "in_chans: expected a positive int, got Dim"),
+        ({"in_chans": True}, "in_chans: expected a positive int, got True"),
+        ({"num_classes": -1}, "num_classes: expected an int of at least 0, got -1"),
+        ({"num_classes": None}, "num_classes: expected an int of at least 0, got None"),
+        ({"depth": 2.0}, r"depth: expected positive ints without gaps, or in equal steps, got \[2.0\]"),
+        ({"depth": Choice([1, 2], p=[1, 3])}, "depth: expected an int or several, got Choice.*depth_p"),
+        ({"private": "qk", "num_heads": 2}, "need more than one, got 2; give None"),
     ],
 )
 def test_more_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ChoiceError, match=message):
         small(**options)
+
+
+def test_features_of_a_distilled_model_are_the_mean_of_both_tokens():
+    model = small(distilled=True, num_classes=0)
+    tokens = torch.randn(2, 6, 8)
+    assert torch.equal(model.forward_head(tokens, pre_logits=True), tokens[:, :2].mean(dim=1))
+    assert torch.equal(model.forward_head(tokens), tokens[:, :2].mean(dim=1))

@@ -93,3 +93,21 @@ def test_unknown_names_and_arguments_are_refused_with_the_nearest():
         create_superformer("vitas_diet")
     with pytest.raises(ChoiceError, match=r"unknown argument, .*\(nearest: embed_dim\)"):
         create_superformer("deit_micro", embed_dims=[4])
+
+
+def test_an_override_replaces_what_says_the_same_in_another_way():
+    options = {"num_classes": 2, "img_size": 8}
+    ratios = create_superformer("deit_micro", mlp_ratio=[1, 2], **options)
+    assert search_space(ratios).choices["blocks.0.mlp_ratio"].values == (1, 2)
+    assert not any("mlp_dim" in name for name in search_space(ratios).choices)
+    heads = create_superformer("deit_micro", head_dim=8, private=None, **options)
+    assert heads.blocks[0].attn.qkv_dim.values == tuple(8 * n for n in heads.blocks[0].attn.num_heads.values)
+    widths = create_superformer("autoformer_tiny", qkv_dim=[12, 24], embed_dim=8, depth=1, patch_size=4, **options)
+    assert search_space(widths).choices["blocks.0.qkv_dim"].values == (12, 24)
+    stages = create_superformer("twins_micro", mlp_ratios=[1, 2, 3, [1, 2]], num_classes=2, img_size=32)
+    ratios = [
+        row[0].mlp.fc1.out_dim.largest / dim.largest for row, dim in zip(stages.blocks, stages.embed_dims, strict=True)
+    ]
+    assert ratios == [1, 2, 3, 2]
+    with pytest.raises(ChoiceError, match="deit_micro: give mlp_dim or mlp_ratio, not both"):
+        create_superformer("deit_micro", mlp_dim=8, mlp_ratio=[1, 2])

@@ -431,8 +431,14 @@ def test_features_that_do_not_exist_are_refused(indices):
         ({"depths": [range(1, 3), [1, 2, 4]]}, r"stages.1.depth: expected positive ints without gaps, or in equal steps"),
         ({"depths": [0, 2]}, "stages.0.depth"),
         ({"num_heads": [[3], [2]]}, "stages.0.blocks.0.num_heads: 3 heads do not divide a qkv_dim of 4"),
-        ({"wss": [3, 0]}, "window_size: expected positive ints, got 0"),
+        ({"wss": [3, 0]}, "window_size: expected a positive int, got 0"),
         ({"sr_ratios": [2, 0]}, "sr_ratio: expected a positive int, got 0"),
+        ({"sr_ratios": None}, "sr_ratios: expected one entry for each stage, got None"),
+        ({"patch_size": [2, 4]}, r"patch_size: expected a positive int, got \[2, 4\]"),
+        ({"patch_size": 0}, "patch_size: expected a positive int, got 0"),
+        ({"in_chans": vitas.Dim([1, 2])}, "in_chans: expected a positive int, got Dim"),
+        ({"num_classes": None}, "num_classes: expected an int of at least 0, got None"),
+        ({"depths": [vitas.Choice([1, 2]), 2]}, "stages.0.depth: .*depth_p"),
         ({"global_pool": "token"}, "global_pool: expected one of avg, , got 'token'"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate: expected a number in \[0, 1\)"),
         ({"private": "kv"}, "private: expected one of qk, v, got 'kv'"),
@@ -493,3 +499,13 @@ def test_200_subnets_of_vitas_twins_export_and_count_exactly():
             for k in range(4):
                 depths[k].add(subnet[f"stages.{k}.depth"])
     assert all(depths[k] == set(range(1, most + 1)) for k, most in enumerate((4, 4, 18, 6)))
+
+
+def test_the_least_image_has_a_position_for_the_keys_of_every_stage():
+    stride = small().strides()[0]
+    model = small(sr_ratios=[8, 1], img_size=8 * stride)
+    assert model(torch.randn(1, 2, 8 * stride, 8 * stride)).shape == (1, 5)
+    with pytest.raises(ShapeError, match=f"sides of at least {8 * stride}, got"):
+        model(torch.randn(1, 2, 8 * stride, 8 * stride - 1))
+    with pytest.raises(ChoiceError, match=f"sides of at least {8 * stride}"):
+        small(sr_ratios=[8, 1], img_size=8 * stride - 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -10,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_choice, as_dim, take
+from vitas.choice import Choice, Dim, as_choice, as_count, as_dim, take
 from vitas.cost import Cost, cost_of, params_of, product_of
 from vitas.errors import ChoiceError, is_one_of, one_of, shown
-from vitas.nn.base import exported, filled, like
-from vitas.nn.linear import CyclicLinear, check_channels
+from vitas.nn.base import filled, rebuilt
+from vitas.nn.linear import CyclicLinear, check_axes, check_channels
 from vitas.nn.private import Private
 
 
@@ -74,6 +73,15 @@ class ElasticAttention(plain.Attention):
         """Return the number of heads in use."""
         return self.num_heads.active
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend.
+
+        Raises:
+            ShapeError: x is not (B, N, D).
+        """
+        check_axes(x, self.dim, "batch", "tokens")
+        return super().forward(x)
+
     def cost(self, tokens: Cost) -> Cost:
         """Return 4 * tokens * D * d + 2 * tokens^2 * d."""
         matmul = (tokens * tokens * self.qkv_dim * 2).named("matmul")
@@ -85,15 +93,7 @@ class ElasticAttention(plain.Attention):
 
     def export(self) -> plain.Attention:
         """Return plain attention with its own copy of the active weights, q, k and v in one linear layer."""
-        attention = plain.Attention(
-            exported(self.qkv),
-            exported(self.proj),
-            self.num_heads.active,
-            copy.deepcopy(self.q_norm),
-            copy.deepcopy(self.k_norm),
-        )
-        attention.attn_drop, attention.proj_drop = copy.deepcopy(self.attn_drop), copy.deepcopy(self.proj_drop)
-        return like(self, attention)
+        return rebuilt(self, plain.Attention, num_heads=self.heads())
 
 
 class Heads(NamedTuple):
@@ -121,10 +121,9 @@ def as_heads(dim: int | Dim, num_heads: int | Choice[int], head_dim: int | None,
         ChoiceError: heads that do not divide the width, `head_dim` together with `qkv_dim`.
     """
     dim, heads = as_dim(dim, "dim"), as_choice(num_heads, "num_heads")
-    for what, counts in ((heads.name or "num_heads", heads.values), ("head_dim", (head_dim,))):
-        for count in counts:
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise ChoiceError(f"{what}: expected positive ints, got {shown(count)}")
+    for count in heads.values:
+        as_count(count, heads.name or "num_heads")
+    head_dim = None if head_dim is None else as_count(head_dim, "head_dim")
     if qkv_dim is None:
         head_dim = _head_dim(dim, heads) if head_dim is None else head_dim
         return Heads(dim, heads, heads * head_dim, head_dim, {head_dim})
@@ -150,7 +149,7 @@ def stacked(parts: str, heads: Heads, private: str | None, bias: bool) -> nn.Mod
         raise ChoiceError(f"private: {one_of(['qk', 'v'], private)}; None shares all")
     if private and heads.num_heads.fixed:
         count = heads.num_heads.largest
-        raise ChoiceError(f"private={shown(private)}: copies for each head count need more than one, got {count}")
+        raise ChoiceError(f"private={shown(private)}: copies for each head count need more than one, got {count}; give None")
     own = [part for part in parts if private and part in private]
     if not own:
         return StackedLinear(heads.dim, heads.qkv_dim, len(parts), bias)

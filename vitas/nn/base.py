@@ -28,7 +28,8 @@ def exported(module: M) -> nn.Module:
     """Return a copy of `module` in which every elastic layer is its plain export and every Choice its active value.
 
     Raises:
-        ExportError: a choice that cannot be reached through attributes, lists, tuples or dicts of modules.
+        ExportError: a choice that cannot be reached through attributes, lists, tuples or dicts of modules; a class of
+            one's own that changes the forward pass of an elastic layer and inherits its `export`.
     """
     replaced: dict[int, Any] = {}
     own_weights: list[nn.Module] = []
@@ -52,6 +53,7 @@ def _replace(module: nn.Module, replaced: dict[int, Any], own_weights: list[nn.M
     """Note for each elastic layer and each Choice what stands in its place; deepcopy does the rest."""
     inner = unwrap(module)
     if exports_itself(inner):
+        _refuse_another_forward(type(inner))
         replaced[id(module)] = replaced[id(inner)] = inner.export()  # type: ignore[operator]
         return
     if inner is not module:
@@ -74,6 +76,15 @@ def exports_itself(module: nn.Module) -> bool:
     return all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
+def _refuse_another_forward(kind: type[nn.Module]) -> None:
+    """Refuse a class of the user's that overrides forward() alone: the export that it inherits computes something else."""
+    for base in kind.__mro__:
+        if "export" in vars(base):
+            return
+        if "forward" in vars(base) and not base.__module__.startswith("vitas."):
+            raise ExportError(f"{base.__name__} overrides forward() of an elastic layer: give it an export() of its own too")
+
+
 def _fixed(choice: Choice[Any]) -> plain.Fixed:
     if isinstance(choice, Dim):
         start, length = choice.run
@@ -91,9 +102,23 @@ def filled(layer: nn.Module, empty: M, weights: Mapping[str, Tensor]) -> M:
     The meta device keeps an export from touching the random number generator.
     """
     empty.load_state_dict({name: _own(weight) for name, weight in weights.items()}, assign=True)
+    flags = {key: parameter.requires_grad for key, parameter in layer.named_parameters()}
     for name, parameter in empty.named_parameters():
-        parameter.requires_grad_(any(p.requires_grad for key, p in layer.named_parameters() if name in key.split(".")))
+        # Under a parametrisation the parameter is found inside; pruning and old ones leave others, of other names.
+        own = [flag for key, flag in flags.items() if name in key.split(".")] or flags.values()
+        parameter.requires_grad_(any(own))
     return like(layer, empty)
+
+
+def rebuilt(layer: nn.Module, plain_class: type[M], **held: Any) -> M:
+    """Return `layer` as the plain class that it narrows: `held` are its attributes, its children are exported."""
+    made = plain_class.__new__(plain_class)
+    nn.Module.__init__(made)
+    for name, child in layer._modules.items():
+        made.register_module(name, None if child is None else exported(child))
+    for name, value in held.items():
+        setattr(made, name, value)
+    return like(layer, made)
 
 
 def like(source: nn.Module, target: M) -> M:

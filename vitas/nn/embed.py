@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_choice, as_dim
+from vitas.choice import Choice, Dim, as_choice, as_count, as_dim
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, ShapeError, shown
-from vitas.nn.base import exported, filled, like
+from vitas.nn.base import filled, rebuilt
 from vitas.nn.conv import ElasticConv2d
 from vitas.nn.private import Private
 
@@ -33,7 +33,8 @@ class ElasticPatchEmbed(plain.PatchEmbed):
         bias: Whether the projection has a bias.
 
     Raises:
-        ChoiceError: a patch size that does not divide the image; channels that are neither a positive int nor a Dim.
+        ChoiceError: a patch size that does not divide the image; image channels that are no positive int; channels that
+            are neither a positive int nor a Dim.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ElasticPatchEmbed(plain.PatchEmbed):
     ) -> None:
         size = pixels(img_size)
         patch_size, embed_dim = as_choice(patch_size, "patch_size"), as_dim(embed_dim, "embed_dim")
+        in_chans = as_count(in_chans, "in_chans")
         check_patches(patch_size, size)
 
         def projection(patch: int) -> ElasticConv2d:
@@ -81,7 +83,7 @@ class ElasticPatchEmbed(plain.PatchEmbed):
 
     def export(self) -> plain.PatchEmbed:
         """Return a plain patch embedding with its own copy of the chosen projection."""
-        return like(self, plain.PatchEmbed(exported(self.proj), self.img_size, self.in_chans))
+        return rebuilt(self, plain.PatchEmbed, img_size=self.img_size, in_chans=self.in_chans)
 
     def extra_repr(self) -> str:
         return f"img_size={self.img_size}, patch_size={self.patch_size.brief()}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitas import plain
-from vitas.choice import Choice
+from vitas.choice import Choice, plain_number
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, VitasError, shown
 from vitas.nn.base import exported, like
@@ -211,13 +211,21 @@ class DropPath(plain.DropPath):
             slot: Blocks that always run before this one whenever it runs.
             before: Choices whose values add up to the number of other blocks that run before it.
             total: Choices whose values add up to the number of blocks that run.
+
+        Raises:
+            ChoiceError: a rate that is no number in [0, 1).
         """
-        self._rate, self._slot, self._before, self._total = rate, slot, tuple(before), tuple(total)
+        self.drop_prob = rate
+        self._slot, self._before, self._total = slot, tuple(before), tuple(total)
         self._mark = mark(slot)
 
     @property
     def drop_prob(self) -> float:
-        """The rate in the active subnet."""
+        """The rate in the active subnet.
+
+        Raises:
+            ChoiceError: on setting what is no number in [0, 1).
+        """
         if not self._total:
             return self._rate
         place = self._slot + sum(choice.active for choice in self._before)
@@ -226,6 +234,7 @@ class DropPath(plain.DropPath):
 
     @drop_prob.setter
     def drop_prob(self, rate: float) -> None:
+        check_rates(drop_prob=rate)
         self._rate = rate
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -276,6 +285,17 @@ def lay_drop_path(rate: float, rows: Sequence[ShiftableIdentity]) -> None:
         earlier = [*earlier, *row.uses]
 
 
+def check_rates(**rates: float) -> None:
+    """Refuse what is no number in [0, 1): rates of dropout, probabilities of an identity.
+
+    Raises:
+        ChoiceError: with the name of the rate.
+    """
+    for name, rate in rates.items():
+        if not 0 <= plain_number(rate, name) < 1:
+            raise ChoiceError(f"{name}: expected a number in [0, 1), got {shown(rate)}")
+
+
 def shift_identities(slots: Sequence[T | None]) -> list[T | None]:
     """Move the identities (None) of a row of slots behind its blocks, which keep their order.
 
@@ -294,8 +314,7 @@ def binomial_law(n: int, identity: float, min_depth: int = 1) -> list[float]:
     Raises:
         ChoiceError: a probability outside [0, 1).
     """
-    if isinstance(identity, bool) or not 0 <= identity < 1:
-        raise ChoiceError(f"identity probability: expected a number in [0, 1), got {shown(identity)}")
+    check_rates(p=identity)
     return [comb(n, m) * (1 - identity) ** m * identity ** (n - m) for m in range(min_depth, n + 1)]
 
 

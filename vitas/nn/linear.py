@@ -77,8 +77,18 @@ def check_channels(x: Tensor, dim: Dim, axis: int = -1) -> None:
     Raises:
         ShapeError: `x` does not have dim.active channels along `axis`.
     """
-    if x.shape[axis] != dim.active:
+    if x.ndim < -axis or x.shape[axis] != dim.active:
         raise ShapeError(
             f"{dim.label}: expected {dim.active} channels along axis {axis}, got shape {tuple(x.shape)};"
             " layers that must agree hold the same Dim object"
         )
+
+
+def check_axes(x: Tensor, dim: Dim, *axes: str) -> None:
+    """Refuse an input that has not just the axes `axes` and then the channels of `dim`.
+
+    Raises:
+        ShapeError: `x` has more axes or fewer.
+    """
+    if x.ndim != len(axes) + 1:
+        raise ShapeError(f"{dim.label}: expected shape ({', '.join(axes)}, {dim.active}), got {tuple(x.shape)}")

@@ -1,13 +1,11 @@
 """MLP with a searchable hidden width."""
 
-import copy
-
 from torch import nn
 
 from vitas import plain
 from vitas.choice import Dim
 from vitas.cost import Cost, cost_of, params_of
-from vitas.nn.base import exported, like
+from vitas.nn.base import rebuilt
 from vitas.nn.linear import CyclicLinear
 
 
@@ -50,6 +48,4 @@ class ElasticMlp(plain.Mlp):
 
     def export(self) -> plain.Mlp:
         """Return a plain MLP with its own copy of the active weights."""
-        mlp = plain.Mlp(exported(self.fc1), exported(self.fc2), copy.deepcopy(self.act), self.drop1.p)
-        mlp.drop1, mlp.drop2 = copy.deepcopy(self.drop1), copy.deepcopy(self.drop2)
-        return like(self, mlp)
+        return rebuilt(self, plain.Mlp)

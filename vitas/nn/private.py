@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitas.choice import Choice
 from vitas.cost import Cost, cost_of, params_of
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 from vitas.nn.base import exported
 from vitas.slicing import noted
 from vitas.walk import Gate
@@ -26,14 +26,14 @@ class Private(nn.ModuleDict):
         make: Called with each value, returns its copy.
 
     Raises:
-        ChoiceError: a choice whose values are not ints.
+        ChoiceError: what is no Choice, or one whose values are not ints.
     """
 
     _chosen: nn.Module
 
     def __init__(self, choice: Choice[int], make: Callable[[int], nn.Module]) -> None:
-        if not all(isinstance(value, int) for value in choice.values):
-            raise ChoiceError(f"{choice.label}: private copies need a choice of ints, got {choice.values}")
+        if not isinstance(choice, Choice) or not all(isinstance(value, int) for value in choice.values):
+            raise ChoiceError(f"private copies need a choice of ints, got {shown(choice)}")
         super().__init__({str(value): make(value) for value in choice.values})
         self.choice = choice
         self._follow()

@@ -1,13 +1,15 @@
 """Attention to a coarser map, with searchable heads and width."""
 
+from torch import Tensor
+
 from vitas import plain
-from vitas.choice import Choice, Dim
+from vitas.choice import Choice, Dim, as_count
 from vitas.cost import Cost, Map, as_map, cost_of, params_of
-from vitas.errors import ChoiceError, shown
+from vitas.errors import ShapeError
 from vitas.nn.attention import as_heads, stacked
-from vitas.nn.base import exported, like
+from vitas.nn.base import rebuilt
 from vitas.nn.conv import ElasticConv2d
-from vitas.nn.linear import CyclicLinear
+from vitas.nn.linear import CyclicLinear, check_axes
 from vitas.nn.norm import ElasticLayerNorm
 
 
@@ -52,8 +54,7 @@ class ElasticSubsampledAttention(plain.SubsampledAttention):
         proj_drop: float = 0.0,
         norm_eps: float = 1e-5,
     ) -> None:
-        if isinstance(sr_ratio, bool) or not isinstance(sr_ratio, int) or sr_ratio < 1:
-            raise ChoiceError(f"sr_ratio: expected a positive int, got {shown(sr_ratio)}")
+        sr_ratio = as_count(sr_ratio, "sr_ratio")
         heads = as_heads(dim, num_heads, head_dim, qkv_dim)
         super().__init__(
             stacked("q", heads, private, qkv_bias),
@@ -71,6 +72,21 @@ class ElasticSubsampledAttention(plain.SubsampledAttention):
     def heads(self) -> int:
         """Return the number of heads in use."""
         return self.num_heads.active
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Attend; with a size (H, W), x holds the positions of such a map as tokens, (B, H * W, D).
+
+        Raises:
+            ShapeError: x is not (B, H, W, D), or smaller than one position of the coarser map.
+        """
+        if size is not None:
+            return super().forward(x, size)
+        check_axes(x, self.dim, "batch", "height", "width")
+        if min(x.shape[1:3]) < self.sr_ratio:
+            raise ShapeError(
+                f"{self.dim.label}: expected a map with sides of at least {self.sr_ratio}, got {tuple(x.shape)}"
+            )
+        return super().forward(x)
 
     def cost(self, tokens: Cost) -> Cost:
         """Return 2 * N * D * d + 2 * S * D * d + 2 * N * S * d + S * R^2 * D^2.
@@ -93,11 +109,7 @@ class ElasticSubsampledAttention(plain.SubsampledAttention):
 
     def export(self) -> plain.SubsampledAttention:
         """Return plain attention with its own copy of the active weights."""
-        parts = {name: None if child is None else exported(child) for name, child in self._modules.items()}
-        attn_drop, proj_drop = parts.pop("attn_drop"), parts.pop("proj_drop")
-        attention = plain.SubsampledAttention(**parts, num_heads=self.heads())  # type: ignore[arg-type]
-        attention.attn_drop, attention.proj_drop = attn_drop, proj_drop  # type: ignore[assignment]
-        return like(self, attention)
+        return rebuilt(self, plain.SubsampledAttention, num_heads=self.heads())
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads.brief()}, sr_ratio={self.sr_ratio}"

@@ -1,12 +1,13 @@
 """Self-attention inside the windows of a map, with searchable heads, width and window."""
 
+from torch import Tensor
+
 from vitas import plain
-from vitas.choice import Choice, Dim, as_choice
+from vitas.choice import Choice, Dim, as_choice, as_count
 from vitas.cost import Cost, as_map, cost_of, params_of
-from vitas.errors import ChoiceError, shown
 from vitas.nn.attention import as_heads, stacked
-from vitas.nn.base import exported, like
-from vitas.nn.linear import CyclicLinear
+from vitas.nn.base import rebuilt
+from vitas.nn.linear import CyclicLinear, check_axes
 
 
 class ElasticWindowAttention(plain.WindowAttention):
@@ -51,8 +52,7 @@ class ElasticWindowAttention(plain.WindowAttention):
     ) -> None:
         heads, windows = as_heads(dim, num_heads, head_dim, qkv_dim), as_choice(window_size, "window_size")
         for window in windows.values:
-            if not isinstance(window, int) or window < 1:
-                raise ChoiceError(f"{windows.name or 'window_size'}: expected positive ints, got {shown(window)}")
+            as_count(window, windows.name or "window_size")
         qkv, proj = stacked("qkv", heads, private, qkv_bias), CyclicLinear(heads.qkv_dim, heads.dim)
         super().__init__(qkv, proj, heads.num_heads.largest, windows.largest, attn_drop, proj_drop)
         self.num_heads: Choice[int] = heads.num_heads  # type: ignore[assignment]
@@ -66,6 +66,17 @@ class ElasticWindowAttention(plain.WindowAttention):
     def window(self) -> int:
         """Return the side of a window."""
         return self.window_size.active
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Attend; with a size (H, W), x holds the positions of such a map as tokens, (B, H * W, D).
+
+        Raises:
+            ShapeError: x is not (B, H, W, D).
+        """
+        if size is not None:
+            return super().forward(x, size)
+        check_axes(x, self.dim, "batch", "height", "width")
+        return super().forward(x)
 
     def cost(self, tokens: Cost) -> Cost:
         """Return 3 * T * D * d + 2 * T * w^2 * d + H * W * D * d.
@@ -89,11 +100,7 @@ class ElasticWindowAttention(plain.WindowAttention):
 
     def export(self) -> plain.WindowAttention:
         """Return plain window attention with its own copy of the active weights."""
-        parts = {name: exported(child) for name, child in self.named_children()}
-        attention = plain.WindowAttention(parts["qkv"], parts["proj"], self.heads(), self.window())
-        for name, part in parts.items():
-            setattr(attention, name, part)
-        return like(self, attention)
+        return rebuilt(self, plain.WindowAttention, num_heads=self.heads(), window_size=self.window())
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads.brief()}, window_size={self.window_size.brief()}"

@@ -1,10 +1,14 @@
-"""What the arguments of superformers become: one value is fixed, several make a choice."""
+"""What the arguments of superformers become: one value is fixed, several make a choice; and the block made of them."""
 
 from collections.abc import Iterable
 from typing import TypeVar
 
+from torch import nn
+
+from vitas import plain
 from vitas.choice import Choice, Dim, as_choice, plain_number
 from vitas.errors import ChoiceError, shown
+from vitas.nn import DropPath, ElasticLayerNorm, ElasticMlp, LayerScale
 from vitas.sharing import Sharing
 
 Count = int | Iterable[int] | Choice[int]
@@ -27,19 +31,49 @@ def dim_of(values: "int | Iterable[int] | Choice[int]", name: str, sharing: Shar
     return Dim(values if isinstance(values, Iterable) else [values], sharing=sharing, name=name)
 
 
+def hidden_of(mlp_dim: Width | None, mlp_ratio: Ratio, width: Dim, block: str, sharing: Sharing) -> Dim:
+    """Return the hidden width of the MLP of `block`: `mlp_dim`, or where that is None `mlp_ratio` times `width`."""
+    if mlp_dim is None:
+        return choice_of(mlp_ratio, f"{block}.mlp_ratio") * width
+    return dim_of(mlp_dim, f"{block}.mlp_dim", sharing)
+
+
 def depths_of(depth: int | Iterable[int], name: str = "depth") -> tuple[int, int, int]:
     """Return the smallest number of blocks, the largest, and the step from one to the next.
 
     Raises:
-        ChoiceError: depths that are not positive ints a constant step apart.
+        ChoiceError: depths that are not positive ints a constant step apart, or a Choice, whose law would be lost.
     """
+    if isinstance(depth, Choice):
+        raise ChoiceError(f"{name}: expected an int or several, got {depth}; depth_p is the place for its law")
     values = choice_of(depth, name).values
     if values[-1] > MOST_BLOCKS:
         raise ChoiceError(f"{name}: expected at most {MOST_BLOCKS} blocks, got {shown(values[-1])}")
     step = values[1] - values[0] if len(values) > 1 else 1
-    if values[0] < 1 or list(values) != list(range(values[0], values[-1] + 1, step)):
+    ints = all(isinstance(value, int) for value in values)
+    if not ints or values[0] < 1 or list(values) != list(range(values[0], values[-1] + 1, step)):
         raise ChoiceError(f"{name}: expected positive ints without gaps, or in equal steps, got {shown(list(values))}")
     return values[0], values[-1], step
+
+
+def block_of(
+    width: Dim,
+    attention: nn.Module,
+    hidden: Dim,
+    norm_eps: float,
+    proj_drop: float,
+    drop_path: float,
+    init_values: float | None = None,
+) -> plain.Block:
+    """Return a block around `attention`; its DropPath modules, if any, get their rates when those are laid."""
+    return plain.Block(
+        ElasticLayerNorm(width, norm_eps),
+        attention,
+        ElasticLayerNorm(width, norm_eps),
+        ElasticMlp(width, hidden, drop=proj_drop),
+        *(None if init_values is None else LayerScale(width, init_values) for _ in range(2)),
+        *(DropPath() if drop_path else None for _ in range(2)),
+    )
 
 
 def reusable(values: T) -> T:
@@ -56,14 +90,3 @@ def check_numbers(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and not abs(plain_number(number, name)) < 1e30:
             raise ChoiceError(f"{name}: expected a number that float32 holds, got {shown(number)}")
-
-
-def check_rates(**rates: float) -> None:
-    """Refuse rates of dropout and the like that are not in [0, 1).
-
-    Raises:
-        ChoiceError: with the name of the rate.
-    """
-    for name, rate in rates.items():
-        if not 0 <= plain_number(rate, name) < 1:
-            raise ChoiceError(f"{name}: expected a number in [0, 1), got {shown(rate)}")

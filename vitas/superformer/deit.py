@@ -6,38 +6,31 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitas import plain
+from vitas.choice import as_count
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, is_one_of, one_of
-from vitas.nn import (
-    CyclicLinear,
-    DropPath,
-    ElasticAttention,
-    ElasticLayerNorm,
-    ElasticMlp,
-    ElasticPatchEmbed,
-    LayerScale,
-    ShiftableIdentity,
-)
+from vitas.nn import CyclicLinear, ElasticAttention, ElasticLayerNorm, ElasticPatchEmbed, ShiftableIdentity
 from vitas.nn.base import exported, like
 from vitas.nn.embed import Table, active_table, make_table, patch_count
+from vitas.nn.identity import check_rates
 from vitas.sharing import Sharing
 from vitas.slicing import outside_graphs
-from vitas.space import search_space
 from vitas.superformer.arguments import (
     Count,
     Ratio,
     Width,
+    block_of,
     check_numbers,
-    check_rates,
     choice_of,
     depths_of,
     dim_of,
+    hidden_of,
     reusable,
 )
-from vitas.walk import holders
+from vitas.superformer.base import Superformer
 
 
-class DeiTSuperformer(plain.VisionTransformer):
+class DeiTSuperformer(Superformer, plain.VisionTransformer):
     """Vision Transformer (DeiT) whose patch size, width, depth, heads, q/k/v widths and MLP widths can be searched.
 
     Wherever several values are given, a choice is made: one for the whole model for `embed_dim`, `patch_size` and `depth`,
@@ -114,6 +107,7 @@ class DeiTSuperformer(plain.VisionTransformer):
         check_rates(proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         check_numbers(init_values=init_values, norm_eps=norm_eps, final_norm_eps=final_norm_eps)
         _check_pooling(global_pool, distilled, fc_norm)
+        num_classes = as_count(num_classes, "num_classes", least=0)
         min_depth, slots, step = depths_of(depth)
         width = dim_of(embed_dim, "embed_dim", sharing)
         patch = choice_of(patch_size, "patch_size")
@@ -123,10 +117,6 @@ class DeiTSuperformer(plain.VisionTransformer):
         def block(slot: int) -> plain.Block:
             heads = dim_of(num_heads, f"blocks.{slot}.num_heads", sharing)
             qkv = None if qkv_dim is None else dim_of(qkv_dim, f"blocks.{slot}.qkv_dim", sharing)
-            if mlp_dim is None:
-                hidden = choice_of(mlp_ratio, f"blocks.{slot}.mlp_ratio") * width
-            else:
-                hidden = dim_of(mlp_dim, f"blocks.{slot}.mlp_dim", sharing)
             attention = ElasticAttention(
                 width,
                 heads,
@@ -139,14 +129,8 @@ class DeiTSuperformer(plain.VisionTransformer):
                 proj_drop=proj_drop_rate,
                 norm_eps=norm_eps,
             )
-            return plain.Block(
-                ElasticLayerNorm(width, norm_eps),
-                attention,
-                ElasticLayerNorm(width, norm_eps),
-                ElasticMlp(width, hidden, drop=proj_drop_rate),
-                *(None if init_values is None else LayerScale(width, init_values) for _ in range(2)),
-                *(DropPath() if drop_path_rate else None for _ in range(2)),
-            )
+            hidden = hidden_of(mlp_dim, mlp_ratio, width, f"blocks.{slot}", sharing)
+            return block_of(width, attention, hidden, norm_eps, proj_drop_rate, drop_path_rate, init_values)
 
         patch_embed = ElasticPatchEmbed(img_size, patch, in_chans, width)
         blocks = ShiftableIdentity(map(block, range(slots)), min_depth=min_depth, step=step, p=depth_p, shift=shift)
@@ -195,17 +179,6 @@ class DeiTSuperformer(plain.VisionTransformer):
         """Return the channels of the tokens."""
         return self.embed_dim.active
 
-    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Return the numbers of the blocks that `indices` means, of those that run in the active subnet.
-
-        Raises:
-            ChoiceError: out of range.
-        """
-        try:
-            return super().feature_indices(indices)
-        except ValueError as error:
-            raise ChoiceError(str(error)) from None
-
     def cost(self, tokens: Cost | None = None, *, convention: str = "exact") -> Cost:
         """Return the multiply-adds for one image.
 
@@ -245,12 +218,6 @@ class DeiTSuperformer(plain.VisionTransformer):
             getattr(model, name).requires_grad_(chosen.requires_grad)
         model.distilled_training = self.distilled_training
         return like(self, model)
-
-    def extra_repr(self) -> str:
-        try:
-            return f"active: {search_space(self).active()!r}" if any(holders(self)) else ""
-        except ChoiceError as error:  # printing must not fail where the space does
-            return f"no search space: {error}"
 
 
 def _check_pooling(global_pool: str, distilled: bool, fc_norm: bool | None) -> None:

@@ -136,6 +136,10 @@ _PUBLISHED: dict[str, tuple[str, int, list[int], list[int], list[int]]] = {
 }
 
 
+_EITHER = (("qkv_dim", "head_dim"), ("mlp_dim", "mlp_ratio"), ("mlp_dims", "mlp_ratios"))
+"""Arguments that say the same in two ways: one that is given replaces the other one of a named space."""
+
+
 def list_published_subnets() -> dict[str, str]:
     """Return the names that `published_subnet` takes, each with the superformer whose space it lies in."""
     return {name: published[0] for name, published in _PUBLISHED.items()}
@@ -185,7 +189,8 @@ def create_superformer(
         img_size: Height and width in pixels, or one int for both.
         in_chans: Image channels.
         sharing: Which channels a width uses, see vitas.sharing.
-        overrides: Other arguments of DeiTSuperformer or TwinsSuperformer in place of the named space's.
+        overrides: Other arguments of DeiTSuperformer or TwinsSuperformer in place of the named space's; `mlp_ratio` also
+            replaces its `mlp_dim`, `head_dim` its `qkv_dim`, and the other way round.
 
     Raises:
         ChoiceError: an unknown name or argument, or values that do not fit together.
@@ -197,5 +202,12 @@ def create_superformer(
     for key in overrides:
         if key not in legal:
             raise ChoiceError(f"{name}: unknown argument, {one_of(legal, key, most=40)}")
-    arguments = {**_DEIT.get(name, {}), **_TWINS.get(name, {}), **overrides}
+    preset = {**_DEIT.get(name, {}), **_TWINS.get(name, {})}
+    for pair in _EITHER:
+        given = [key for key in pair if overrides.get(key) is not None]
+        if len(given) > 1:
+            raise ChoiceError(f"{name}: give {' or '.join(pair)}, not both")
+        if given:
+            preset = {key: value for key, value in preset.items() if key not in pair}
+    arguments = {**preset, **overrides}
     return family(img_size, in_chans=in_chans, num_classes=num_classes, sharing=sharing, **arguments)

@@ -2,46 +2,44 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 from torch import nn
 
 from vitas import plain
-from vitas.choice import Dim
+from vitas.choice import Choice, Dim, as_count
 from vitas.cost import Cost, Map, cost_of, params_of
 from vitas.errors import ChoiceError, ShapeError, is_one_of, one_of, shown
 from vitas.nn import (
     CyclicLinear,
-    DropPath,
     ElasticConv2d,
     ElasticLayerNorm,
-    ElasticMlp,
     ElasticSubsampledAttention,
     ElasticWindowAttention,
     ShiftableIdentity,
 )
-from vitas.nn.base import exported, like
+from vitas.nn.base import rebuilt
 from vitas.nn.embed import pixels
-from vitas.nn.identity import lay_drop_path
+from vitas.nn.identity import check_rates, lay_drop_path
 from vitas.sharing import Sharing
-from vitas.space import search_space
 from vitas.superformer.arguments import (
     Count,
     Ratio,
     Width,
+    block_of,
     check_numbers,
-    check_rates,
     choice_of,
     depths_of,
     dim_of,
+    hidden_of,
     reusable,
 )
-from vitas.walk import holders
+from vitas.superformer.base import Superformer
 
 T = TypeVar("T")
 
 
-class TwinsSuperformer(plain.Twins):
+class TwinsSuperformer(Superformer, plain.Twins):
     """Twins whose widths, depths, heads, q/k/v widths and MLP widths can be searched, each stage for itself.
 
     Every argument in the plural has one entry for each stage. Wherever an entry is several values, a choice is made: one
@@ -125,66 +123,50 @@ class TwinsSuperformer(plain.Twins):
             drop_path_rate=drop_path_rate,
         )
         check_numbers(norm_eps=norm_eps)
+        in_chans, patch_size = as_count(in_chans, "in_chans"), as_count(patch_size, "patch_size")
+        num_classes = as_count(num_classes, "num_classes", least=0)
         dims = [dim_of(d, f"stages.{k}.embed_dim", sharing) for k, d in enumerate(_listed(embed_dims, "embed_dims"))]
-        stages = range(len(dims))
-
-        def each(what: str, values: Any) -> list[Any]:
-            given = _listed(values, what)
-            if len(given) != len(dims):
-                raise ChoiceError(f"{what}: expected one entry for each of the {len(dims)} stages, got {len(given)}")
-            return [reusable(value) for value in given]
-
-        num_heads, sr_ratios, depths = (
-            each(what, values) for what, values in (("num_heads", num_heads), ("sr_ratios", sr_ratios), ("depths", depths))
+        ratios = mlp_ratios if isinstance(mlp_ratios, Iterable) else [mlp_ratios] * len(dims)
+        stages = _stages(
+            dims,
+            num_heads=num_heads,
+            mlp_ratios=ratios,
+            depths=depths,
+            sr_ratios=sr_ratios,
+            wss=wss,
+            qkv_dims=qkv_dims,
+            mlp_dims=mlp_dims,
         )
-        mlp_ratios = each("mlp_ratios", mlp_ratios if isinstance(mlp_ratios, Iterable) else [mlp_ratios] * len(dims))
-        windows = None
-        if wss is not None:
-            windows = [choice_of(side, f"stages.{k}.window_size") for k, side in enumerate(each("wss", wss))]
-        qkv_dims = None if qkv_dims is None else each("qkv_dims", qkv_dims)
-        mlp_dims = None if mlp_dims is None else each("mlp_dims", mlp_dims)
 
-        def block(stage: int, slot: int) -> plain.Block:
-            dim, name = dims[stage], f"stages.{stage}.blocks.{slot}"
-            heads = dim_of(num_heads[stage], f"{name}.num_heads", sharing)
+        def block(stage: _Stage, window: Choice[int] | None, slot: int) -> plain.Block:
+            name = f"{stage.name}.blocks.{slot}"
+            heads = dim_of(stage.num_heads, f"{name}.num_heads", sharing)
             options: dict[str, Any] = {
-                "qkv_dim": None if qkv_dims is None else dim_of(qkv_dims[stage], f"{name}.qkv_dim", sharing),
+                "qkv_dim": None if stage.qkv_dim is None else dim_of(stage.qkv_dim, f"{name}.qkv_dim", sharing),
                 "private": private,
                 "attn_drop": attn_drop_rate,
                 "proj_drop": proj_drop_rate,
             }
-            if mlp_dims is None:
-                hidden = choice_of(mlp_ratios[stage], f"{name}.mlp_ratio") * dim
-            else:
-                hidden = dim_of(mlp_dims[stage], f"{name}.mlp_dim", sharing)
             attention: nn.Module
-            if windows is not None and slot % 2 == 0:
-                attention = ElasticWindowAttention(dim, heads, windows[stage], **options)
+            if window is not None and slot % 2 == 0:
+                attention = ElasticWindowAttention(stage.dim, heads, window, **options)
             else:
-                attention = ElasticSubsampledAttention(dim, heads, sr_ratios[stage], **options)
-            return plain.Block(
-                ElasticLayerNorm(dim, norm_eps),
-                attention,
-                ElasticLayerNorm(dim, norm_eps),
-                ElasticMlp(dim, hidden, drop=proj_drop_rate),
-                drop_path1=DropPath() if drop_path_rate else None,
-                drop_path2=DropPath() if drop_path_rate else None,
-            )
+                attention = ElasticSubsampledAttention(stage.dim, heads, stage.sr_ratio, **options)
+            hidden = hidden_of(stage.mlp_dim, stage.mlp_ratio, stage.dim, name, sharing)
+            return block_of(stage.dim, attention, hidden, norm_eps, proj_drop_rate, drop_path_rate)
 
-        def row(stage: int) -> ShiftableIdentity:
-            least, slots, step = depths_of(depths[stage], f"stages.{stage}.depth")
-            blocks = (block(stage, slot) for slot in range(slots))
-            name = f"stages.{stage}.depth" if shift else f"stages.{stage}.use"
+        def row(stage: _Stage) -> ShiftableIdentity:
+            least, slots, step = depths_of(stage.depth, f"{stage.name}.depth")
+            window = None if stage.window is None else choice_of(stage.window, f"{stage.name}.window_size")
+            blocks = (block(stage, window, slot) for slot in range(slots))
+            name = f"{stage.name}.depth" if shift else f"{stage.name}.use"
             return ShiftableIdentity(blocks, min_depth=least, step=step, p=depth_p, shift=shift, name=name)
-
-        def merging(stage: int, before: int | Dim, dim: Dim) -> plain.PatchMerging:
-            patch = 2 if stage else patch_size
-            return plain.PatchMerging(ElasticConv2d(before, dim, patch, patch), ElasticLayerNorm(dim))
 
         rows = [row(stage) for stage in stages]
         lay_drop_path(drop_path_rate, rows)
+        channels: list[int | Dim] = [in_chans, *dims]
         super().__init__(
-            [merging(stage, *pair) for stage, pair in enumerate(pairwise([in_chans, *dims]))],  # type: ignore[arg-type]
+            [_merging(*pair, 2 if k else patch_size) for k, pair in enumerate(pairwise(channels))],
             rows,
             [plain.PositionGenerator(ElasticConv2d(dim, dim, 3, padding=1, groups=dim)) for dim in dims],
             ElasticLayerNorm(dims[-1], norm_eps),
@@ -216,17 +198,6 @@ class TwinsSuperformer(plain.Twins):
         """Return the channels of each stage."""
         return [dim.active for dim in self.embed_dims]
 
-    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Return the numbers of the stages that `indices` means.
-
-        Raises:
-            ChoiceError: out of range.
-        """
-        try:
-            return super().feature_indices(indices)
-        except ValueError as error:
-            raise ChoiceError(str(error)) from None
-
     def maps(self) -> list[Map]:
         """Return the size of each stage's map, for images of `img_size`."""
         height, width = self.img_size
@@ -242,17 +213,37 @@ class TwinsSuperformer(plain.Twins):
 
     def export(self) -> plain.Twins:
         """Return the plain Twins of the active subnet with its own copy of the weights."""
-        parts: dict[str, Any] = {name: exported(child) for name, child in self.named_children()}
-        pos_drops, head_drop = parts.pop("pos_drops"), parts.pop("head_drop")
-        model = plain.Twins(**parts, global_pool=self.global_pool)
-        model.pos_drops, model.head_drop = pos_drops, head_drop
-        return like(self, model)
+        return rebuilt(self, plain.Twins, global_pool=self.global_pool)
 
-    def extra_repr(self) -> str:
-        try:
-            return f"active: {shown(search_space(self).active())}" if any(holders(self)) else ""
-        except ChoiceError as error:  # printing must not fail where the space does
-            return f"no search space: {error}"
+
+class _Stage(NamedTuple):
+    """What a stage is made of, its entry of every argument."""
+
+    name: str
+    dim: Dim
+    num_heads: Count
+    mlp_ratio: Ratio
+    depth: int | Iterable[int]
+    sr_ratio: int
+    window: Count | None
+    qkv_dim: Width | None
+    mlp_dim: Width | None
+
+
+def _merging(before: int | Dim, dim: int | Dim, patch: int) -> plain.PatchMerging:
+    return plain.PatchMerging(ElasticConv2d(before, dim, patch, patch), ElasticLayerNorm(dim))
+
+
+def _stages(dims: Sequence[Dim], **arguments: Any) -> list[_Stage]:
+    """Return a stage for each width; the arguments, in the order of _Stage, have an entry for each or, some, are None."""
+    columns = []
+    for what, values in arguments.items():
+        missing = values is None and what in ("wss", "qkv_dims", "mlp_dims")
+        given = [None] * len(dims) if missing else _listed(values, what)
+        if len(given) != len(dims):
+            raise ChoiceError(f"{what}: expected one entry for each of the {len(dims)} stages, got {len(given)}")
+        columns.append([reusable(value) for value in given])
+    return [_Stage(f"stages.{k}", *entry) for k, entry in enumerate(zip(dims, *columns, strict=True))]
 
 
 def cost_of_stages(model: nn.Module, maps: Sequence[Map]) -> Cost:
