@@ -203,6 +203,7 @@ BAD_SETTINGS = [
     ({"objectives": {"accuracy": "up"}}, "accuracy: expected one of max, min, got 'up'"),
     ({"objectives": {"accuracy": np.array(["max"])}}, "accuracy: expected one of max, min, got array"),
     ({"objectives": {3: "max"}}, "expected names that are strings, got 3"),
+    ({"limits": {"x" * 10**6: 3}}, "limits: expected names that are strings of 1 to 100 characters, got 'xxx"),
     ({"limits": {"ms": (5, 3)}}, "the lower limit 5 is above the upper one 3"),
     ({"limits": {"ms": (None, None)}}, "either may be None"),
     ({"limits": {"ms": "fast"}}, "expected a number, got 'fast'"),

@@ -51,8 +51,7 @@ class _Aims:
                 f"objectives: expected names and directions such as {{'accuracy': 'max'}}, got {shown(objectives)}"
             )
         for name, direction in objectives.items():
-            if not isinstance(name, str) or not name:
-                raise SearchError(f"objectives: expected names that are strings, got {shown(name)}")
+            _check_name("objectives", name)
             if not is_one_of(["max", "min"], direction):
                 raise SearchError(f"objectives: {name}: {one_of(['max', 'min'], direction)}")
         if not isinstance(limits, (Mapping, type(None))):
@@ -73,8 +72,7 @@ class _Aims:
                 raise SearchError(f"evaluate: expected a mapping with {listed(measured)}, got {shown(returned)}")
             returned = {measured[0]: returned}
         for name in returned:
-            if not isinstance(name, str):
-                raise SearchError(f"evaluate: expected names that are strings, got {shown(name)}")
+            _check_name("evaluate", name)
         scores = {**counts, **{name: _number(name, value) for name, value in returned.items()}}
         for what, wanted in (("the objective", self.objectives), ("the limited value", self.limits)):
             for name in wanted:
@@ -107,8 +105,7 @@ class _Aims:
 
 
 def _bounds(name: Any, bounds: Any) -> tuple[float, float]:
-    if not isinstance(name, str) or not name:
-        raise SearchError(f"limits: expected names that are strings, got {shown(name)}")
+    _check_name("limits", name)
     low, high = bounds if isinstance(bounds, (tuple, list)) and len(bounds) == 2 else (None, bounds)
     numbers = [_number(f"limits: {name}", bound) for bound in (low, high) if bound is not None]
     if not numbers or any(math.isnan(number) for number in numbers):
@@ -119,7 +116,13 @@ def _bounds(name: Any, bounds: Any) -> tuple[float, float]:
     return least, most
 
 
-def _number(name: Any, value: Any) -> float:
+def _check_name(what: str, name: Any) -> None:
+    if not isinstance(name, str) or not 0 < len(name) <= 100:
+        limit = " of 1 to 100 characters" if isinstance(name, str) else ""
+        raise SearchError(f"{what}: expected names that are strings{limit}, got {shown(name)}")
+
+
+def _number(name: str, value: Any) -> float:
     if isinstance(value, torch.Tensor) and value.ndim == 0:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
