@@ -314,3 +314,9 @@ def test_zero_cost_refuses_what_it_cannot_score():
     for inputs in (torch.zeros(0, 1, 8, 8), [1.0], torch.tensor(1.0)):
         with pytest.raises(ShapeError, match="inputs: expected a batch of at least one image"):
             zero_cost(micro(), inputs)
+
+
+def test_zero_cost_of_images_that_the_model_cannot_run_is_refused():
+    model = vitas.create_superformer("deit_micro", num_classes=3, img_size=8)
+    with pytest.raises(ShapeError, match=r"inputs: VisionTransformer cannot run them: .*\(1, 3, 9, 9\)"):
+        vitas.zero_cost(model, torch.zeros(2, 3, 9, 9))

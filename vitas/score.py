@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitas.choice import SIDES
-from vitas.errors import ChoiceError, ShapeError, VitasError, shown
+from vitas.errors import ChoiceError, ShapeError, VitasError, brief, shown
 from vitas.nn.base import exported
 from vitas.space import search_space
 from vitas.walk import device_of, eval_mode, holders, unwrap
@@ -156,7 +156,7 @@ def zero_cost(model: nn.Module, inputs: Tensor) -> float:
         inputs: A batch, (B, ...), for the shape of one image.
 
     Raises:
-        ShapeError: not a batch.
+        ShapeError: not a batch, or of images that the model cannot run.
         VitasError: no linear layers under those names, or outputs that are no tensor.
         ExportError: a subnet that cannot be exported.
     """
@@ -184,7 +184,10 @@ def dss(model: nn.Module, inputs: Tensor) -> tuple[float, float]:
         for parameter in network.parameters():
             parameter.abs_()
     with torch.enable_grad():
-        outputs = network(torch.ones_like(inputs[:1], dtype=torch.float64, device=device_of(network)))
+        try:
+            outputs = network(torch.ones_like(inputs[:1], dtype=torch.float64, device=device_of(network)))
+        except (ValueError, RuntimeError) as error:
+            raise ShapeError(f"inputs: {type(network).__name__} cannot run them: {brief(error)}") from error
         if not isinstance(outputs, Tensor):
             raise VitasError(f"outputs: expected a tensor, got {_brief(outputs)}")
         weights = [*attention, *mlp]
