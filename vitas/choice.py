@@ -491,11 +491,13 @@ def as_count(count: object, what: str, least: int = 1) -> int:
     """Return an int, numpy's made Python's.
 
     Raises:
-        ChoiceError: not an int of at least `least`; bools are none.
+        ChoiceError: not an int of at least `least`, or one beyond any network; bools are none.
     """
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
         wanted = "a positive int" if least == 1 else f"an int of at least {least}"
         raise ChoiceError(f"{what}: expected {wanted}, got {shown(count)}")
+    if count > MOST_CHANNELS:
+        raise ChoiceError(f"{what}: expected an int of at most {MOST_CHANNELS}, got {shown(count)}")
     return int(count)
 
 

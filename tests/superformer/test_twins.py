@@ -436,6 +436,7 @@ def test_features_that_do_not_exist_are_refused(indices):
         ({"sr_ratios": None}, "sr_ratios: expected one entry for each stage, got None"),
         ({"patch_size": [2, 4]}, r"patch_size: expected a positive int, got \[2, 4\]"),
         ({"patch_size": 0}, "patch_size: expected a positive int, got 0"),
+        ({"patch_size": 2**62}, "patch_size: expected an int of at most 16777216"),
         ({"in_chans": vitas.Dim([1, 2])}, "in_chans: expected a positive int, got Dim"),
         ({"num_classes": None}, "num_classes: expected an int of at least 0, got None"),
         ({"depths": [vitas.Choice([1, 2]), 2]}, "stages.0.depth: .*depth_p"),
