@@ -266,6 +266,7 @@ def test_an_mlp_ratio_means_what_timm_means(kind):
         ({"order": "random"}, "order: expected one of magnitude, None"),
         ({"order": np.array(["a", "b"])}, "order: expected one of magnitude, None"),
         ({"sharing": "fair"}, "sharing"),
+        *(({name: torch.tensor(0.0)}, f"{name}: ") for name in ("embed_dim", "depth", "blocks")),
     ],
 )
 def test_values_that_do_not_fit_are_refused(options, message):

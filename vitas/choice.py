@@ -235,7 +235,7 @@ class Dim(Choice[int]):
         """
         name = options.get("name")
         what = name if is_name(name) else cls._kind
-        if not _are_several(fractions):
+        if not are_several(fractions):
             raise ChoiceError(f"{what}: expected several fractions, got {shown(fractions)}")
         largest = as_dim(largest, what).largest
         fractions = [f.item() if isinstance(f, np.generic) else f for f in islice(fractions, MOST_VALUES + 1)]
@@ -526,14 +526,14 @@ def _refuse_too_many(channels: int, what: str) -> None:
         raise ChoiceError(f"{what}: expected at most {MOST_CHANNELS} channels, got {shown(channels)}")
 
 
-def _are_several(values: object) -> bool:
+def are_several(values: object) -> TypeGuard[Iterable[Any]]:
     """Say whether these are values to go through; text is one value, and so are tensors and arrays of no axis."""
     return isinstance(values, Iterable) and not isinstance(values, (str, bytes)) and getattr(values, "ndim", 1) > 0
 
 
 def _in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[V], Sequence[float] | None]:
     """Return values in ascending order and their probabilities with them; what cannot be ordered is refused later."""
-    if p is None or not _are_several(values) or not _are_several(p):
+    if p is None or not are_several(values) or not are_several(p):
         return values, p
     weights = list(islice(p, MOST_VALUES + 2))
     listed = [value.item() if isinstance(value, np.generic) else value for value in islice(values, MOST_VALUES + 1)]
@@ -545,7 +545,7 @@ def _in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[
 
 
 def _checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ...]:
-    if not _are_several(values):
+    if not are_several(values):
         raise ChoiceError(f"{what}: expected several values, got {shown(values)}")
     numbers = [plain_number(value, what) for value in islice(values, MOST_VALUES + 1)]
     if len(numbers) > MOST_VALUES:
@@ -566,7 +566,7 @@ def _checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ..
 def _checked_p(p: Sequence[float] | None, n: int, what: str) -> tuple[float, ...]:
     if p is None:
         return (1 / n,) * n
-    if not _are_several(p):
+    if not are_several(p):
         raise ChoiceError(f"p of {what}: expected {n} probabilities, got {shown(p)}")
     weights = [float(plain_number(weight, f"p of {what}")) for weight in islice(p, MOST_VALUES + 1)]
     if len(weights) != n:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from vitas.choice import MOST_VALUES, Choice, Dim, plain_number
+from vitas.choice import MOST_VALUES, Choice, Dim, are_several, plain_number
 from vitas.errors import ChoiceError, FileError, VitasError, WrapError, is_one_of, one_of, shown
 from vitas.order import order_by_magnitude
 from vitas.sample import use_subnet
@@ -289,7 +289,7 @@ def _families() -> tuple[Any, ...]:
 
 def _for_each_stage(what: str, given: Values, n: int) -> list[Values]:
     """Return what each of `n` stages is given: an entry each where some entry is not one value, else all the same."""
-    if n == 1 or isinstance(given, str) or not isinstance(given, Iterable):
+    if n == 1 or not are_several(given):
         return [given] * n
     entries = list(given)
     if not any(entry is None or _is_several(entry) for entry in entries):
@@ -300,7 +300,7 @@ def _for_each_stage(what: str, given: Values, n: int) -> list[Values]:
 
 
 def _is_several(value: Values) -> bool:
-    return value == "auto" if isinstance(value, str) else isinstance(value, Iterable)
+    return value == "auto" if isinstance(value, str) else are_several(value)
 
 
 def _counts(name: str, given: Values, own: int, least: int | None = None) -> list[int]:
@@ -348,7 +348,7 @@ def _settled(
         return [own]
     if isinstance(given, str) and given == "auto":
         return auto
-    several = islice(given, MOST_VALUES + 1) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    several = islice(given, MOST_VALUES + 1) if are_several(given) else [given]
     values = [part(value) if isinstance(value, str) else number(value) for value in several]
     for value in values:
         if not _is_count(value, 1, own):
@@ -382,7 +382,7 @@ def _steps(own: int) -> list[int]:
 def _block_numbers(name: str, blocks: Iterable[Any] | None, n: int) -> set[int]:
     if blocks is None:
         return set(range(n))
-    if isinstance(blocks, (int, str)) or not isinstance(blocks, Iterable):
+    if not are_several(blocks):
         raise ChoiceError(f"{name}: expected several numbers in 0..{n - 1}, got {shown(blocks)}")
     numbers = list(islice(blocks, MOST_VALUES + 1))
     for number in numbers:

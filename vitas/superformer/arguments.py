@@ -6,7 +6,7 @@ from typing import TypeVar
 from torch import nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_choice, plain_number
+from vitas.choice import Choice, Dim, are_several, as_choice, plain_number
 from vitas.errors import ChoiceError, shown
 from vitas.nn import DropPath, ElasticLayerNorm, ElasticMlp, LayerScale
 from vitas.sharing import Sharing
@@ -78,7 +78,7 @@ def block_of(
 
 def reusable(values: T) -> T:
     """Return a list in place of an iterator, since every block reads it."""
-    return list(values) if isinstance(values, Iterable) else values  # type: ignore[return-value]
+    return list(values) if are_several(values) else values  # type: ignore[return-value]
 
 
 def check_numbers(**numbers: float | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 from torch import nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_count
+from vitas.choice import Choice, Dim, are_several, as_count
 from vitas.cost import Cost, Map, cost_of, params_of
 from vitas.errors import ChoiceError, ShapeError, is_one_of, one_of, shown
 from vitas.nn import (
@@ -126,7 +126,7 @@ class TwinsSuperformer(Superformer, plain.Twins):
         in_chans, patch_size = as_count(in_chans, "in_chans"), as_count(patch_size, "patch_size")
         num_classes = as_count(num_classes, "num_classes", least=0)
         dims = [dim_of(d, f"stages.{k}.embed_dim", sharing) for k, d in enumerate(_listed(embed_dims, "embed_dims"))]
-        ratios = mlp_ratios if isinstance(mlp_ratios, Iterable) else [mlp_ratios] * len(dims)
+        ratios = mlp_ratios if are_several(mlp_ratios) else [mlp_ratios] * len(dims)
         stages = _stages(
             dims,
             num_heads=num_heads,
@@ -256,6 +256,6 @@ def cost_of_stages(model: nn.Module, maps: Sequence[Map]) -> Cost:
 
 
 def _listed(values: Iterable[T], what: str) -> list[T]:
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+    if not are_several(values):
         raise ChoiceError(f"{what}: expected one entry for each stage, got {shown(values)}")
     return list(values)
