@@ -493,7 +493,8 @@ def search_space(model: nn.Module) -> SearchSpace:
         gates.setdefault(choice, []).append(conditions)
     if not paths:
         raise ChoiceError(
-            f"{type(model).__name__} has no choices: build it from vitas.nn layers with Choices and Dims of several values"
+            f"{type(model).__name__} has no choices: build it from vitas.nn layers with Choices and Dims of several values, "
+            "or make a timm model searchable by vitas.wrap"
         )
     _refuse_broken_ties(paths)
     gates = {choice: _weakest(alternatives) for choice, alternatives in gates.items()}
