@@ -291,7 +291,13 @@ class Evolution:
 
 
 class SearchResult:
-    """What a search found."""
+    """What a search found.
+
+    Attributes:
+        space: The search space.
+        objectives: Name -> "max" or "min".
+        windows: Measure -> (low, high), both included, of the budgets given.
+    """
 
     def __init__(
         self,

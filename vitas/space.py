@@ -41,6 +41,9 @@ class SearchSpace:
 
     Made by `search_space(model)`, which walks the model once; nothing here walks again, so make a new one after
     changing the model. A choice is *live* if a module that holds it runs: a subnet names live choices only.
+
+    Attributes:
+        choices: Name -> Choice or Dim, in the order of encoded subnets.
     """
 
     def __init__(
