@@ -33,6 +33,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_use_ivar = True
 
+COLON = "\ue000"  # stands for a colon: of a property Napoleon takes what stands before one for a type
 PARTS = re.compile(r"^(Shapes|Cost|Source|Sources): ")
 
 
@@ -138,12 +139,20 @@ def as_fields(app, what, name, obj, options, lines) -> None:
         elif not line:
             inside = False
         result.append(line)
+    if what in ("attribute", "property") and result:
+        result[0] = result[0].replace(": ", f"{COLON} ")
     lines[:] = result
+
+
+def colons_back(app, what, name, obj, options, lines) -> None:
+    """Put back the colons that Napoleon must not see."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
 def setup(app) -> None:
     """Connect the hooks."""
-    app.connect("autodoc-process-docstring", as_fields, priority=400)
+    app.connect("autodoc-process-docstring", as_fields, priority=400)  # Napoleon: 500
+    app.connect("autodoc-process-docstring", colons_back, priority=600)
 
 
 copy_notebooks()
