@@ -33,6 +33,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_use_ivar = True
 
+COLON = "\ue000"  # stands for a colon: of a property Napoleon takes what stands before one for a type
 PARTS = re.compile(r"^(Shapes|Cost|Source|Sources): ")
 
 
@@ -45,39 +46,81 @@ def copy_notebooks() -> None:
         shutil.copy(notebook, folder)
 
 
+MODULES = (
+    "vitas",
+    "vitas.nn",
+    "vitas.superformer",
+    "vitas.sharing",
+    "vitas.train",
+    "vitas.plot",
+    "vitas.plain",
+    "vitas.cost",
+    "vitas.errors",
+)
+
+# The page of `vitas` in the order of use; a name that is missing here, or too much, stops the build.
+GROUPS = {
+    "Choices and subnets": "Choice Dim search_space SearchSpace Subnet",
+    "Superformers": "create_superformer list_superformers published_subnet list_published_subnets",
+    "Sampling and budgets": "sample_subnet SubnetSampler activate_subnet active_subnet use_subnet count_subnets",
+    "Counting": "count_flops FlopCount count_params cost_model CostModel",
+    "Scores and latency": "accuracy zero_cost measure_latency Latency latency_table LatencyTable",
+    "Searching": "evolve SearchResult Evolution suggest_subnet",
+    "Exporting, saving, loading": ("export_subnet build_subnet save_subnet load_subnet save_superformer load_superformer"),
+    "Wrapping timm": "wrap export_report register",
+    "Errors": "VitasError ChoiceError BudgetError",
+}
+
+# What public functions return, or a layer of one's own needs, without being a name of a public module.
+BESIDE = {
+    "Sampling and budgets": ["vitas.counting.SubnetCount"],
+    "Searching": ["vitas.search.Evaluation"],
+    "Wrapping timm": ["vitas.wrap.ExportReport"],
+    "vitas.nn": ["vitas.choice.take", "vitas.nn.base.filled"],
+}
+
+
+def entry(path: str) -> list[str]:
+    """Return the directive that documents the object at a dotted path."""
+    module, _, key = path.rpartition(".")
+    it = getattr(importlib.import_module(module), key)
+    if inspect.isclass(it):
+        return [f".. autoclass:: {path}", "   :members:", "   :show-inheritance:", ""]
+    return [f".. auto{'function' if inspect.isfunction(it) else 'data'}:: {path}", ""]
+
+
+def sections(name: str) -> dict[str, list[str]]:
+    """Return the public names of a module under headings; a name has one place, the first page that lists it."""
+    module = importlib.import_module(name)
+    own = [key for key, it in vars(module).items() if getattr(it, "__module__", None) == name and not key.startswith("_")]
+    names = [key for key in getattr(module, "__all__", own) if not inspect.ismodule(getattr(module, key))]
+    if name != "vitas":
+        return {"": [f"{name}.{key}" for key in names if getattr(module, key) not in _listed_by_vitas()]}
+    grouped = {heading: keys.split() for heading, keys in GROUPS.items()}
+    listed = [key for keys in grouped.values() for key in keys]
+    if sorted(listed) != sorted(names):
+        raise ValueError(f"docs/conf.py: GROUPS and vitas.__all__ differ: {set(listed) ^ set(names)}")
+    return {heading: [f"vitas.{key}" for key in keys] for heading, keys in grouped.items()}
+
+
+def _listed_by_vitas() -> list[object]:
+    return [getattr(vitas, key) for keys in GROUPS.values() for key in keys.split()]
+
+
 def write_reference() -> None:
-    """Write a page for each public module: every name in its `__all__`, which is what the tests compare too."""
+    """Write a page for each public module: every public name, which is what the tests compare too."""
     folder = HERE / "api"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    seen: set[int] = set()  # a name has one place: the first page that lists it
-    for name in (
-        "vitas",
-        "vitas.nn",
-        "vitas.superformer",
-        "vitas.sharing",
-        "vitas.train",
-        "vitas.plot",
-        "vitas.plain",
-        "vitas.errors",
-    ):
-        module = importlib.import_module(name)
-        own = [
-            key for key, it in vars(module).items() if getattr(it, "__module__", None) == name and not key.startswith("_")
-        ]
-        lines = [f"# {name}", "", (module.__doc__ or "").strip(), "", "```{eval-rst}"]
-        for key in getattr(module, "__all__", own):
-            it = getattr(module, key)
-            if inspect.ismodule(it) or id(it) in seen:
-                continue
-            seen.add(id(it))
-            if inspect.isclass(it):
-                lines += [f".. autoclass:: {name}.{key}", "   :members:", "   :show-inheritance:", ""]
-            elif inspect.isfunction(it):
-                lines += [f".. autofunction:: {name}.{key}", ""]
-            else:
-                lines += [f".. autodata:: {name}.{key}", ""]
-        (folder / f"{name.rpartition('.')[2]}.md").write_text("\n".join([*lines, "```", ""]))
+    for name in MODULES:
+        lines = [f"# {name}", "", (importlib.import_module(name).__doc__ or "").strip(), ""]
+        for heading, paths in sections(name).items():
+            lines += [f"## {heading}", ""] if heading else []
+            lines += ["```{eval-rst}"]
+            for path in [*paths, *BESIDE.get(heading or name, [])]:
+                lines += entry(path)
+            lines += ["```", ""]
+        (folder / f"{name.rpartition('.')[2]}.md").write_text("\n".join(lines))
 
 
 def as_fields(app, what, name, obj, options, lines) -> None:
@@ -96,12 +139,20 @@ def as_fields(app, what, name, obj, options, lines) -> None:
         elif not line:
             inside = False
         result.append(line)
+    if what in ("attribute", "property") and result:
+        result[0] = result[0].replace(": ", f"{COLON} ")
     lines[:] = result
+
+
+def colons_back(app, what, name, obj, options, lines) -> None:
+    """Put back the colons that Napoleon must not see."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
 def setup(app) -> None:
     """Connect the hooks."""
-    app.connect("autodoc-process-docstring", as_fields, priority=400)
+    app.connect("autodoc-process-docstring", as_fields, priority=400)  # Napoleon: 500
+    app.connect("autodoc-process-docstring", colons_back, priority=600)
 
 
 copy_notebooks()

@@ -61,10 +61,17 @@ def _bound(bound: Any, what: str, largest: int) -> float | None:
     if bound != bound or bound < 0:
         raise BudgetError(f"{what}: expected a number of at least 0, got {shown(bound)}")
     if isinstance(bound, float) and 0 < bound < 2:
-        raise BudgetError(f"{what}: got {shown(bound)}; a share of the largest is written as a string, '{100 * bound:g}%'")
+        raise BudgetError(f"{what}: got {shown(bound)}; {_meant(bound)}")
     if bound == math.inf:
         return None
     return min(bound, _BEYOND_ALL_COSTS)
+
+
+def _meant(bound: float) -> str:
+    """Guess what was meant by a float that is too small to be a count."""
+    if bound <= 1:
+        return f"a share of the costliest subnet is written as a string, '{100 * bound:g}%'"
+    return f"counts are written out: {bound:g}e9 for {bound:g} billion"
 
 
 def _percentage(text: str, what: str) -> float:
@@ -73,5 +80,5 @@ def _percentage(text: str, what: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 <= share <= 100:
-        raise BudgetError(f"{what}: expected a percentage from '0%' to '100%', got {shown(text)}")
+        raise BudgetError(f"{what}: expected a number such as 1.3e9 or a percentage from '0%' to '100%', got {shown(text)}")
     return share

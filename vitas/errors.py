@@ -4,6 +4,18 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
 
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "ChoiceError",
+    "ExportError",
+    "FileError",
+    "SearchError",
+    "ShapeError",
+    "VitasError",
+    "WrapError",
+]
+
 
 class VitasError(Exception):
     """Base of every error that vitas raises on purpose."""

@@ -153,7 +153,7 @@ class Evolution:
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile.
-        flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the largest subnet as strings.
+        flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the costliest subnet as strings.
         params: Budget of parameters, likewise.
         inputs: For a FLOPs budget of a model that states no cost: what it is run on to be counted, see `count_flops`.
         limits: Name of a measured value -> an upper bound or (low, high), either may be None.
@@ -291,7 +291,13 @@ class Evolution:
 
 
 class SearchResult:
-    """What a search found."""
+    """What a search found.
+
+    Attributes:
+        space: The search space.
+        objectives: Name -> "max" or "min".
+        windows: Measure -> (low, high), both included, of the budgets given.
+    """
 
     def __init__(
         self,
@@ -422,7 +428,7 @@ def evolve(
         evaluate: Called with the model while the subnet to be scored is active. Returns the measured objective as a number,
             or a mapping with every objective, every limited value and whatever else is to be kept. If it raises or returns
             NaN the evaluation is recorded as failed and the search goes on.
-        flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the largest subnet as strings.
+        flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the costliest subnet as strings.
         params: Budget of parameters, likewise.
         inputs: For a FLOPs budget of a model that states no cost: what it is run on to be counted, see `count_flops`.
         limits: Name of a measured value -> an upper bound or (low, high), either may be None: {"latency_ms": (None, 12)}.

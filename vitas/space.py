@@ -41,6 +41,9 @@ class SearchSpace:
 
     Made by `search_space(model)`, which walks the model once; nothing here walks again, so make a new one after
     changing the model. A choice is *live* if a module that holds it runs: a subnet names live choices only.
+
+    Attributes:
+        choices: Name -> Choice or Dim, in the order of encoded subnets.
     """
 
     def __init__(
@@ -493,7 +496,8 @@ def search_space(model: nn.Module) -> SearchSpace:
         gates.setdefault(choice, []).append(conditions)
     if not paths:
         raise ChoiceError(
-            f"{type(model).__name__} has no choices: build it from vitas.nn layers with Choices and Dims of several values"
+            f"{type(model).__name__} has no choices: build it from vitas.nn layers with Choices and Dims of several values, "
+            "or make a timm model searchable by vitas.wrap"
         )
     _refuse_broken_ties(paths)
     gates = {choice: _weakest(alternatives) for choice, alternatives in gates.items()}
