@@ -607,6 +607,7 @@ def timm_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
     good = bench.folder / "timm"
     if not good.exists():
         vitas.save_subnet(vitas.export_subnet(vitas.wrap(bench.backbone)), good)
+        vitas.load_subnet(good)  # import what is imported late
     folder = bench.path()
     folder.mkdir()
     config = json.loads((good / "config.json").read_text())

@@ -110,6 +110,7 @@ def changed(tmp_path, change, rehash=True):
         (lambda m: m["blocks"][0]["mlp"].update(act="builtins.eval"), "KeyError: 'builtins.eval'"),
         (lambda m: m["blocks"][0].update(drop_path=2.5), "drop_path: got"),
         (lambda m: m.update(pretrained_cfg=[]), "no network of timm"),
+        (lambda m: m.update(pretrained_cfg={"mean": [0.5] * 10**5}), "no network of timm"),
     ],
 )
 def test_a_config_that_describes_no_network_is_refused(tmp_path, change, message):

@@ -8,6 +8,7 @@ that again: the two descriptions have to be equal.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import prod
@@ -89,6 +90,7 @@ _LEGAL: dict[str, Callable[[Any], bool]] = {
     "pool": lambda value: value in ("token", "avg"),
     "sr_norm_eps": lambda value: value is None or _number(0, float("inf"))(value),
     **dict.fromkeys(("blocks", "stages"), lambda value: isinstance(value, list) and 0 < len(value) <= 1024),
+    "pretrained_cfg": lambda value: isinstance(value, dict) and len(json.dumps(value)) <= 2**16,  # timm copies it often
 }
 """What each field may be, wherever it stands."""
 

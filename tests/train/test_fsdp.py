@@ -37,21 +37,24 @@ def train_rank(rank, world, name, optimizer, sampling, way, dtype):
     return {name: parameter.full_tensor().detach() for name, parameter in model.named_parameters()}
 
 
-CASES = [
-    ("deit", "sgd", "same", "find", torch.float32),
+QUICK = [
     ("deit", "sgd", "widths", "element", torch.float32),
-    ("deit", "adamw", "widths", "find", torch.float64),
-    ("deit", "adamw", "same", "element", torch.float64),
+    ("deit", "adamw", "same", "find", torch.float64),
+]
+MORE = [
+    ("deit", "sgd", "same", "find", torch.float32),
+    ("deit", "adamw", "widths", "element", torch.float64),
     *((name, "sgd", "widths", "element", torch.float32) for name in MODELS if name != "deit"),
 ]
 
 
-def train_ranks(rank, world):
-    return [train_rank(rank, world, *case) for case in CASES]
+def train_ranks(rank, world, cases):
+    return [train_rank(rank, world, *case) for case in cases]
 
 
-def test_equals_one_process_on_the_joint_batch(tmp_path):
-    for case, *ranks in zip(CASES, *run_ranks(train_ranks, tmp_path), strict=True):
+@pytest.mark.parametrize("cases", [QUICK, pytest.param(MORE, marks=pytest.mark.heavy)])
+def test_equals_one_process_on_the_joint_batch(tmp_path, cases):
+    for case, *ranks in zip(cases, *run_ranks(train_ranks, tmp_path, cases), strict=True):
         alone = train_alone(*case)
         for trained in ranks:
             for name, expected in alone.items():
