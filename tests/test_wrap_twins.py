@@ -509,14 +509,16 @@ def test_pruning_by_hand_is_refused():
 
 
 def test_an_export_has_the_methods_of_timm():
-    wrapped = wrapped_original()
+    wrapped, own = wrapped_original(), original()
+    own.prune_intermediate_layers([0])
+    left = len(own.forward_intermediates(images(own), intermediates_only=True))  # timm 1.0.23 leaves the other patches
     for _ in some(wrapped, 2):
         export = export_subnet(wrapped)
         export.reset_classifier(3)
         assert export(images(export)).shape == (2, 3)
         assert export.no_weight_decay() == wrapped.no_weight_decay()
         export.prune_intermediate_layers([0])
-        assert len(export.forward_intermediates(images(export), intermediates_only=True)) == 1
+        assert len(export.forward_intermediates(images(export), intermediates_only=True)) == left
 
 
 def test_budgets_counts_and_search_are_those_of_any_superformer(tmp_path):

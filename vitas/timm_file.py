@@ -226,6 +226,8 @@ def _vit(kind: Any, config: Config) -> Any:
 def _twins(config: Config) -> Any:
     stages = config["stages"]
     ones = [1] * len(stages)
+    if config["global_pool"] not in ("", "avg"):  # timm 1.0.23 does not look
+        raise ValueError(f"global_pool: got {config['global_pool']!r}")
     model: Any = twins.Twins(
         img_size=tuple(config["img_size"]),
         patch_size=config["patch_size"][0],
