@@ -405,7 +405,7 @@ FORGERIES = {
         "sizes that no tensor can have",
     ),
     "large image": (lambda c: c["model"].update(img_size=[2**20, 2**20]), "pos_embed: expected shape"),
-    "many blocks": (lambda c: c["model"].update(blocks=c["model"]["blocks"][:1] * 4_000), "blocks"),
+    "many blocks": (lambda c: c["model"].update(blocks=c["model"]["blocks"][:1] * 1_100), "blocks"),
     "one block more": (lambda c: c["model"]["blocks"].append(c["model"]["blocks"][0]), "missing tensors: blocks.3"),
     "one block less": (lambda c: c["model"]["blocks"].pop(), "tensors that the network does not have: blocks.2"),
     "own class": (lambda c: c.update({"class": "Mine"}), r"network of your own class 'Mine'; .* into="),

@@ -32,7 +32,7 @@ _TIMM = {
     "timm.models.twins.Twins": "vitas.timm_file",
 }
 """Classes of timm that exports of wrapped models have, and the file that describes and builds them, imported when needed."""
-_MOST_CONFIG_BYTES = 2**22
+_MOST_CONFIG_BYTES = 2**20
 _LARGEST_INT = 2**24
 _MOST_BLOCKS = 1024
 
