@@ -84,7 +84,7 @@ def _reset_peak() -> float:
 
 # -- what people and broken programs pass ------------------------------------------------------------------------------
 
-HUGE = [2**24, 2**31 - 1, 2**31, 2**62, 2**63, 2**64, 10**30, 10**400, 10**5000, -(2**63), -(10**5000)]
+HUGE = [2**24 + 1, 2**31 - 1, 2**31, 2**62, 2**63, 2**64, 10**30, 10**400, 10**5000, -(2**63), -(10**5000)]
 
 
 class Rude:
@@ -371,7 +371,7 @@ def building(bench: Bench, draw: Callable[[Any], Any]) -> None:
 
 def _tiny_or_absurd(value: Any) -> bool:
     """Leave out sizes that some machine could hold: who asks for them gets them."""
-    return not isinstance(value, (int, float, np.generic)) or not 64 < abs(value) < 2**24
+    return not isinstance(value, (int, float, np.generic)) or not 64 < abs(value) <= 2**24
 
 
 def exporting(bench: Bench, draw: Callable[[Any], Any]) -> None:
