@@ -89,7 +89,7 @@ _LEGAL: dict[str, Callable[[Any], bool]] = {
     "global_pool": lambda value: value in ("", "avg", "avgmax", "max", "token", "map", "prr"),
     "pool": lambda value: value in ("token", "avg"),
     "sr_norm_eps": lambda value: value is None or _number(0, float("inf"))(value),
-    **dict.fromkeys(("blocks", "stages"), lambda value: isinstance(value, list) and 0 < len(value) <= 1024),
+    **dict.fromkeys(("blocks", "stages"), lambda value: isinstance(value, list) and 0 < len(value) <= 128),
     "pretrained_cfg": lambda value: isinstance(value, dict) and len(json.dumps(value)) <= 2**16,  # timm copies it often
 }
 """What each field may be, wherever it stands."""
