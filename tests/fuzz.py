@@ -593,6 +593,8 @@ def wrapped_models(bench: Bench, draw: Callable[[Any], Any]) -> None:
             )
         )
     }
+    if callable(options.get("sharing")):
+        del options["sharing"]  # a rule of the caller's own, which may raise what it likes
     before = type(bench.backbone), list(bench.backbone.state_dict())
     with frugal(options):
         wrapped = vitas.wrap(bench.backbone, **options)

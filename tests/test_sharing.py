@@ -264,3 +264,8 @@ def test_an_unknown_pattern_names_the_nearest():
 def test_a_pattern_that_is_neither_a_name_nor_a_rule_is_refused(sharing):
     with pytest.raises(ChoiceError, match="sharing: expected"):
         Dim([1, 2], sharing=sharing)
+
+
+def test_an_array_is_no_pattern():
+    with pytest.raises(ChoiceError, match="sharing: expected one of"):
+        Dim([1, 2], sharing=np.zeros((2, 2)))

@@ -49,7 +49,7 @@ def runs_of(sharing: Sharing, values: Sequence[int], p: Sequence[float]) -> tupl
             others (spread above max p).
     """
     largest = values[-1]
-    if sharing == "bilateral":
+    if isinstance(sharing, str) and sharing == "bilateral":
         left = tuple((0, width) for width in values)
         return left, tuple((largest - width, width) for width in values)
     if isinstance(sharing, str):
