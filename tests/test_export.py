@@ -436,3 +436,10 @@ def test_verify_looks_at_every_output():
 
     with pytest.raises(ExportError, match="differ by inf"):
         export_subnet(Different(), verify=(torch.randn(5, 8), 2.0))
+
+
+@pytest.mark.parametrize("subnet", [[], 0, torch.zeros(3)])
+def test_what_is_no_subnet_is_refused(subnet):
+    model = vitas.create_superformer("deit_micro", img_size=8, num_classes=3)
+    with pytest.raises(ChoiceError, match="subnet: expected a mapping of names to numbers"):
+        vitas.export_subnet(model, subnet)

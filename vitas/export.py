@@ -55,7 +55,7 @@ def export_subnet(
     inner = unwrap(model)
     if not any(type(part).__module__.startswith("vitas.") or hasattr(part, "export") for part in inner.modules()):
         raise ExportError(f"{type(inner).__name__} has no elastic layers to export")
-    if not subnet and not any(holders(inner)):
+    if isinstance(subnet, Mapping) and not subnet and not any(holders(inner)):
         subnet = None  # nothing to choose
     if subnet is None and any(holders(inner)):
         active = search_space(inner).active()  # in any case: this refuses broken ties
