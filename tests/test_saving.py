@@ -759,3 +759,10 @@ def test_a_model_on_the_meta_device_cannot_be_loaded_into(network, saved, tmp_pa
     save_superformer(model, tmp_path / "model")
     with pytest.raises(FileError, match="meta device, there is nothing to load into"):
         load_superformer(model.to("meta"), tmp_path / "model")
+
+
+def test_a_header_too_long_to_be_one_is_refused_before_it_is_read(tmp_path):
+    model = vitas.create_superformer("deit_micro", img_size=8, num_classes=3)
+    (tmp_path / "long").write_bytes((2**23).to_bytes(8, "little") + b" " * 2**23)
+    with pytest.raises(FileError, match="a header of more than 4194304 bytes"):
+        vitas.load_superformer(model, tmp_path / "long")

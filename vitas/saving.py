@@ -1,5 +1,6 @@
 """Networks and superformers as files: JSON and safetensors, never pickle; checked before memory is taken."""
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -33,6 +34,7 @@ _TIMM = {
 }
 """Classes of timm that exports of wrapped models have, and the file that describes and builds them, imported when needed."""
 _MOST_CONFIG_BYTES = 2**20
+_MOST_HEADER_BYTES = 2**22
 _LARGEST_INT = 2**24
 _MOST_BLOCKS = 1024
 
@@ -514,6 +516,9 @@ def _metadata(path: Path) -> dict[str, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if int.from_bytes(file.read(8), "little") > _MOST_HEADER_BYTES:
+            raise FileError(f"{path}: cannot be read (a header of more than {_MOST_HEADER_BYTES} bytes)")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
