@@ -234,6 +234,17 @@ class Bench:
         vitas.wrap(made)  # import what is imported late
         return made
 
+    @functools.cached_property
+    def pyramid_backbone(self) -> torch.nn.Module:
+        """A small Twins of timm's; needs the extra `timm`."""
+        from timm.models.twins import Twins
+
+        sizes = {"embed_dims": (32, 48), "num_heads": (2, 3), "mlp_ratios": (2, 2), "depths": (2, 2), "wss": (4, 2)}
+        made: Any = Twins(num_classes=3, img_size=32, sr_ratios=(2, 1), **sizes)
+        vitas.export_subnet(vitas.wrap(made))
+        assert isinstance(made, torch.nn.Module)
+        return made
+
     def path(self, suffix: str = "") -> Path:
         """Return a path that was not used before."""
         self.files += 1
@@ -289,24 +300,26 @@ def space_functions(bench: Bench, draw: Callable[[Any], Any]) -> None:
     bench.space.activate(bench.subnet)
     subnet = near_subnets(bench, draw)
     which = draw(st.integers(0, 6))
+    word = draw(st.none() | words() | scalars())
+    length = draw(st.sampled_from([len(bench.space), 0, 1]))
+    places = draw(st.one_of(st.lists(numbers(), min_size=length, max_size=length), anything()))
     refused = True
-    with frugal(which, subnet):
+    with frugal(which, subnet, word, places):
         if which == 0:
-            bench.space.activate(subnet, side=draw(st.none() | words()))
+            bench.space.activate(subnet, side=word)
         elif which == 1:
-            assert bench.space.subnet(subnet, fill=draw(st.none() | words() | scalars())) in bench.space
+            assert bench.space.subnet(subnet, fill=word) in bench.space
         elif which == 2:
             bench.space.encode(subnet)
         elif which == 3:
-            length = draw(st.sampled_from([len(bench.space), 0, 1]))
-            bench.space.decode(draw(st.one_of(st.lists(numbers(), min_size=length, max_size=length), anything())))
+            bench.space.decode(places)
         elif which == 4:
             assert (subnet in bench.space) in (True, False)
         elif which == 5:
-            with vitas.use_subnet(bench.model, subnet, side=draw(st.none() | scalars())):
+            with vitas.use_subnet(bench.model, subnet, side=word):
                 pass
         else:
-            vitas.cost_model(bench.model).flops(draw(st.one_of(st.just(subnet), anything())))
+            vitas.cost_model(bench.model).flops(subnet)
         refused = False
     if refused or which:
         assert bench.space.active() == bench.subnet
@@ -318,15 +331,15 @@ def budgets(bench: Bench, draw: Callable[[Any], Any]) -> None:
     budget = draw(st.one_of(bound, st.tuples(bound, bound), st.lists(bound, max_size=3), anything()))
     other = draw(st.one_of(st.none(), st.none(), bound))
     which = draw(st.integers(0, 3))
-    with frugal(which, budget, other):
+    policy = draw(st.just("random") | words())
+    number, count = draw(st.just(0) | scalars()), draw(st.just(0) | scalars())
+    with frugal(which, budget, other, policy, number, count):
         if which == 0:
-            vitas.sample_subnet(bench.model, flops=budget, params=other, policy=draw(st.just("random") | words()))
+            vitas.sample_subnet(bench.model, flops=budget, params=other, policy=policy)
         elif which == 1:
             vitas.count_subnets(bench.model, params=budget)
         elif which == 2:
-            vitas.SubnetSampler(bench.model, params=budget, seed=draw(st.just(0) | scalars())).sample(
-                draw(st.just(0) | scalars())
-            )
+            vitas.SubnetSampler(bench.model, params=budget, seed=number).sample(count)
         else:
             depth_law_for(bench.model, flops=budget)
 
@@ -379,13 +392,14 @@ def exporting(bench: Bench, draw: Callable[[Any], Any]) -> None:
     which = draw(st.integers(0, 3))
     subnet = draw(st.none()) if which == 0 else near_subnets(bench, draw)
     word = draw(st.one_of(words(), scalars()))
-    with frugal(which, subnet, word):
+    side = draw(st.none() | scalars())
+    with frugal(which, subnet, word, side):
         if which == 0:
-            vitas.export_subnet(bench.model, subnet, weights=word, side=draw(st.none() | scalars()))
+            vitas.export_subnet(bench.model, subnet, weights=word, side=side)
         elif which == 1:
             vitas.export_subnet(bench.model, subnet)
         elif which == 2:
-            vitas.count_flops(bench.model, subnet, convention=draw(st.just("exact") | scalars()))
+            vitas.count_flops(bench.model, subnet, convention=word)
         else:
             vitas.published_subnet(word)
 
@@ -404,20 +418,21 @@ def choices(bench: Bench, draw: Callable[[Any], Any]) -> None:
     )
     name = draw(st.one_of(st.none(), scalars()))
     which = draw(st.integers(0, 4))
-    with frugal(which, values, p, sharing, name):
+    value, factor, features = draw(scalars()), draw(numbers()), draw(scalars().filter(_tiny_or_absurd))
+    with frugal(which, values, p, sharing, name, value, factor, features):
         if which == 0:
             repr(vitas.Choice(values, p=p, name=name))
         elif which == 1:
             dim = vitas.Dim(values, p=p, name=name, sharing=sharing)
-            dim.active = draw(scalars())
+            dim.active = value
         elif which == 2:
-            vitas.Dim.fractions(draw(scalars()), values, sharing=sharing)
+            vitas.Dim.fractions(value, values, sharing=sharing)
         elif which == 3:
             dim = vitas.Dim(values, p=p)
-            if isinstance(factor := draw(numbers()), (int, np.integer)) and not isinstance(factor, bool):
+            if isinstance(factor, (int, np.integer)) and not isinstance(factor, bool):
                 _ = dim * factor
         else:
-            vitas.nn.CyclicLinear(draw(scalars().filter(_tiny_or_absurd)), vitas.Dim([2, 4]), device="meta")
+            vitas.nn.CyclicLinear(features, vitas.Dim([2, 4]), device="meta")
 
 
 def network_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
@@ -435,8 +450,9 @@ def network_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
         text = _damaged(text, draw)
     (folder / "config.json").write_bytes(text)
     (folder / "model.safetensors").write_bytes(_damaged_weights(bench.weights, draw) if kind != 0 else bench.weights)
-    with frugal(kind, text):
-        vitas.load_subnet(folder, img_size=draw(st.one_of(st.none(), st.none(), numbers().filter(_tiny_or_absurd))))
+    img_size = draw(st.one_of(st.none(), st.none(), numbers().filter(_tiny_or_absurd)))
+    with frugal(kind, text, img_size):
+        vitas.load_subnet(folder, img_size=img_size)
 
 
 def superformer_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
@@ -501,7 +517,8 @@ def pyramids(bench: Bench, draw: Callable[[Any], Any]) -> None:
         name: draw(st.one_of(size.filter(_tiny_or_absurd), st.lists(size.filter(_tiny_or_absurd), max_size=5)))
         for name in draw(st.lists(st.sampled_from(names), max_size=2, unique=True))
     }
-    with frugal(which, subnet, options):
+    images = torch.zeros(()).expand(draw(st.lists(st.integers(0, 40), max_size=5)))  # holds one number, whatever its shape
+    with frugal(which, subnet, options, images.shape):
         if which == 0:
             vitas.build_subnet("twins_micro", subnet, **{"num_classes": 3, "img_size": 32, **options})
         elif which == 1:
@@ -509,8 +526,7 @@ def pyramids(bench: Bench, draw: Callable[[Any], Any]) -> None:
         elif which == 2:
             vitas.export_subnet(bench.pyramid, subnet)
         else:
-            shape = draw(st.lists(st.integers(0, 40), max_size=5))
-            bench.pyramid(torch.zeros(shape))
+            bench.pyramid(images)
 
 
 def evolutions(bench: Bench, draw: Callable[[Any], Any]) -> None:
@@ -595,20 +611,27 @@ def wrapped_models(bench: Bench, draw: Callable[[Any], Any]) -> None:
     }
     if callable(options.get("sharing")):
         del options["sharing"]  # a rule of the caller's own, which may raise what it likes
-    before = type(bench.backbone), list(bench.backbone.state_dict())
+    backbone = bench.backbone if draw(st.booleans()) else bench.pyramid_backbone
+    before = type(backbone), list(backbone.state_dict())
+    space = None
     with frugal(options):
-        wrapped = vitas.wrap(bench.backbone, **options)
-        subnet = vitas.sample_subnet(wrapped)
-        vitas.export_report(wrapped, subnet)
-        vitas.export_subnet(wrapped, near_subnets(bench, draw, vitas.search_space(wrapped)))
-    assert before == (type(bench.backbone), list(bench.backbone.state_dict()))
+        wrapped = vitas.wrap(backbone, **options)
+        vitas.export_report(wrapped, vitas.sample_subnet(wrapped))
+        space = vitas.search_space(wrapped)
+    if space is not None:
+        subnet = near_subnets(bench, draw, space)
+        with frugal(options, subnet):
+            vitas.export_subnet(wrapped, subnet)
+    assert before == (type(backbone), list(backbone.state_dict()))
 
 
 def timm_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
     """Load an exported timm network whose config or weights were changed."""
-    good = bench.folder / "timm"
+    kind = draw(st.sampled_from(["backbone", "pyramid_backbone"]))
+    good = bench.folder / kind
     if not good.exists():
-        vitas.save_subnet(vitas.export_subnet(vitas.wrap(bench.backbone)), good)
+        subnet = vitas.wrap(getattr(bench, kind), num_heads="auto")
+        vitas.save_subnet(vitas.export_subnet(subnet, vitas.search_space(subnet).smallest()), good)
         vitas.load_subnet(good)  # import what is imported late
     folder = bench.path()
     folder.mkdir()
@@ -628,12 +651,12 @@ def training_help(bench: Bench, draw: Callable[[Any], Any]) -> None:
     junk = st.one_of(scalars().filter(_tiny_or_absurd), anything())
     which = draw(st.integers(0, 6))
     given = [draw(junk) for _ in range(3)]
-    with frugal(which, given):
+    teacher = torch.zeros(draw(st.sampled_from([(2, 3), (3, 2), (2,), ()])))
+    with frugal(which, given, teacher.shape):
         if which == 0:
             steps = vitas.train.sandwich(bench.model, n_random=given[0], step=given[1], seed=given[2])
             list(itertools.islice(steps, 5))
         elif which == 1:
-            teacher = torch.zeros(draw(st.sampled_from([(2, 3), (3, 2), (2,), ()])))
             vitas.train.distill_loss(torch.zeros(2, 3), teacher, temperature=given[0])
             vitas.train.distill_loss(torch.zeros(2, 3), teacher, alpha=given[1], clip=given[2])
         elif which == 2:
@@ -649,6 +672,77 @@ def training_help(bench: Bench, draw: Callable[[Any], Any]) -> None:
             vitas.train.supernet_report(bench.model, lambda _: given[0], n_random=2)
 
 
+def superformers(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Create superformers with choices of nonsense, entries too few, and sizes that divide nothing."""
+    size = st.one_of(
+        st.integers(-1, 9),
+        st.lists(st.integers(0, 9), max_size=4),
+        st.lists(st.lists(st.integers(1, 9), max_size=3), max_size=4),
+        st.lists(scalars().filter(_tiny_or_absurd), max_size=4),
+        scalars().filter(_tiny_or_absurd),
+    )
+    name = draw(st.sampled_from(["deit_micro", "deit_micro", "twins_micro", "twins_micro", "vitas_none"]))
+    both = ["num_classes", "img_size", "in_chans", "patch_size", "num_heads", "private", "sharing", "depth_p", "shift"]
+    both += ["drop_path_rate", "norm_eps", "global_pool"]
+    flat = ["embed_dim", "depth", "qkv_dim", "head_dim", "mlp_dim", "mlp_ratio", "distilled", "init_values", "nonsense"]
+    stages = ["embed_dims", "depths", "qkv_dims", "mlp_dims", "mlp_ratios", "sr_ratios", "wss", "pos_drop_rate"]
+    names = both + (stages if name.startswith("twins") else flat)
+    options: dict[str, Any] = {"num_classes": 3, "img_size": 32 if name.startswith("twins") else 8}
+    for option in draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
+        options[option] = draw(size)
+    if callable(options.get("sharing")):
+        del options["sharing"]  # a rule of the caller's own, which may raise what it likes
+    with frugal(name, options):
+        model = vitas.create_superformer(name, **options)
+        repr(vitas.search_space(model))
+        vitas.export_subnet(model, vitas.search_space(model).smallest())
+
+
+def layers(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Build layers of sizes and options that are none."""
+    value = scalars().filter(_tiny_or_absurd)
+    size = st.one_of(st.integers(0, 12), st.sampled_from([(2, 4), (2, 3), (1, 12)]).map(vitas.Dim), value)
+    count = st.one_of(st.integers(0, 4), st.sampled_from([(1, 2), (2, 3)]).map(vitas.Choice), value)
+    a, b, c, word = draw(size), draw(size), draw(count), draw(value)
+    kind = draw(st.integers(0, 9))
+    with frugal(kind, a, b, c, word):
+        if kind == 0:
+            vitas.nn.CyclicLinear(a, b)(torch.zeros(2, 4))
+        elif kind == 1:
+            vitas.nn.ElasticLayerNorm(a)(torch.zeros(2, 4))
+        elif kind == 2:
+            vitas.nn.ElasticMlp(a, b)(torch.zeros(2, 4))
+        elif kind == 3:
+            vitas.nn.ElasticAttention(a, b, qkv_dim=word)(torch.zeros(2, 3, 4))
+        elif kind == 4:
+            vitas.nn.ElasticAttention(a, c, head_dim=2, private=word)(torch.zeros(2, 3, 4))
+        elif kind == 5:
+            vitas.nn.ElasticConv2d(a, b, 3)(torch.zeros(2, 4, 9, 9))
+        elif kind == 6:
+            vitas.nn.ElasticPatchEmbed(8, c, 3, b)(torch.zeros(2, 3, 8, 8))
+        elif kind == 7:
+            vitas.nn.ElasticTokens(word, c, a)
+        elif kind == 8:
+            vitas.nn.ElasticWindowAttention(a, 2, c)(torch.zeros(2, 4, 4, 4))
+        else:
+            vitas.nn.ShiftableIdentity([torch.nn.Identity()] * 3, min_depth=a, p=word, step=c)(torch.zeros(2))
+
+
+def displays(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Draw cards of subnets that are none."""
+    which = draw(st.integers(0, 3))
+    subnet, other = near_subnets(bench, draw), near_subnets(bench, draw)
+    with frugal(which, subnet, other):
+        if which == 0:
+            vitas.plot.subnet_card(bench.model, subnet)
+        elif which == 1:
+            vitas.plot.difference_card(bench.model, subnet, other)
+        elif which == 2:
+            vitas.plot.space_card(subnet)
+        else:
+            vitas.count_params(bench.model, subnet)
+
+
 CORE = [
     subnet_from_json,
     space_functions,
@@ -661,6 +755,9 @@ CORE = [
     pyramids,
     evolutions,
     training_help,
+    superformers,
+    layers,
+    displays,
 ]
 EXTRAS = [searches, wrapped_models, timm_files]
 """Kinds of input that need the extras `search` and `timm`."""

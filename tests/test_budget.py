@@ -462,11 +462,11 @@ def test_an_empty_window_names_the_range_and_the_nearest_costs(measure):
         with pytest.raises(BudgetError) as error:
             sample_subnet(model, **{measure: (below + 1, above - 1)})
         assert f"reach from {costs[0]:,} to {costs[-1]:,}" in str(error.value)
-        assert f"nearest are {below:,} below and {above:,} above" in str(error.value)
+        assert f"nearest: {below:,} below and {above:,} above" in str(error.value)
         assert count_subnets(model, **{measure: (below + 1, above - 1)}) == 0
-    with pytest.raises(BudgetError, match=f"nearest are {costs[0]:,} above$"):
+    with pytest.raises(BudgetError, match=f"nearest: {costs[0]:,} above$"):
         SubnetSampler(model, **{measure: int(costs[0]) - 1})
-    with pytest.raises(BudgetError, match=f"nearest are {costs[-1]:,} below$"):
+    with pytest.raises(BudgetError, match=f"of at least {costs[-1] + 1:,}: the subnets .* nearest: {costs[-1]:,} below$"):
         SubnetSampler(model, **{measure: (int(costs[-1]) + 1, None)})
 
 
@@ -478,7 +478,7 @@ def test_two_windows_that_exclude_each_other():
     inside = params[flops >= low]
     with pytest.raises(BudgetError) as error:
         SubnetSampler(model, flops=(low, None), params=int(inside.min()) - 1)
-    assert f"inside the other budget, near are {inside.min():,} above" in str(error.value)
+    assert f"inside the other budget, near: {inside.min():,} above" in str(error.value)
 
 
 @pytest.mark.parametrize("low", [5_000_000_001, 8_600_000_001])
@@ -486,7 +486,7 @@ def test_nearest_costs_of_the_full_size_space(deit, low):
     """No draw finds those below 5 G, which are 1e-20 of the space."""
     with pytest.raises(BudgetError) as error:
         SubnetSampler(deit, flops=(low, low + 2))
-    found = re.search(r"nearest are ([\d,]+) below and ([\d,]+) above$", str(error.value))
+    found = re.search(r"nearest: ([\d,]+) below and ([\d,]+) above$", str(error.value))
     below, above = (int(number.replace(",", "")) for number in found.groups())
     assert networks_between(below, below) > 0
     assert networks_between(above, above) > 0
@@ -495,7 +495,7 @@ def test_nearest_costs_of_the_full_size_space(deit, low):
 
 def test_an_empty_window_that_no_bound_proves_empty_is_found_out(deit):
     """Bins hold many of the costs here, so that the bound stays above 0."""
-    with pytest.raises(BudgetError, match=r"nearest are 3,999,996 below and 4,000,010 above$"):
+    with pytest.raises(BudgetError, match=r"nearest: 3,999,996 below and 4,000,010 above$"):
         SubnetSampler(deit, params=(4_000_001, 4_000_002))
 
 

@@ -123,6 +123,7 @@ def test_json_is_an_object_of_names_and_numbers():
         ('{"depth": 1e999}', "depth: expected an int or a float, got inf"),
         ('{"depth": 4, "embed_dim": 96, "depth": 4}', "subnet: 'depth' stands twice"),
         ('{"": 4}', "expected names that are strings, got ''"),
+        ('{"depth": 4' + " " * 2**20 + "}", "subnet: a text of 1,048,588 characters, more than 1,048,576"),
     ],
 )
 def test_bad_json_is_refused(text, message):

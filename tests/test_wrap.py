@@ -236,13 +236,13 @@ def test_an_mlp_ratio_means_what_timm_means(kind):
     [
         ({"num_heads": [1, 2]}, "the largest has to be the model's own 3"),
         ({"num_heads": [1, 4]}, r"ints in 1\.\.3"),
-        ({"num_heads": ["50%", "100%"]}, "50% of 3 is no whole number; these are: 33.33%, 66.67%, 100%"),
+        ({"num_heads": ["50%", "100%"]}, "'50%' of 3 is no whole number; these are: 33.33%, 66.67%, 100%"),
         ({"num_heads": [0, 3]}, "got 0"),
         ({"num_heads": [1.5, 3]}, "got 1.5"),
         ({"num_heads": [True, 3]}, "got True"),
         ({"num_heads": [3.0]}, "got 3.0"),
         ({"num_heads": [1, 1, 3]}, "1 is given twice"),
-        ({"num_heads": ["33%", "100%"]}, "33% of 3 is no whole number"),
+        ({"num_heads": ["33%", "100%"]}, "'33%' of 3 is no whole number"),
         ({"num_heads": ["nan%"]}, "got 'nan%'"),
         ({"num_heads": "most"}, "got 'most'"),
         ({"num_heads": itertools.count(1)}, "got 4"),
@@ -357,6 +357,8 @@ def test_a_model_without_weights_or_wrapped_before_is_refused():
         model = timm.create_model("vit_tiny_patch16_224")
     with pytest.raises(WrapError, match="meta device"):
         wrap(model)
+    with pytest.raises(WrapError, match=r"got the name 'vit_tiny_patch16_224'; pass timm\.create_model\('vit_tiny"):
+        wrap("vit_tiny_patch16_224")
     with pytest.raises(WrapError, match="searchable already"):
         wrap(wrap(original()))
     with pytest.raises(WrapError, match="searchable already"):

@@ -294,7 +294,8 @@ def _empty(chain: Chain, windows: Mapping[str, Window]) -> str:
     parts = []
     for measure, (name, window) in enumerate(windows.items()):
         low, high = least[measure], greatest[measure]
-        part = f"{name} from {window}: the subnets reach from {low:,} to {high:,}"
+        wanted = f"of at least {window.low:,}" if window.low > high else f"from {window}"
+        part = f"{name} {wanted}: the subnets reach from {low:,} to {high:,}"
         try:
             if len(windows) > 1:
                 part += ", inside the other budget"
@@ -306,8 +307,8 @@ def _empty(chain: Chain, windows: Mapping[str, Window]) -> str:
             below, above = (_near(chain, list(windows.values()), measure, side) for side in (-1, 1))
             word = "near"
         found = [f"{cost:,} {where}" for cost, where in ((below, "below"), (above, "above")) if cost is not None]
-        parts.append(part + (f", {word} are {' and '.join(found)}" if found else " none"))
-    return "no subnet costs " + "; ".join(parts)
+        parts.append(part + (f", {word}: {' and '.join(found)}" if found else " none"))
+    return "no subnet has " + "; ".join(parts)
 
 
 def _nearest(chain: Chain, edge: int, limit: int, side: int) -> int | None:

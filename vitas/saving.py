@@ -267,7 +267,8 @@ def _timm_on_meta(config: Mapping[str, Any], where: Path) -> nn.Module:
             model: nn.Module = family.from_config(config["class"], config["model"])
         again = json.loads(json.dumps(family.config_of(model)))
     except _NO_NETWORK as error:
-        raise FileError(f"{where}: config.json: model: no network of timm ({type(error).__name__}: {error})") from None
+        said = f"{type(error).__name__}: {brief(error)}"
+        raise FileError(f"{where}: config.json: model: no network of timm ({said})") from None
     if field := _difference(config["model"], again, "model"):
         raise FileError(f"{where}: config.json: {field}")
     return model

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from vitas import plot
-from vitas.errors import SearchError, VitasError, is_one_of, listed, one_of, shown
+from vitas.errors import SearchError, VitasError, brief, is_one_of, listed, one_of, shown
 from vitas.genetic import Codes, Floats, Genome, crossover, hypervolume, mutate, nondominated, ranked, repair
 from vitas.sample import SubnetSampler
 from vitas.space import SearchSpace, search_space
@@ -492,7 +492,7 @@ class _Job(NamedTuple):
 
 
 def _described(error: Exception | str | None) -> str:
-    return f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
+    return f"{type(error).__name__}: {brief(error)}" if isinstance(error, Exception) else str(error)
 
 
 class _Worker:

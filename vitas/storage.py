@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitas.errors import FileError, SearchError, shown
+from vitas.errors import FileError, SearchError, brief, shown
 from vitas.subnet import Number, Subnet
 
 try:
@@ -94,7 +94,7 @@ def open_storage(where: Any) -> Any:
     except FileError:
         raise
     except (ValueError, KeyError, AssertionError) as error:
-        raise FileError(f"storage: {path} is damaged: {error}") from error
+        raise FileError(f"storage: {path} is damaged: {brief(error)}") from error
     except OSError as error:
         raise FileError(f"storage: {shown(str(path))} cannot be opened: {error.strerror or error}") from error
 

@@ -10,6 +10,9 @@ from vitas.errors import ChoiceError, brief, shown
 
 Number = int | float
 
+_MOST_CHARACTERS = 2**20
+"""Of a subnet's JSON, which has some thousand."""
+
 
 class Subnet(Mapping[str, Number]):
     """Names of choices and their values; equal and hashable by content, whatever the order.
@@ -59,8 +62,10 @@ class Subnet(Mapping[str, Number]):
         """Read what `to_json` wrote.
 
         Raises:
-            ChoiceError: not JSON, not an object, a name twice, a value that is not a finite number.
+            ChoiceError: not JSON, not an object, a name twice, a value that is not a finite number; a million characters.
         """
+        if isinstance(text, (str, bytes, bytearray)) and len(text) > _MOST_CHARACTERS:
+            raise ChoiceError(f"subnet: a text of {len(text):,} characters, more than {_MOST_CHARACTERS:,}")
         try:
             values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         except (ValueError, TypeError, RecursionError) as error:

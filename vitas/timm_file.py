@@ -63,6 +63,15 @@ def _flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _blocks_of(stage: Any) -> int:
+    blocks = stage.get("blocks") if isinstance(stage, dict) else None
+    return len(blocks) if isinstance(blocks, list) else 1
+
+
+_MOST_BLOCKS = 128
+"""In a network, over all its stages: enough for every known one, and built within a second."""
+
+
 _COUNTS: tuple[str, ...] = ("in_chans", "embed_dim", "num_heads", "attn_head_dim", "hidden_features", "latent_len")
 _COUNTS += ("qkv_dim", "window_size", "sr_ratio")
 _RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "drop_path", "attn_drop", "proj_drop")
@@ -89,7 +98,8 @@ _LEGAL: dict[str, Callable[[Any], bool]] = {
     "global_pool": lambda value: value in ("", "avg", "avgmax", "max", "token", "map", "prr"),
     "pool": lambda value: value in ("token", "avg"),
     "sr_norm_eps": lambda value: value is None or _number(0, float("inf"))(value),
-    **dict.fromkeys(("blocks", "stages"), lambda value: isinstance(value, list) and 0 < len(value) <= 128),
+    "blocks": lambda value: isinstance(value, list) and 0 < len(value) <= _MOST_BLOCKS,
+    "stages": lambda value: isinstance(value, list) and 0 < sum(map(_blocks_of, value)) <= _MOST_BLOCKS,
     "pretrained_cfg": lambda value: isinstance(value, dict) and len(json.dumps(value)) <= 2**16,  # timm copies it often
 }
 """What each field may be, wherever it stands."""

@@ -80,6 +80,8 @@ def wrap(
         VitasError: timm is not installed.
     """
     families = _families()
+    if isinstance(timm_model, str):
+        raise WrapError(f"expected a model, got the name {shown(timm_model)}; pass timm.create_model({shown(timm_model)})")
     model: Any = unwrap(timm_model)
     if any(holders(model)) or isinstance(model, families[0].Narrowed):
         raise WrapError(f"{type(model).__name__} is searchable already")
@@ -291,7 +293,7 @@ def _for_each_stage(what: str, given: Values, n: int) -> list[Values]:
     """Return what each of `n` stages is given: an entry each where some entry is not one value, else all the same."""
     if n == 1 or not are_several(given):
         return [given] * n
-    entries = list(given)
+    entries = list(islice(given, MOST_VALUES + 1))  # that many are refused below
     if not any(entry is None or _is_several(entry) for entry in entries):
         return [entries] * n
     if len(entries) != n:
@@ -310,7 +312,7 @@ def _counts(name: str, given: Values, own: int, least: int | None = None) -> lis
         count = own * _percent(name, percentage) / 100
         if abs(count - round(count)) > own / 2000 or round(count) < 1:  # "33.3%" of 3 is meant to be 1
             fitting = ", ".join(f"{100 * n / own:.4g}%" for n in range(1, own + 1))
-            raise ChoiceError(f"{name}: {percentage} of {own} is no whole number; these are: {fitting}")
+            raise ChoiceError(f"{name}: {shown(percentage)} of {own} is no whole number; these are: {fitting}")
         return round(count)
 
     auto = _steps(own) if least is None else list(range(least, own + 1))

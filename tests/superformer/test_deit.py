@@ -217,6 +217,8 @@ def test_printing_shows_the_active_subnet():
         ({"depth": 0}, "depth"),
         ({"embed_dim": [4, 4]}, "embed_dim: 4 is given twice"),
         ({"embed_dim": []}, "embed_dim: expected at least one value"),
+        ({"mlp_dim": range(1, 10**9)}, "mlp_dim: expected at most 16384 values"),
+        ({"mlp_dim": None, "mlp_ratio": range(1, 10**9)}, "mlp_ratio: expected at most 16384 values"),
         ({"embed_dim": [4, -8]}, "embed_dim: expected positive values"),
         ({"mlp_dim": None, "mlp_ratio": [1, 1.1]}, "1 and 1.1 give the same channel count"),
         ({"sharing": "cycle"}, "sharing: .*cyclic"),

@@ -424,6 +424,8 @@ def test_features_that_do_not_exist_are_refused(indices):
         ({"num_heads": [[1, 2]]}, "num_heads: expected one entry for each of the 2 stages, got 1"),
         ({"depths": [1, 2, 3]}, "depths: expected one entry for each of the 2 stages, got 3"),
         ({"wss": [7] * 4}, "wss: expected one entry for each of the 2 stages, got 4"),
+        ({"embed_dims": range(1, 10**9)}, "embed_dims: expected one entry for each of at most 16 stages, got range"),
+        ({"qkv_dims": range(1, 10**9)}, "qkv_dims: expected one entry for each of at most 16 stages, got range"),
         ({"mlp_dims": 8}, "mlp_dims: expected one entry for each stage, got 8"),
         ({"embed_dims": "ab"}, "embed_dims: expected one entry for each stage, got 'ab'"),
         ({"img_size": 3}, "img_size: an image of 3 x 3 pixels leaves some layer without a position; .* at least 4"),

@@ -1,12 +1,13 @@
 """What the arguments of superformers become: one value is fixed, several make a choice; and the block made of them."""
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import TypeVar
 
 from torch import nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, are_several, as_choice, plain_number
+from vitas.choice import MOST_VALUES, Choice, Dim, are_several, as_choice, plain_number
 from vitas.errors import ChoiceError, shown
 from vitas.nn import DropPath, ElasticLayerNorm, ElasticMlp, LayerScale
 from vitas.sharing import Sharing
@@ -77,8 +78,8 @@ def block_of(
 
 
 def reusable(values: T) -> T:
-    """Return a list in place of an iterator, since every block reads it."""
-    return list(values) if are_several(values) else values  # type: ignore[return-value]
+    """Return a list in place of an iterator, since every block reads it; more values than a choice takes are cut off."""
+    return list(islice(values, MOST_VALUES + 1)) if are_several(values) else values  # type: ignore[return-value]
 
 
 def check_numbers(**numbers: float | None) -> None:

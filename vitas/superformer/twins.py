@@ -1,7 +1,7 @@
 """The Twins family as one searchable model."""
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 from torch import nn
@@ -36,6 +36,7 @@ from vitas.superformer.arguments import (
 )
 from vitas.superformer.base import Superformer
 
+MOST_STAGES = 16
 T = TypeVar("T")
 
 
@@ -258,4 +259,7 @@ def cost_of_stages(model: nn.Module, maps: Sequence[Map]) -> Cost:
 def _listed(values: Iterable[T], what: str) -> list[T]:
     if not are_several(values):
         raise ChoiceError(f"{what}: expected one entry for each stage, got {shown(values)}")
-    return list(values)
+    entries = list(islice(values, MOST_STAGES + 1))
+    if len(entries) > MOST_STAGES:
+        raise ChoiceError(f"{what}: expected one entry for each of at most {MOST_STAGES} stages, got {shown(values)}")
+    return entries
