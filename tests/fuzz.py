@@ -684,7 +684,8 @@ def superformers(bench: Bench, draw: Callable[[Any], Any]) -> None:
     name = draw(st.sampled_from(["deit_micro", "deit_micro", "twins_micro", "twins_micro", "vitas_none"]))
     both = ["num_classes", "img_size", "in_chans", "patch_size", "num_heads", "private", "sharing", "depth_p", "shift"]
     both += ["drop_path_rate", "norm_eps", "global_pool"]
-    flat = ["embed_dim", "depth", "qkv_dim", "head_dim", "mlp_dim", "mlp_ratio", "distilled", "init_values", "nonsense"]
+    flat = ["embed_dim", "depth", "qkv_dim", "head_dim", "mlp_dim", "mlp_ratio", "distilled", "init_values"]
+    flat += ["qkv_bias", "fc_norm", "nonsense"]
     stages = ["embed_dims", "depths", "qkv_dims", "mlp_dims", "mlp_ratios", "sr_ratios", "wss", "pos_drop_rate"]
     names = both + (stages if name.startswith("twins") else flat)
     options: dict[str, Any] = {"num_classes": 3, "img_size": 32 if name.startswith("twins") else 8}

@@ -444,6 +444,7 @@ def test_features_that_do_not_exist_are_refused(indices):
         ({"depths": [vitas.Choice([1, 2]), 2]}, "stages.0.depth: .*depth_p"),
         ({"global_pool": "token"}, "global_pool: expected one of avg, , got 'token'"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate: expected a number in \[0, 1\)"),
+        ({"shift": None}, "shift: expected True or False, got None"),
         ({"private": "kv"}, "private: expected one of qk, v, got 'kv'"),
         ({"shift": False, "depths": [range(2, 5, 2), 2]}, "min_depth: without shifting|step: without shifting"),
     ],

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
 from torch import nn
 
 from vitas import plain
@@ -91,3 +92,14 @@ def check_numbers(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and not abs(plain_number(number, name)) < 1e30:
             raise ChoiceError(f"{name}: expected a number that float32 holds, got {shown(number)}")
+
+
+def check_flags(**flags: bool) -> None:
+    """Refuse what is neither True nor False: a word such as "no" would count as true.
+
+    Raises:
+        ChoiceError: with the name of the argument.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, (bool, np.bool_)):
+            raise ChoiceError(f"{name}: expected True or False, got {shown(flag)}")

@@ -20,6 +20,7 @@ from vitas.superformer.arguments import (
     Ratio,
     Width,
     block_of,
+    check_flags,
     check_numbers,
     choice_of,
     depths_of,
@@ -106,6 +107,9 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     ) -> None:
         check_rates(proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         check_numbers(init_values=init_values, norm_eps=norm_eps, final_norm_eps=final_norm_eps)
+        check_flags(qkv_bias=qkv_bias, qk_norm=qk_norm, distilled=distilled, shift=shift)
+        if fc_norm is not None:
+            check_flags(fc_norm=fc_norm)
         _check_pooling(global_pool, distilled, fc_norm)
         num_classes = as_count(num_classes, "num_classes", least=0)
         min_depth, slots, step = depths_of(depth)

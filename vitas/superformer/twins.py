@@ -27,6 +27,7 @@ from vitas.superformer.arguments import (
     Ratio,
     Width,
     block_of,
+    check_flags,
     check_numbers,
     choice_of,
     depths_of,
@@ -124,6 +125,7 @@ class TwinsSuperformer(Superformer, plain.Twins):
             drop_path_rate=drop_path_rate,
         )
         check_numbers(norm_eps=norm_eps)
+        check_flags(shift=shift)
         in_chans, patch_size = as_count(in_chans, "in_chans"), as_count(patch_size, "patch_size")
         num_classes = as_count(num_classes, "num_classes", least=0)
         dims = [dim_of(d, f"stages.{k}.embed_dim", sharing) for k, d in enumerate(_listed(embed_dims, "embed_dims"))]
