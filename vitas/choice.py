@@ -392,7 +392,8 @@ class _Product(Dim):
         weights: dict[int, float] = {}
         counts: dict[tuple[int, ...], int] = {}
         for indices in product(*(range(len(base.values)) for base in bases)):
-            count = int(math.prod(base.values[i] for base, i in zip(bases, indices, strict=True)) * times)
+            channels = math.prod(base.values[i] for base, i in zip(bases, indices, strict=True)) * times
+            count = int(min(channels, 10**30))  # not infinity, which is no int
             if count < 1:
                 raise ChoiceError(f"{self.label}: a product of {count} channels")
             counts[indices] = count
