@@ -36,6 +36,7 @@ from vitas.saving import _hash
 SECONDS = 1.0  # of processor time
 MEGABYTES = 64
 LONGEST_MESSAGE = 2000
+LONGEST_TEXT = 2**23  # of what is tried; beyond every limit on files and texts
 
 
 @contextlib.contextmanager
@@ -99,6 +100,7 @@ def pick(things: Sequence[Any]) -> st.SearchStrategy[Any]:
     return st.integers(0, len(things) - 1).map(lambda place: things[place])
 
 
+@functools.cache
 def numbers() -> st.SearchStrategy[Any]:
     return st.one_of(
         st.integers(-3, 40),
@@ -109,6 +111,7 @@ def numbers() -> st.SearchStrategy[Any]:
     )
 
 
+@functools.cache
 def words() -> st.SearchStrategy[Any]:
     known = [
         "largest",
@@ -128,6 +131,7 @@ def words() -> st.SearchStrategy[Any]:
     return st.one_of(st.text(max_size=8), pick(known), pick(["", "x" * 10**6, "\0", "\ud800", "💥" * 99]))
 
 
+@functools.cache
 def scalars() -> st.SearchStrategy[Any]:
     things = [
         None,
@@ -145,6 +149,7 @@ def scalars() -> st.SearchStrategy[Any]:
     return st.one_of(numbers(), words(), pick(things))
 
 
+@functools.cache
 def anything() -> st.SearchStrategy[Any]:
     keys = st.one_of(words(), st.integers(), st.none())
     return st.recursive(
@@ -156,6 +161,7 @@ def anything() -> st.SearchStrategy[Any]:
     )
 
 
+@functools.cache
 def json_values() -> st.SearchStrategy[Any]:
     leaves = st.one_of(
         st.none(), st.booleans(), st.integers(-3, 40), pick(HUGE[:8]), st.floats(), st.text(max_size=6), st.just("x" * 10**5)
@@ -184,7 +190,8 @@ def mutated(value: Any, draw: Callable[[Any], Any], times: int = 2) -> Any:
             del part[key]
         else:
             repeats = draw(st.sampled_from([2, 100, 3000]))
-            for number in range(repeats):
+            most = LONGEST_TEXT // len(json.dumps(part[key]))  # repeated repeats would fill all memory
+            for number in range(min(repeats, most)):
                 _put(part, f"{key}{number}", part[key])
     return value
 
@@ -792,6 +799,14 @@ def trial(target: Callable[..., None], bench: Bench, examples: int, number: int 
     return run if number is None else seed(number)(run)
 
 
+def _limit_memory(size: int) -> None:
+    """Let what takes all memory end in a MemoryError, which names its input, where the system can."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
 def main() -> None:
     """Run rounds over all kinds of input until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -801,6 +816,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[target.__name__ for target in TARGETS])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    _limit_memory(2**33)
     number = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     print(f"first seed {number}")
     tried, ends, failed = 0, time.monotonic() + options.seconds, []
