@@ -266,9 +266,8 @@ def twice(x):
         (nn.Sequential(Raw(2), nn.ReLU()), nn.Sequential(Raw(5), nn.ReLU())),
         (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4)), nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))),
         (Calls(once), Calls(twice)),
-        (nn.Conv1d(3, 3, 3, padding=1), nn.Sequential(nn.MaxPool1d(2), nn.Conv1d(3, 3, 3, padding=1), nn.Upsample(4))),
     ],
-    ids=["weights", "buffers", "children", "children's children", "functions", "inputs"],
+    ids=["weights", "buffers", "children", "children's children", "functions"],
 )
 def test_parts_that_do_not_equal_are_measured_apart(one, other, counting):
     width = Dim([2, 3])
@@ -276,9 +275,18 @@ def test_parts_that_do_not_equal_are_measured_apart(one, other, counting):
     x = torch.randn(2, 3, 4)
     table = latency_table(model, x, warmup=0, runs=1, calibrate=0)
     assert macs(one, x) != macs(other, x)
-    for subnet in ({"0.out_dim": 2}, {"0.out_dim": 3}):
-        subnet = table.space.subnet(dict(zip(table.space.choices, subnet.values(), strict=True)))
+    for subnet in (table.space.smallest(), table.space.largest()):
         assert round(table.latency_ms(subnet) * 1e6) == macs(export_subnet(model, subnet), x)
+
+
+def test_equal_parts_with_unequal_inputs_are_measured_apart(counting):
+    one, other = (nn.Conv1d(3, 3, 3, padding=1) for _ in range(2))
+    model = nn.Sequential(one, nn.MaxPool1d(2), other, CyclicLinear(4, Dim([2, 3])))
+    x = torch.randn(2, 3, 8)
+    table = latency_table(model, x, warmup=0, runs=1, calibrate=0)
+    times = table.by_module(table.space.smallest())
+    assert [round(times[path] * 1e6) for path in ("0", "2")] == [macs(one, x), macs(other, x[..., :4])]
+    assert times["0"] == 2 * times["2"]
 
 
 @pytest.mark.parametrize("amp", [False, True])
@@ -329,13 +337,14 @@ def test_a_line_is_fitted_to_whole_subnets(monkeypatch):
         assert table.by_module(subnet)[""] * 1e6 == pytest.approx(7000, rel=1e-2)
 
 
-def test_of_a_part_the_fastest_run_counts_and_of_a_whole_subnet_the_median(monkeypatch):
+@pytest.mark.parametrize(("calibrate", "factor"), [(0, 1), (2, 2)])
+def test_of_a_part_the_fastest_run_counts_and_of_a_whole_subnet_the_median(calibrate, factor, monkeypatch):
     slower = itertools.cycle([3, 1, 2])
     monkeypatch.setattr(latency, "_seconds", lambda *arguments: next(slower) * counted_seconds(*arguments))
     model = small(depth=2)
-    table = latency_table(model, torch.randn(1, 1, 8, 8), warmup=0, runs=3, calibrate=2)
+    table = latency_table(model, torch.randn(1, 1, 8, 8), warmup=0, runs=3, calibrate=calibrate)
     for subnet in (table.space.smallest(), table.space.largest()):
-        assert table.latency_ms(subnet) * 1e6 == pytest.approx(2 * count_flops(model, subnet).total, rel=1e-4)
+        assert table.latency_ms(subnet) * 1e6 == pytest.approx(factor * count_flops(model, subnet).total, rel=1e-4)
 
 
 @pytest.mark.parametrize(
