@@ -1,16 +1,18 @@
 """torch.compile(model) as users type it: a bounded number of graphs, and the same numbers."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 import torch._dynamo
+from torch import nn
 
 from tests.contract import randomize
 from tests.superformer.test_deit import small
 from tests.superformer.test_twins import images
 from tests.superformer.test_twins import small as small_twins
-from vitas import activate_subnet, active_subnet, create_superformer, export_subnet, sample_subnet, search_space
+from vitas import Dim, activate_subnet, active_subnet, create_superformer, export_subnet, sample_subnet, search_space
 
 # torch's own tracer looks at .grad of the tensors between graphs.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -68,11 +70,30 @@ def test_a_superformer_compiles_to_a_few_graphs_all_at_the_first_step(options):
     assert history == [2] * 13
 
 
+@pytest.mark.parametrize("travel", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+def test_a_copy_compiles_as_the_original_does(travel):
+    model = travel(randomize(small(depth=2, num_heads=[2, 4], qkv_dim=[8, 12]).double()))
+    assert compare_over_subnets(model, torch.randn(3, 2, 8, 8, dtype=torch.float64), 3) == [2] * 4
+
+
 def test_a_twins_compiles_to_a_few_graphs_for_each_stage_all_at_the_first_step():
     model = randomize(small_twins(num_heads=[[2, 4]] * 2, qkv_dims=[[8, 12]] * 2).double())
     history = compare_over_subnets(model, images(), 3)
     # For each stage merging, two kinds of block, position generator; norm and head.
     assert history == [2 * 4 + 1] * 4
+
+
+def test_a_module_of_ones_own_that_reads_the_channels_compiles_to_one_graph():
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width = Dim([2, 3, 5, 6])
+            self.gain = nn.Parameter(torch.randn(6, dtype=torch.float64))
+
+        def forward(self, x):
+            return x * self.gain[self.width.channels()].square().sum()
+
+    assert compare_over_subnets(Gain(), torch.randn(3, dtype=torch.float64), 8) == [1] * 9
 
 
 @pytest.mark.parametrize(("build", "size"), [(small, (8, 8)), (small_twins, (12, 10))])

@@ -173,6 +173,14 @@ def test_children_depend_on_the_seed_and_descend_from_the_best_only(model):
     assert asked[0] != asked[1]
 
 
+def test_workers_that_know_the_same_can_take_different_ways(model):
+    evolution = vitas.Evolution(model, population=10)
+    run(evolution, 20)
+    ways = [evolution._next(salt).tobytes() for salt in ((), (1,), (2,))]
+    assert len(set(ways)) == 3
+    assert [evolution._next(salt).tobytes() for salt in ((), (1,), (2,))] == ways
+
+
 def test_best_says_why_there_is_none(model):
     evolution = vitas.Evolution(model, limits={"ms": 3}, population=10)
     with pytest.raises(SearchError, match="nothing was evaluated"):

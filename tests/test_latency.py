@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import itertools
 import time
 
 import numpy as np
@@ -66,6 +67,20 @@ def test_latency_is_the_median_in_milliseconds_after_warm_up():
     assert str(measured).startswith(f"{measured.median:.3g} ms (spread")
     with pytest.raises(dataclasses.FrozenInstanceError):
         measured.median = 0.0
+
+
+def test_latency_of_runs_known_beforehand(monkeypatch):
+    seconds = [0.009, 0.001, 0.002, 0.004, 0.007]
+    monkeypatch.setattr(latency, "_seconds", lambda *arguments: seconds.pop())
+    measured = measure_latency(nn.Identity(), torch.zeros(1), runs=5)
+    assert dataclasses.astuple(measured) == pytest.approx((4, 7 - 2, 1, 5))
+
+
+def test_tensors_are_moved_to_the_device_wherever_they_stand():
+    (x, kept), more = latency._arguments(((torch.zeros(1), "kept"), {"y": torch.ones(2)}), torch.device("meta"))
+    assert x.is_meta
+    assert kept == "kept"
+    assert more["y"].is_meta
 
 
 def test_latency_is_measured_in_eval_mode_without_gradients():
@@ -210,9 +225,96 @@ def test_parts_that_differ_in_a_setting_only_are_measured_apart():
     assert times["4"] == times["1"]
 
 
+class Raw(nn.Module):
+    """Multiplies by a matrix of its own, whose number of rows stands nowhere else, and by its transpose."""
+
+    def __init__(self, rows, buffer=False):
+        super().__init__()
+        if buffer:
+            self.register_buffer("matrix", torch.randn(rows, 4))
+        else:
+            self.matrix = nn.Parameter(torch.randn(rows, 4))
+
+    def forward(self, x):
+        return x @ self.matrix.T @ self.matrix
+
+
+class Calls(nn.Module):
+    """Calls a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def once(x):
+    return x @ x.mT @ x
+
+
+def twice(x):
+    return once(once(x))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Raw(2), Raw(5)),
+        (Raw(2, buffer=True), Raw(5, buffer=True)),
+        (nn.Sequential(Raw(2), nn.ReLU()), nn.Sequential(Raw(5), nn.ReLU())),
+        (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4)), nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))),
+        (Calls(once), Calls(twice)),
+    ],
+    ids=["weights", "buffers", "children", "children's children", "functions"],
+)
+def test_parts_that_do_not_equal_are_measured_apart(one, other, counting):
+    width = Dim([2, 3])
+    model = nn.Sequential(one, other, CyclicLinear(4, width), CyclicLinear(width, 2))
+    x = torch.randn(2, 3, 4)
+    table = latency_table(model, x, warmup=0, runs=1, calibrate=0)
+    assert macs(one, x) != macs(other, x)
+    for subnet in (table.space.smallest(), table.space.largest()):
+        assert round(table.latency_ms(subnet) * 1e6) == macs(export_subnet(model, subnet), x)
+
+
+def test_equal_parts_with_unequal_inputs_are_measured_apart(counting):
+    one, other = (nn.Conv1d(3, 3, 3, padding=1) for _ in range(2))
+    model = nn.Sequential(one, nn.MaxPool1d(2), other, CyclicLinear(4, Dim([2, 3])))
+    x = torch.randn(2, 3, 8)
+    table = latency_table(model, x, warmup=0, runs=1, calibrate=0)
+    times = table.by_module(table.space.smallest())
+    assert [round(times[path] * 1e6) for path in ("0", "2")] == [macs(one, x), macs(other, x[..., :4])]
+    assert times["0"] == 2 * times["2"]
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_parts_are_timed_as_they_run_in_use(amp):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append((self.training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), x.dtype))
+            return x
+
+    model = nn.Sequential(CyclicLinear(3, Dim([1, 2])), Spy())
+    latency_table(model, torch.randn(1, 3), warmup=2, runs=3, calibrate=1, amp=amp)
+    look, part, whole = 2, 2 * (2 + 3), 3 * (2 + 3)  # for each width, then the smallest, the largest and a drawn one
+    assert seen == [(False, False, amp, torch.bfloat16 if amp else torch.float32)] * (look + part + whole)
+
+
+def test_indices_stay_indices():
+    """Random floats may stand for an image, but nothing random for the rows of a table."""
+    model = nn.Sequential(nn.Embedding(1, 3), CyclicLinear(3, Dim([1, 2])))
+    assert latency_table(model, torch.zeros(2, dtype=torch.int64), warmup=0, runs=1, calibrate=0).configurations == 1 + 2
+
+
 def test_a_large_part_is_taken_apart(counting):
     model = small()
     x = torch.randn(1, 1, 8, 8)
+    table = latency_table(model, x, warmup=0, runs=1, calibrate=0, most=8)
+    assert "blocks.0.mlp" in table.by_module(table.space.largest())
     table = latency_table(model, x, warmup=0, runs=1, calibrate=0, most=7)  # attention has 16 configurations, the MLP 8
     for subnet in (table.space.smallest(), table.space.largest()):
         counts = count_flops(model, subnet)
@@ -233,6 +335,64 @@ def test_a_line_is_fitted_to_whole_subnets(monkeypatch):
     for subnet in (table.space.smallest(), table.space.largest(), table.space.sample()):
         assert table.latency_ms(subnet) * 1e6 == pytest.approx(1.5 * count_flops(model, subnet).total + 7000, rel=1e-4)
         assert table.by_module(subnet)[""] * 1e6 == pytest.approx(7000, rel=1e-2)
+
+
+@pytest.mark.parametrize(("calibrate", "factor"), [(0, 1), (2, 2)])
+def test_of_a_part_the_fastest_run_counts_and_of_a_whole_subnet_the_median(calibrate, factor, monkeypatch):
+    slower = itertools.cycle([3, 1, 2])
+    monkeypatch.setattr(latency, "_seconds", lambda *arguments: next(slower) * counted_seconds(*arguments))
+    model = small(depth=2)
+    table = latency_table(model, torch.randn(1, 1, 8, 8), warmup=0, runs=3, calibrate=calibrate)
+    for subnet in (table.space.smallest(), table.space.largest()):
+        assert table.latency_ms(subnet) * 1e6 == pytest.approx(factor * count_flops(model, subnet).total, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("time_of", "is_line"),
+    [(lambda n: 1000 * n**0.5, True), (lambda n: n**2, False), (lambda n: 1e7 - 9 * n, False)],
+    ids=["concave", "convex", "falling"],
+)
+def test_the_line_has_the_least_relative_errors(time_of, is_line, monkeypatch):
+    """Over the smallest subnet, the largest and those drawn; one through nought where it would fall or start below."""
+    wholes = {}
+
+    def seconds(module, *arguments):
+        counted = counted_seconds(module, *arguments)
+        if not isinstance(module, vitas.plain.VisionTransformer):
+            return counted
+        number = round(counted * 1e9)
+        wholes[number] = time_of(number)
+        return wholes[number] / 1e9
+
+    monkeypatch.setattr(latency, "_seconds", seconds)
+    model = small()
+    table = latency_table(model, torch.randn(1, 1, 8, 8), warmup=0, runs=1, calibrate=5)
+    space = table.space
+    assert {count_flops(model, subnet).total for subnet in (space.smallest(), space.largest())} <= set(wholes)
+    assert len(wholes) == 2 + 5
+    counts, times = np.array([*wholes], dtype=float), np.array([*wholes.values()], dtype=float)
+    if is_line:
+        factor, offset = np.polyfit(counts, times, 1, w=1 / times)
+    else:
+        ratios = counts / times
+        factor, offset = ratios.sum() / (ratios**2).sum(), 0.0
+    for subnet in (space.smallest(), space.largest()):
+        expected = offset + factor * count_flops(model, subnet).total
+        assert table.latency_ms(subnet) * 1e6 == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_lone_layer_and_the_offset_share_a_place(monkeypatch):
+    calls = itertools.count()
+
+    def seconds(*arguments):
+        return counted_seconds(*arguments) + (7e-6 if next(calls) >= 2 else 0)  # whole networks come last
+
+    monkeypatch.setattr(latency, "_seconds", seconds)
+    table = latency_table(CyclicLinear(3, Dim([10, 2000])), torch.zeros(1, 3), warmup=0, runs=1, calibrate=1)
+    for subnet in (table.space.smallest(), table.space.largest()):
+        (width,) = subnet.values()
+        assert table.by_module(subnet) == pytest.approx({"": (7000 + 3 * width) / 1e6}, rel=1e-3)
+        assert table.latency_ms(subnet) == pytest.approx(table.by_module(subnet)[""], rel=1e-12)
 
 
 def test_a_negative_offset_is_not_believed(monkeypatch):

@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -162,6 +163,7 @@ def test_works_through_ddp_without_its_forward(process_group, monkeypatch):
     before = flags(wrapped)
     assert accuracy(data)(wrapped) == expected
     assert flags(wrapped) == before
+    assert accuracy(data)(torch.compile(wrapped, backend="eager")) == expected  # also further inside
 
 
 def test_runs_the_compiled_model():
@@ -201,12 +203,14 @@ def test_batches_are_moved_once_and_kept():
         def __torch_function__(cls, func, types, args=(), kwargs=None):
             if func is torch.Tensor.to:
                 moved.append(args[1])
+                return args[0].as_subclass(torch.Tensor)
             return super().__torch_function__(func, types, args, kwargs or {})
 
     images = torch.randn(4, 3).as_subclass(Watched)
     evaluate = accuracy([(images, torch.tensor([0, 1, 0, 1]))], device="cpu")
     assert moved == []
-    evaluate(nn.Linear(3, 2))
+    for _ in range(2):
+        evaluate(nn.Linear(3, 2))
     assert moved == [torch.device("cpu")]
     meta = accuracy([(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], device="meta")
     with pytest.raises(RuntimeError):  # the model stands elsewhere
@@ -225,6 +229,9 @@ def test_batches_are_moved_once_and_kept():
         ([(torch.zeros(2, 3), torch.tensor([0, 1]), 1)], ShapeError, "got a tuple of 3"),
         ([(torch.zeros(2, 3), torch.zeros(2, 3))], ShapeError, r"labels \(B,\) of ints, got float32 \(2, 3\) and float32"),
         ([(torch.zeros(2, 3), torch.zeros(2))], ShapeError, "of ints"),
+        ([(torch.zeros(2, 3), torch.tensor([True, False]))], ShapeError, r"of ints, got float32 \(2, 3\) and bool \(2,\)"),
+        ([(torch.zeros(2, 3), torch.tensor([1j, 0]))], ShapeError, r"of ints, got float32 \(2, 3\) and complex64 \(2,\)"),
+        ([(torch.tensor(0.5), torch.tensor([0]))], ShapeError, r"images \(B, ...\) .* got float32 \(\) and int64 \(1,\)"),
         ([(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))], ShapeError, r"float32 \(2, 3\) and int64 \(3,\)"),
         ([(torch.zeros(2, 3), torch.tensor([0, -1]))], ShapeError, "labels of at least 0, got -1"),
     ],
@@ -234,9 +241,10 @@ def test_a_loader_that_does_not_fit_is_refused_at_once(loader, error, message):
         accuracy(loader)
 
 
-def test_an_unknown_device_is_refused():
-    with pytest.raises(ChoiceError, match="device: got 'gpu'"):
-        accuracy(batches(), device="gpu")
+@pytest.mark.parametrize("device", ["gpu", 1.5, []])
+def test_an_unknown_device_is_refused(device):
+    with pytest.raises(ChoiceError, match=re.escape(f"device: got {device!r}")):
+        accuracy(batches(), device=device)
 
 
 def test_outputs_that_do_not_fit_are_refused():
@@ -247,6 +255,10 @@ def test_outputs_that_do_not_fit_are_refused():
         accuracy(data)(nn.Flatten(0))
     with pytest.raises(ShapeError, match="got a tuple of 2"):
         accuracy(data)(nn.LSTM(3, 5))
+    with pytest.raises(ShapeError, match=r"\(2, classes\), got float32 \(2, 5, 1\)"):  # maps, as of a segmentation
+        accuracy(data)(nn.Sequential(nn.Linear(3, 5), nn.Unflatten(1, (5, 1))))
+    with pytest.raises(ShapeError, match=r"\(2, classes\), got float32 \(1, 6\)"):  # would count for both labels
+        accuracy(data)(nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, 6))))
 
 
 # -- zero cost ---------------------------------------------------------------------------------------------------------
@@ -283,6 +295,28 @@ def test_zero_cost_is_the_formula_on_the_active_subnet():
         assert zero_cost(model, x) == pytest.approx(sum(expected), rel=1e-9)
         assert zero_cost(network, x) == zero_cost(model, x)
         assert vitas.active_subnet(model) == subnet
+
+
+class Nested(nn.Module):
+    """An `mlp` inside `attn`, an `mlp`, and one layer of each kind that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.ModuleDict({"mlp": nn.Linear(4, 3), "unused": nn.Linear(4, 3)})
+        self.mlp = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
+
+    def forward(self, x):
+        return self.mlp["used"](self.attn["mlp"](x))
+
+
+def test_zero_cost_counts_each_layer_once_and_as_nought_what_never_runs():
+    network = randomize(Nested())
+    w1, b1 = (parameter.detach().double().abs() for parameter in network.attn["mlp"].parameters())
+    w2 = network.mlp["used"].weight.detach().double().abs()
+    gradient_norm = w2.sum(0).norm() * 4**0.5  # dR/dW of the first layer is an outer product, with the ones of the image
+    diversity = (gradient_norm * nuclear_norm(w1)).item()
+    saliency = (w2 @ (w1.sum(1) + b1)).sum().item()
+    assert dss(network, torch.randn(2, 4)) == pytest.approx((diversity, saliency), rel=1e-9)
 
 
 def test_zero_cost_looks_at_the_shape_of_an_image_only_and_leaves_the_model_alone():

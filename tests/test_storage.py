@@ -128,6 +128,17 @@ def test_whose_claims_are_given_up(tmp_path, monkeypatch):
     assert after(61) == ["RUNNING", "PRUNED", "PRUNED", "PRUNED"]
 
 
+def test_a_worker_that_stops_gives_up_what_it_has_not_done_and_nothing_of_others(tmp_path):
+    path = tmp_path / "search.log"
+    here, other = ledger(path), ledger(path)
+    done, _ = here.claim(vitas.Subnet({"width": 2}), VALUES, {})
+    here.complete(done, [0.5], {})
+    other.claim(vitas.Subnet({"width": 4}), VALUES, {})
+    here.claim(vitas.Subnet({"width": 6}), VALUES, {})
+    here.withdraw_own()
+    assert [claim.state for claim in other.news()] == ["COMPLETE", "RUNNING", "PRUNED"]
+
+
 def test_what_was_given_up_stays_given_up(tmp_path):
     path = tmp_path / "search.log"
     slow, other = ledger(path), ledger(path)

@@ -124,11 +124,17 @@ def test_json_is_an_object_of_names_and_numbers():
         ('{"depth": 4, "embed_dim": 96, "depth": 4}', "subnet: 'depth' stands twice"),
         ('{"": 4}', "expected names that are strings, got ''"),
         ('{"depth": 4' + " " * 2**20 + "}", "subnet: a text of 1,048,588 characters, more than 1,048,576"),
+        (b'{"depth": 4' + b" " * 2**20 + b"}", "subnet: a text of 1,048,588 characters, more than 1,048,576"),
     ],
 )
 def test_bad_json_is_refused(text, message):
     with pytest.raises(ChoiceError, match=message):
         Subnet.from_json(text)
+
+
+def test_the_longest_text_is_read():
+    text = Subnet(VALUES).to_json()
+    assert Subnet.from_json(text + " " * (2**20 - len(text))) == Subnet(VALUES)
 
 
 def test_it_prints_as_a_table():

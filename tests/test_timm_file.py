@@ -22,6 +22,7 @@ from vitas import (
 )
 from vitas.errors import FileError
 from vitas.saving import _hash
+from vitas.timm_file import _check
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
@@ -116,6 +117,13 @@ def changed(tmp_path, change, rehash=True):
 def test_a_config_that_describes_no_network_is_refused(tmp_path, change, message):
     with pytest.raises(FileError, match=message):
         load_subnet(changed(tmp_path, change))
+
+
+@pytest.mark.parametrize("field", ["blocks", "stages"])
+def test_the_most_blocks_that_are_built(field):
+    _check({field: [{}] * 128})
+    with pytest.raises(ValueError, match=f"{field}: got"):
+        _check({field: [{}] * 129})
 
 
 def test_a_file_that_was_changed_is_refused(tmp_path):

@@ -245,6 +245,8 @@ def test_an_mlp_ratio_means_what_timm_means(kind):
         ({"num_heads": ["33%", "100%"]}, "'33%' of 3 is no whole number"),
         ({"num_heads": ["nan%"]}, "got 'nan%'"),
         ({"num_heads": "most"}, "got 'most'"),
+        ({"num_heads": ["auto"]}, "got 'auto'"),
+        ({"num_heads": [[1, 3]]}, r"got \[1, 3\]"),
         ({"num_heads": itertools.count(1)}, "got 4"),
         ({"embed_dim": ["0%", "100%"]}, r"percentage in \(0, 100\]"),
         ({"embed_dim": ["120%"]}, r"percentage in \(0, 100\]"),
@@ -274,6 +276,12 @@ def test_values_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ChoiceError, match=message):
         wrap(model, **options, inplace=True)
     assert type(model) is timm.models.VisionTransformer  # untouched
+
+
+def test_an_iterator_serves_every_block():
+    given = {"num_heads": [1, 3], "mlp_ratio": ["25%", "100%"], "blocks": [0, 2]}
+    lists, iterators = wrap(original(), **given), wrap(original(), **{name: iter(values) for name, values in given.items()})
+    assert search_space(iterators).description() == search_space(lists).description()
 
 
 def test_widths_that_attention_pooling_cannot_split_are_refused():

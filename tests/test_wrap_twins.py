@@ -301,6 +301,18 @@ def test_values_for_all_stages_and_for_each():
 
 
 @pytest.mark.parametrize(
+    ("once", "given"),
+    [
+        (lambda: iter(["25%", "100%"]), ["25%", "100%"]),
+        (lambda: [None, iter(["25%", "100%"]), None], [None, ["25%", "100%"], None]),
+        (lambda: iter([None, ["25%", "100%"], None]), [None, ["25%", "100%"], None]),
+    ],
+)
+def test_an_iterator_serves_every_stage_and_every_block(once, given):
+    assert values_of(original(), mlp_ratio=once()) == values_of(original(), mlp_ratio=given)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"embed_dim": [None, "auto"]}, "embed_dim: expected one entry for each of the 3 stages, or values for all, got 2"),
@@ -697,6 +709,7 @@ def test_a_changed_network_is_not_saved(tmp_path):
         (lambda m: m["stages"].clear(), "stages: got"),
         (lambda m: m["stages"][0].update(blocks=m["stages"][0]["blocks"] * 64), "stages: got"),
         (lambda m: m.update(stages=m["stages"] * 40), "stages: got"),
+        (lambda m: m["stages"].extend([{}] * 128), "stages: got"),
         (lambda m: m.update(stages=[[]]), "no network of timm"),
         (lambda m: m.update(stages={"blocks": 3}), "stages: got"),
         (lambda m: m["stages"][0].update(embed_dim=10**30), "embed_dim: got"),

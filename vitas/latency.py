@@ -285,7 +285,8 @@ class _Parts:
 
             hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for part in self.model.modules()]
             try:
-                self.model(*self.arguments)
+                with torch.autocast(self.timer.device.type, enabled=self.timer.amp):  # it decides what types parts are given
+                    self.model(*self.arguments)
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -338,20 +339,22 @@ def _work(module: nn.Module, order: dict[AnyChoice, int]) -> tuple[Any, ...]:
     Choices stand there by their values and by their order of appearance, so that equal ties are equal.
     """
     module = unwrap(module)
-    settings = [(name, repr(value)) for name, value in vars(module).items() if name != "training" and _is_plain(value)]
+    settings = [(name, repr(value)) for name, value in vars(module).items() if name != "training" and _is_setting(value)]
     choices = [
         (name, [(order.setdefault(base, len(order)), base.values) for base in choice.bases], choice.table().tolist())
         for name, choice in held(module)
     ]
-    weights = [(name, tuple(weight.shape), weight.dtype) for name, weight in module.named_parameters(recurse=False)]
+    tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    weights = [(name, tuple(weight.shape), weight.dtype) for name, weight in tensors]
     children = [(name, _work(child, order)) for name, child in module.named_children()]
     return type(module), settings, choices, weights, children
 
 
-def _is_plain(value: object) -> bool:
+def _is_setting(value: object) -> bool:
     if isinstance(value, (tuple, list)):
-        return all(_is_plain(part) for part in value)
-    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
+        return all(_is_setting(part) for part in value)
+    function = callable(value) and not isinstance(value, nn.Module)
+    return function or value is None or isinstance(value, (bool, int, float, str, torch.dtype))
 
 
 def _fitted(cost: Cost, model: nn.Module, space: SearchSpace, arguments: tuple[Any, ...], timer: _Timer, times: int) -> Cost:

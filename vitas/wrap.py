@@ -25,6 +25,7 @@ from vitas.sample import use_subnet
 from vitas.saving import load_subnet
 from vitas.sharing import Sharing
 from vitas.subnet import Number
+from vitas.superformer.arguments import reusable
 from vitas.walk import holders, unwrap
 
 Values = Any
@@ -291,9 +292,10 @@ def _families() -> tuple[Any, ...]:
 
 def _for_each_stage(what: str, given: Values, n: int) -> list[Values]:
     """Return what each of `n` stages is given: an entry each where some entry is not one value, else all the same."""
+    given = reusable(given)
     if n == 1 or not are_several(given):
         return [given] * n
-    entries = list(islice(given, MOST_VALUES + 1))  # that many are refused below
+    entries = [reusable(entry) for entry in given]
     if not any(entry is None or _is_several(entry) for entry in entries):
         return [entries] * n
     if len(entries) != n:
