@@ -414,7 +414,9 @@ def test_the_model_comes_back_as_it_was_also_after_an_error(counting, monkeypatc
     space.activate(space.smallest(), side="right")
     state, before = space.state(), flags(model)
     weights = copy.deepcopy(model.state_dict())
-    latency_table(model, torch.randn(1, 1, 8, 8), warmup=0, runs=1, calibrate=1)
+    images, random = torch.randn(1, 1, 8, 8), torch.get_rng_state()
+    latency_table(model, images, warmup=0, runs=1, calibrate=1)
+    assert torch.equal(torch.get_rng_state(), random)
     assert space.state() == state
     assert flags(model) == before
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())

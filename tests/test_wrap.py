@@ -245,7 +245,7 @@ def test_an_mlp_ratio_means_what_timm_means(kind):
         ({"num_heads": ["33%", "100%"]}, "'33%' of 3 is no whole number"),
         ({"num_heads": ["nan%"]}, "got 'nan%'"),
         ({"num_heads": "most"}, "got 'most'"),
-        ({"num_heads": ["auto"]}, "got 'auto'"),
+        ({"num_heads": ["auto", 3]}, r"\"auto\" stands for all values and not among them, got \['auto', 3\]"),
         ({"num_heads": [[1, 3]]}, r"got \[1, 3\]"),
         ({"num_heads": itertools.count(1)}, "got 4"),
         ({"embed_dim": ["0%", "100%"]}, r"percentage in \(0, 100\]"),

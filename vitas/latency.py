@@ -200,11 +200,12 @@ class _Timer:
     def __init__(self, device: torch.device, warmup: int, runs: int, amp: bool) -> None:
         self.device, self.warmup, self.runs, self.amp = device, warmup, runs, amp
         self.tensors: dict[_Shape, Tensor] = {}
+        self.generator = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay as they are
 
     def tensor(self, shape: _Shape) -> Tensor:
         if shape not in self.tensors:
             made = torch.zeros(shape.size, dtype=shape.dtype, device=self.device)
-            self.tensors[shape] = made.normal_() if made.is_floating_point() else made
+            self.tensors[shape] = made.normal_(generator=self.generator) if made.is_floating_point() else made
         return self.tensors[shape]
 
     def nanoseconds(self, module: nn.Module, calls: Sequence[_Call]) -> int:

@@ -352,7 +352,9 @@ def _settled(
         return [own]
     if isinstance(given, str) and given == "auto":
         return auto
-    several = islice(given, MOST_VALUES + 1) if are_several(given) else [given]
+    several = list(islice(given, MOST_VALUES + 1)) if are_several(given) else [given]
+    if any(isinstance(value, str) and value == "auto" for value in several):
+        raise ChoiceError(f'{name}: "auto" stands for all values and not among them, got {shown(several)}')
     values = [part(value) if isinstance(value, str) else number(value) for value in several]
     for value in values:
         if not _is_count(value, 1, own):
