@@ -522,7 +522,7 @@ def test_a_budgeted_sampler_is_a_function_of_seed_and_step():
         sides.append(search_space(model).side)
     other = make()
     assert [other.sample(step) and search_space(model).side for step in (149, 3, 64, 63, 0)] == sides
-    three, four = ([search_space(model).side for step in range(20) if make(seed).sample(step)] for seed in (3, 4))
+    three, four = ([search_space(model).side for step in range(20) if it.sample(step)] for it in (make(3), make(4)))
     assert set(three) == {"left", "right"}
     assert three != four
     assert [make(4).sample(step) for step in range(20)] != first[:20]

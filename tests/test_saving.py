@@ -43,6 +43,7 @@ OPTIONS = [
     {"qkv_bias": False, "norm_eps": 1e-3, "final_norm_eps": 1e-4},
     {"num_classes": 0},
     {"mlp_dim": None, "mlp_ratio": [1, 2.5]},
+    {"shift": False},
 ]
 
 
@@ -121,7 +122,8 @@ def test_random_networks_travel_bit_for_bit(tmp_path):
             networks.append((network, torch.randn(2, 2, 8, 8)))
     micro = randomize(create_superformer("deit_micro", img_size=(16, 32), num_classes=3))
     networks += [(export_subnet(micro, search_space(micro).sample(generator)), torch.randn(2, 3, 16, 32)) for _ in range(10)]
-    assert len(networks) == 60
+    assert len(networks) == 10 + 5 * len(OPTIONS)
+    assert not all(len(network.blocks) for network, _ in networks)
     assert_equal_in_a_fresh_process(networks, tmp_path)
 
 
@@ -363,7 +365,7 @@ FORGERIES = {
     "no dtype": (lambda c: c["dtypes"].update({"head.bias": ["float32"]}), "head.bias"),
     "model list": (lambda c: c.update(model=[]), "config.json: model: expected an object, got list"),
     "block number": (lambda c: c["model"].update(blocks=[3]), "config.json: model: blocks.0: expected an object, got int"),
-    "no blocks": (model_field("blocks", []), "model: blocks: expected a list of blocks"),
+    "no blocks": (model_field("blocks", []), "tensors that the network does not have: blocks"),
     "blocks object": (model_field("blocks", {}), "model: blocks: expected a list of blocks"),
     "embed_dim text": (model_field("embed_dim", "8"), "model: embed_dim: expected an int in 1.*got '8'"),
     "embed_dim bool": (model_field("embed_dim", True), "model: embed_dim: expected an int .* got True"),

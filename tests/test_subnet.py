@@ -123,8 +123,8 @@ def test_json_is_an_object_of_names_and_numbers():
         ('{"depth": 1e999}', "depth: expected an int or a float, got inf"),
         ('{"depth": 4, "embed_dim": 96, "depth": 4}', "subnet: 'depth' stands twice"),
         ('{"": 4}', "expected names that are strings, got ''"),
-        ('{"depth": 4' + " " * 2**20 + "}", "subnet: a text of 1,048,588 characters, more than 1,048,576"),
-        (b'{"depth": 4' + b" " * 2**20 + b"}", "subnet: a text of 1,048,588 characters, more than 1,048,576"),
+        ('{"depth": 4' + " " * 2**20 + "}", "subnet: a text of length 1,048,588, more than 1,048,576"),
+        (b'{"depth": 4' + b" " * 2**20 + b"}", "subnet: a text of length 1,048,588, more than 1,048,576"),
     ],
 )
 def test_bad_json_is_refused(text, message):

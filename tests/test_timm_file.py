@@ -102,8 +102,8 @@ def changed(tmp_path, change, rehash=True):
         (lambda m: m.update(global_pool="most"), "global_pool"),
         (lambda m: m.update(surprise=1), "surprise: unknown field"),
         (lambda m: m.pop("norm"), "KeyError: 'norm'"),
-        (lambda m: m.update(blocks=[]), "blocks: got"),
-        (lambda m: m.update(blocks=m["blocks"] * 600), "blocks: got"),
+        (lambda m: m.update(blocks=[]), "blocks: expected 1 to 128 blocks, got"),
+        (lambda m: m.update(blocks=m["blocks"] * 600), "blocks: expected 1 to 128 blocks, got"),
         (lambda m: m["norm"].update({"class": "os.system"}), "KeyError: 'os.system'"),
         (lambda m: m["blocks"][0].update({"class": "torch.Linear"}), "KeyError: 'torch.Linear'"),
         (lambda m: m["blocks"][0]["attn"].update(num_heads=0), "num_heads: got '0'"),
@@ -122,7 +122,7 @@ def test_a_config_that_describes_no_network_is_refused(tmp_path, change, message
 @pytest.mark.parametrize("field", ["blocks", "stages"])
 def test_the_most_blocks_that_are_built(field):
     _check({field: [{}] * 128})
-    with pytest.raises(ValueError, match=f"{field}: got"):
+    with pytest.raises(ValueError, match=f"{field}: expected 1 to 128 blocks, got"):
         _check({field: [{}] * 129})
 
 

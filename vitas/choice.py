@@ -393,14 +393,14 @@ class _Product(Dim):
         counts: dict[tuple[int, ...], int] = {}
         for indices in product(*(range(len(base.values)) for base in bases)):
             channels = math.prod(base.values[i] for base, i in zip(bases, indices, strict=True)) * times
-            count = int(min(channels, 10**30))  # not infinity, which is no int
+            _refuse_too_many(channels * unit, self.label)
+            count = int(channels)
             if count < 1:
                 raise ChoiceError(f"{self.label}: a product of {count} channels")
             counts[indices] = count
             p = math.prod(base.p[i] for base, i in zip(bases, indices, strict=True))
             weights[count] = weights.get(count, 0.0) + p
         whole = sorted(weights)
-        _refuse_too_many(whole[-1] * unit, self.label)
         self._position = {indices: whole.index(count) for indices, count in counts.items()}
         self._refuse_equal_products()
         self.values = tuple(count * unit for count in whole)
@@ -522,7 +522,7 @@ def is_name(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME
 
 
-def _refuse_too_many(channels: int, what: str) -> None:
+def _refuse_too_many(channels: float, what: str) -> None:
     if channels > MOST_CHANNELS:
         raise ChoiceError(f"{what}: expected at most {MOST_CHANNELS} channels, got {shown(channels)}")
 

@@ -155,9 +155,9 @@ def latency_table(
 
     A part is an elastic layer (attention, MLP, norm, patch embedding) or a layer without choices. Each is exported and timed
     at every configuration that occurs: the values of the choices that it holds, and of those that change the shape of its
-    input, which is found by running the model. Equal parts are measured once. What belongs to no part
-    (residual adds, tokens, pooling, calls) is put right by a line, offset + factor * sum, fitted to whole subnets. The
-    model's active subnet and training mode come back.
+    input, which is found by running the model. Equal parts (functions that they hold have to be the same) are measured once.
+    What belongs to no part (residual adds, tokens, pooling, calls) is put right by a line, offset + factor * sum, fitted to
+    whole subnets. The model's active subnet and training mode come back, the state of the random numbers too.
 
     Source: sums of measured layer times as in ProxylessNAS (Cai et al., arXiv:1812.00332); finding the
     choices that a layer's time depends on, and the fitted line, are ours.
@@ -340,15 +340,16 @@ def _work(module: nn.Module, order: dict[AnyChoice, int]) -> tuple[Any, ...]:
     Choices stand there by their values and by their order of appearance, so that equal ties are equal.
     """
     module = unwrap(module)
-    settings = [(name, repr(value)) for name, value in vars(module).items() if name != "training" and _is_setting(value)]
+    own = {name: value for name, value in vars(module).items() if name not in ("training", "_compiled_call_impl")}
+    settings = [(name, repr(value)) for name, value in own.items() if _is_setting(value)]
     choices = [
         (name, [(order.setdefault(base, len(order)), base.values) for base in choice.bases], choice.table().tolist())
         for name, choice in held(module)
     ]
-    tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    weights = [(name, tuple(weight.shape), weight.dtype) for name, weight in tensors]
+    held_by_name = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False), *own.items())
+    tensors = [(name, tuple(it.shape), it.dtype) for name, it in held_by_name if isinstance(it, Tensor)]
     children = [(name, _work(child, order)) for name, child in module.named_children()]
-    return type(module), settings, choices, weights, children
+    return type(module), settings, choices, tensors, children
 
 
 def _is_setting(value: object) -> bool:

@@ -960,7 +960,7 @@ class Twins(nn.Module):
             for stride, row in zip(self.strides(), rows, strict=True)
             for block in row
         ]
-        return embeds[0].proj.in_channels, max(self.strides()[-1], *least)
+        return embeds[0].proj.in_channels, max([self.strides()[-1], *least])
 
     def check(self, x: Tensor) -> None:
         """Refuse images of another shape, or too small for a position in every map.

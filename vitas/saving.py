@@ -242,9 +242,7 @@ def _expressed_by_timm(name: str, module: nn.Module) -> dict[str, Any]:
         with torch.device("meta"):
             again = family.from_config(name, config)
     except _NO_NETWORK as error:
-        raise FileError(
-            f"config: this network was changed in a way that its config cannot express ({brief(error)})"
-        ) from None
+        raise FileError(f"config: it cannot express this network ({brief(error)})") from None
     told, own = ({**_shapes(one), **_kinds(one), **family.scalars(one)} for one in (again, module))
     if different := [name for name in {**told, **own} if told.get(name) != own.get(name)]:
         raise FileError(f"config: this network was changed in a way that its config cannot express: {listed(different)}")
@@ -425,7 +423,7 @@ def _pooling_or_none(value: object) -> bool:
 
 
 def _list(value: object) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= _MOST_BLOCKS
+    return isinstance(value, list) and len(value) <= _MOST_BLOCKS
 
 
 Fields = dict[str, tuple[Callable[[object], bool], str]]
@@ -454,7 +452,7 @@ _TWINS: Fields = {
     "norm_eps": _SOME_EPS,
     "drop_rate": _RATE,
     "pos_drop_rate": _RATE,
-    "stages": (_list, f"a list of stages, at most {_MOST_BLOCKS}"),
+    "stages": (lambda value: _list(value) and value != [], f"a list of stages, at most {_MOST_BLOCKS}"),
 }
 _STAGE: Fields = {"embed_dim": _COUNT, "patch_size": _COUNT, "norm_eps": _SOME_EPS, "blocks": _BLOCKS}
 _BLOCK: Fields = {

@@ -492,7 +492,7 @@ class _Job(NamedTuple):
 
 
 def _described(error: Exception | str | None) -> str:
-    return f"{type(error).__name__}: {brief(error)}" if isinstance(error, Exception) else str(error)
+    return f"{type(error).__name__}: {brief(error, 1500)}" if isinstance(error, Exception) else str(error)
 
 
 class _Worker:

@@ -62,10 +62,10 @@ class Subnet(Mapping[str, Number]):
         """Read what `to_json` wrote.
 
         Raises:
-            ChoiceError: not JSON, not an object, a name twice, a value that is not a finite number; a million characters.
+            ChoiceError: not JSON, not an object, a name twice, a value that is not a finite number, beyond 2**20 characters.
         """
         if isinstance(text, (str, bytes, bytearray)) and len(text) > _MOST_CHARACTERS:
-            raise ChoiceError(f"subnet: a text of {len(text):,} characters, more than {_MOST_CHARACTERS:,}")
+            raise ChoiceError(f"subnet: a text of length {len(text):,}, more than {_MOST_CHARACTERS:,}")
         try:
             values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         except (ValueError, TypeError, RecursionError) as error:

@@ -113,7 +113,8 @@ def _check(config: Any, where: str = "model") -> None:
     elif isinstance(config, dict):
         for name, value in config.items():
             if name in _LEGAL and not _LEGAL[name](value):
-                raise ValueError(f"{where}.{name}: got {str(value)[:60]!r}")
+                limit = f"expected 1 to {_MOST_BLOCKS} blocks, " if name in ("blocks", "stages") else ""
+                raise ValueError(f"{where}.{name}: {limit}got {str(value)[:60]!r}")
             if name != "pretrained_cfg":
                 _check(value, f"{where}.{name}")
 

@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from math import ceil, inf, nextafter
 from os import PathLike
 from pathlib import Path
@@ -18,14 +17,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from vitas.choice import MOST_VALUES, Choice, Dim, are_several, plain_number
+from vitas.choice import Choice, Dim, are_several, plain_number
 from vitas.errors import ChoiceError, FileError, VitasError, WrapError, is_one_of, one_of, shown
 from vitas.order import order_by_magnitude
 from vitas.sample import use_subnet
 from vitas.saving import load_subnet
 from vitas.sharing import Sharing
 from vitas.subnet import Number
-from vitas.superformer.arguments import reusable
+from vitas.superformer.arguments import check_flags, reusable
 from vitas.walk import holders, unwrap
 
 Values = Any
@@ -77,10 +76,11 @@ def wrap(
         WrapError: another model, one on the meta device, one that is searchable already, or one with parts of another kind.
         ChoiceError: values that the model has no weights for, or that leave out its own; percentages outside (0, 100] or of
             which no whole heads or blocks come out; more or fewer entries than there are stages; another word for `sharing`
-            or `order`.
+            or `order`; an `inplace` that is neither True nor False.
         VitasError: timm is not installed.
     """
     families = _families()
+    check_flags(inplace=inplace)
     if isinstance(timm_model, str):
         raise WrapError(f"expected a model, got the name {shown(timm_model)}; pass timm.create_model({shown(timm_model)})")
     model: Any = unwrap(timm_model)
@@ -352,7 +352,7 @@ def _settled(
         return [own]
     if isinstance(given, str) and given == "auto":
         return auto
-    several = list(islice(given, MOST_VALUES + 1)) if are_several(given) else [given]
+    several = list(given) if are_several(given) else [given]
     if any(isinstance(value, str) and value == "auto" for value in several):
         raise ChoiceError(f'{name}: "auto" stands for all values and not among them, got {shown(several)}')
     values = [part(value) if isinstance(value, str) else number(value) for value in several]
@@ -390,7 +390,7 @@ def _block_numbers(name: str, blocks: Iterable[Any] | None, n: int) -> set[int]:
         return set(range(n))
     if not are_several(blocks):
         raise ChoiceError(f"{name}: expected several numbers in 0..{n - 1}, got {shown(blocks)}")
-    numbers = list(islice(blocks, MOST_VALUES + 1))
+    numbers = list(blocks)
     for number in numbers:
         if not _is_count(number, 0, n - 1):
             raise ChoiceError(f"{name}: expected numbers in 0..{n - 1}, got {shown(number)}")

@@ -72,7 +72,7 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
 
     Raises:
         ChoiceError: values that are not positive numbers, patches that do not divide the image, heads that do not divide the
-            q/k/v width, a depth with gaps, an unknown pooling.
+            q/k/v width, a depth with gaps, an unknown pooling, options that are neither True nor False.
     """
 
     def __init__(

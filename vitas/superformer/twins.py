@@ -37,7 +37,7 @@ from vitas.superformer.arguments import (
 )
 from vitas.superformer.base import Superformer
 
-MOST_STAGES = 16
+_MOST_STAGES = 16  # each halves the sides of the map, at the least
 T = TypeVar("T")
 
 
@@ -84,8 +84,9 @@ class TwinsSuperformer(Superformer, plain.Twins):
         shift: Whether identities are shifted to the tail, see ShiftableIdentity.
 
     Raises:
-        ChoiceError: arguments of another length than there are stages, values that do not fit together: heads that do
-            not divide a width, an image too small for the stages, depths with gaps, an unknown pooling.
+        ChoiceError: arguments of another length than there are stages, more than 16 stages; values that do not fit
+            together: heads that do not divide a width, an image too small for the stages; depths with gaps, an unknown
+            pooling, a `shift` that is neither True nor False.
     """
 
     def __init__(
@@ -261,7 +262,7 @@ def cost_of_stages(model: nn.Module, maps: Sequence[Map]) -> Cost:
 def _listed(values: Iterable[T], what: str) -> list[T]:
     if not are_several(values):
         raise ChoiceError(f"{what}: expected one entry for each stage, got {shown(values)}")
-    entries = list(islice(values, MOST_STAGES + 1))
-    if len(entries) > MOST_STAGES:
-        raise ChoiceError(f"{what}: expected one entry for each of at most {MOST_STAGES} stages, got {shown(values)}")
+    entries = list(islice(values, _MOST_STAGES + 1))
+    if len(entries) > _MOST_STAGES:
+        raise ChoiceError(f"{what}: expected one entry for each of at most {_MOST_STAGES} stages, got {shown(values)}")
     return entries
