@@ -481,6 +481,17 @@ def test_two_windows_that_exclude_each_other():
     assert f"inside the other budget, near: {inside.min():,} above" in str(error.value)
 
 
+def test_two_windows_that_exclude_each_other_are_told_of_soon(monkeypatch):
+    import vitas.sample as module
+
+    made, real = [], module.Conditional
+    monkeypatch.setattr(module, "Conditional", lambda *args, **options: made.append(1) or real(*args, **options))
+    model = create_superformer("deit_micro", num_classes=3, img_size=8)
+    with pytest.raises(BudgetError, match=r"near: .* below; .* near: .* above"):
+        SubnetSampler(model, flops=(7_000_000, None), params=8_700)
+    assert len(made) <= 15  # they take the time: set-ups of two budgets at once
+
+
 @pytest.mark.parametrize("low", [5_000_000_001, 8_600_000_001])
 def test_nearest_costs_of_the_full_size_space(deit, low):
     """No draw finds those below 5 G, which are 1e-20 of the space."""

@@ -331,15 +331,18 @@ def _near(chain: Chain, windows: list[Window], measure: int, side: int) -> int |
     """Return a cost near a window below (side -1) or above (1) it, inside the other windows; None: none was found.
 
     It is the nearest of those that are drawn; networks that are rare in the prior may lie nearer. A zone beside the window
-    is widened until a draw from it arrives, and then closed in on until nothing nearer is left.
+    is widened until a draw from it arrives, and then closed in on.
     """
     window = windows[measure]
     limit = int(extremes(chain)[0 if side < 0 else 1][measure])
     edge = window.low - 1 if side < 0 else window.high + 1
     best: int | None = None
-    reach, rng = max(abs(limit - edge) // 10**4, 1), np.random.default_rng(0)
+    rounds, part = (60, 10**4) if len(windows) == 1 else (5, 64)  # two budgets at once cost much more
+    reach, rng = max(abs(limit - edge) // part, 1), np.random.default_rng(0)
     near = edge
-    for _ in range(60):
+    if any(w.low > high for w, high in zip(windows, extremes(chain)[1], strict=True) if w is not window):
+        return None
+    for _ in range(rounds):
         if (near < limit) if side < 0 else (near > limit):
             return best
         far = near + side * reach
@@ -350,7 +353,7 @@ def _near(chain: Chain, windows: list[Window], measure: int, side: int) -> int |
                 return best
             near, reach = far + side, reach * 8
             continue
-        costs = np.concatenate([conditional.propose(4096, rng)[1][:, measure] for _ in range(4)])
+        costs = np.concatenate([conditional.propose(4096, rng)[1][:, measure] for _ in range(2)])
         if not len(costs):
             reach = max(reach // 4, 1)
             if reach == 1:
