@@ -228,12 +228,9 @@ def test_parts_that_differ_in_a_setting_only_are_measured_apart():
 class Raw(nn.Module):
     """Multiplies by a matrix of its own, whose number of rows stands nowhere else, and by its transpose."""
 
-    def __init__(self, rows, buffer=False):
+    def __init__(self, rows, kind=nn.Parameter):
         super().__init__()
-        if buffer:
-            self.register_buffer("matrix", torch.randn(rows, 4))
-        else:
-            self.matrix = nn.Parameter(torch.randn(rows, 4))
+        self.matrix = kind(torch.randn(rows, 4))
 
     def forward(self, x):
         return x @ self.matrix.T @ self.matrix
@@ -262,12 +259,13 @@ def twice(x):
     ("one", "other"),
     [
         (Raw(2), Raw(5)),
-        (Raw(2, buffer=True), Raw(5, buffer=True)),
+        (Raw(2, nn.Buffer), Raw(5, nn.Buffer)),
+        (Raw(2, torch.Tensor), Raw(5, torch.Tensor)),
         (nn.Sequential(Raw(2), nn.ReLU()), nn.Sequential(Raw(5), nn.ReLU())),
         (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4)), nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))),
         (Calls(once), Calls(twice)),
     ],
-    ids=["weights", "buffers", "children", "children's children", "functions"],
+    ids=["weights", "buffers", "tensors", "children", "children's children", "functions"],
 )
 def test_parts_that_do_not_equal_are_measured_apart(one, other, counting):
     width = Dim([2, 3])
