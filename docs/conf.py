@@ -74,7 +74,7 @@ GROUPS = {
 # What public functions return, or a layer of one's own needs, without being a name of a public module.
 BESIDE = {
     "Sampling and budgets": ["vitas.counting.SubnetCount"],
-    "Searching": ["vitas.search.Evaluation"],
+    "Searching": ["vitas.result.Evaluation"],
     "Wrapping timm": ["vitas.wrap.ExportReport"],
     "vitas.nn": ["vitas.choice.take", "vitas.nn.base.filled"],
 }

@@ -181,30 +181,6 @@ def test_workers_that_know_the_same_can_take_different_ways(model):
     assert [evolution._next(salt).tobytes() for salt in ((), (1,), (2,))] == ways
 
 
-def test_best_says_why_there_is_none(model):
-    evolution = vitas.Evolution(model, limits={"ms": 3}, population=10)
-    with pytest.raises(SearchError, match="nothing was evaluated"):
-        evolution.result().best  # noqa: B018
-    (subnet,) = evolution.ask()
-    evolution.tell(subnet, {"accuracy": math.nan, "ms": 1})
-    with pytest.raises(SearchError, match="all 1 evaluations failed; the last: evaluate returned nan for accuracy"):
-        evolution.result().best  # noqa: B018
-    assert subnet not in evolution.ask(20)
-    (subnet,) = evolution.ask()
-    evolution.tell(subnet, {"accuracy": 1, "ms": 5})
-    with pytest.raises(SearchError, match="none of 1 subnets met the limits; the nearest had ms 5"):
-        evolution.result().best  # noqa: B018
-    assert evolution.result().front == []
-
-
-@pytest.mark.parametrize("value", [1.5, np.float32(1.5), torch.tensor(1.5)])
-def test_numbers_of_all_kinds_are_scores(model, value):
-    evolution = vitas.Evolution(model)
-    (subnet,) = evolution.ask()
-    evolution.tell(subnet, value)
-    assert evolution.result().scores[subnet]["accuracy"] == 1.5
-
-
 BAD_SETTINGS = [
     ({"objectives": {}}, "expected names and directions"),
     ({"objectives": ["accuracy"]}, "expected names and directions"),

@@ -68,6 +68,8 @@ ORDER = [
     "vitas.train.report",
     "vitas.train",
     "vitas.genetic",
+    "vitas.aims",
+    "vitas.result",
     "vitas.storage",
     "vitas.search",
     "vitas",
@@ -112,7 +114,7 @@ def test_plain_imports_torch_only():
 def test_what_is_imported_is_declared_as_a_core_need():
     # imported, or importing it, when used
     about_timm = {"vitas.timm_file", "vitas.timm_vit", "vitas.timm_twins", "vitas.wrap"}
-    of_extras = {"vitas.search": {"tqdm", "pandas"}, "vitas.storage": {"optuna", "sqlalchemy"}}  # imported when used
+    of_extras = {"vitas.result": {"pandas"}, "vitas.storage": {"optuna", "sqlalchemy"}, "vitas.search": {"tqdm"}}
     roots = {
         module.split(".")[0]
         for name in set(FILES) - about_timm

@@ -290,32 +290,6 @@ def test_suggest_subnet_asks_for_live_choices_only(model):
         vitas.suggest_subnet({}, model)
 
 
-def test_results_as_a_table_and_as_a_picture(model, tmp_path):
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("pandas")
-    calls = []
-
-    def evaluate(model):
-        calls.append(1)
-        return math.nan if len(calls) == 4 else score(model)
-
-    result = vitas.evolve(model, evaluate, limits={"accuracy": (None, 420)}, **SETTINGS)
-    table = result.to_pandas()
-    assert len(table) == 30
-    assert table["error"].notna().sum() == 1
-    assert table.loc[0, "embed_dim"] == result.history[0].subnet["embed_dim"]
-    assert table.loc[0, "accuracy"] == result.history[0].scores["accuracy"]
-    figure = result.plot()
-    assert [axes.get_title() for axes in figure.axes][:2] == ["Progress", "accuracy against flops"]
-    line = next(line for line in figure.axes[0].lines if line.get_label() == "best so far")
-    assert line.get_ydata()[-1] == made_up(result.best)
-    widths = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[2].lines}
-    assert widths["mlp_dim"] == [result.best[f"blocks.{i}.mlp_dim"] for i in range(result.best["depth"])]
-    figure.savefig(tmp_path / "search.png")
-    two = vitas.evolve(model, score, objectives={"accuracy": "max", "params": "min"}, **SETTINGS)
-    assert two.plot().axes[1].get_xlabel() == "params"
-
-
 # -- several processes, and processes that are killed ------------------------------------------------------------------
 
 WORKERS = multiprocessing.get_context("forkserver") if sys.platform != "win32" else None

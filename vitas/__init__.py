@@ -6,10 +6,11 @@ from vitas.cost import CostModel, FlopCount, cost_model, count_flops, count_para
 from vitas.errors import BudgetError, ChoiceError, VitasError
 from vitas.export import build_subnet, export_subnet
 from vitas.latency import Latency, LatencyTable, latency_table, measure_latency
+from vitas.result import SearchResult
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
 from vitas.saving import load_subnet, load_superformer, save_subnet, save_superformer
 from vitas.score import accuracy, zero_cost
-from vitas.search import Evolution, SearchResult, evolve, suggest_subnet
+from vitas.search import Evolution, evolve, suggest_subnet
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Subnet
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet

@@ -12,16 +12,16 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from vitas import plot
-from vitas.errors import SearchError, VitasError, brief, is_one_of, listed, one_of, shown
-from vitas.genetic import Codes, Floats, Genome, crossover, hypervolume, mutate, nondominated, ranked, repair
+from vitas.aims import Aims, checked_count, checked_number
+from vitas.errors import SearchError, VitasError, brief, shown
+from vitas.genetic import Codes, Floats, Genome, crossover, mutate, ranked, repair
+from vitas.result import Evaluation, SearchResult
 from vitas.sample import SubnetSampler
 from vitas.space import SearchSpace, search_space
 from vitas.storage import Claim, Ledger, open_storage
@@ -29,115 +29,6 @@ from vitas.subnet import Subnet
 from vitas.walk import AnyChoice, unwrap
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A subnet and what was measured of it."""
-
-    subnet: Subnet
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """Everything that `evaluate` returned, and the counts that the model states; without the former if it failed."""
-    error: str | None = None
-    """Why there are no scores; None: there are."""
-
-
-class _Aims:
-    """Objectives and limits: what is read out of scores."""
-
-    def __init__(self, objectives: Any, limits: Any) -> None:
-        if not isinstance(objectives, Mapping) or not objectives:
-            raise SearchError(
-                f"objectives: expected names and directions such as {{'accuracy': 'max'}}, got {shown(objectives)}"
-            )
-        for name, direction in objectives.items():
-            _check_name("objectives", name)
-            if not is_one_of(["max", "min"], direction):
-                raise SearchError(f"objectives: {name}: {one_of(['max', 'min'], direction)}")
-        if not isinstance(limits, (Mapping, type(None))):
-            raise SearchError(f"limits: expected names and bounds such as {{'latency_ms': (None, 12)}}, got {shown(limits)}")
-        self.objectives: dict[str, str] = dict(objectives)
-        self.limits = {name: _bounds(name, bounds) for name, bounds in (limits or {}).items()}
-        self._signs = np.array([-1.0 if direction == "max" else 1.0 for direction in self.objectives.values()])
-
-    def read(self, returned: Any, counts: Mapping[str, int]) -> dict[str, float]:
-        """Return what `evaluate` returned as names and floats, with the model's own counts.
-
-        Raises:
-            SearchError: not a number or a mapping of numbers; an objective or a limited value that is missing.
-        """
-        if not isinstance(returned, Mapping):
-            measured = [name for name in self.objectives if name not in counts] or list(self.objectives)
-            if len(measured) > 1:
-                raise SearchError(f"evaluate: expected a mapping with {listed(measured)}, got {shown(returned)}")
-            returned = {measured[0]: returned}
-        for name in returned:
-            _check_name("evaluate", name)
-        scores = {**counts, **{name: _number(name, value) for name, value in returned.items()}}
-        for what, wanted in (("the objective", self.objectives), ("the limited value", self.limits)):
-            for name in wanted:
-                if name not in scores:
-                    raise SearchError(
-                        f"evaluate: {what} {shown(name)} is not in what it returned: {one_of(list(scores), name)}"
-                    )
-        return scores
-
-    def failure(self, scores: Mapping[str, float]) -> str | None:
-        """Return why scores cannot be used: a number that is none; None if they can."""
-        bad = [name for name in {**self.objectives, **self.limits} if not math.isfinite(scores[name])]
-        return f"evaluate returned {scores[bad[0]]} for {bad[0]}" if bad else None
-
-    def values(self, scores: Mapping[str, float]) -> Floats:
-        """Return the objectives, (objectives,), such that smaller is better."""
-        return self._signs * [scores[name] for name in self.objectives]
-
-    def excesses(self, scores: Mapping[str, float]) -> list[float]:
-        """Return by how much each limit is broken, relative to the limit; at most 0: met."""
-        excesses = []
-        for name, (low, high) in self.limits.items():
-            over = max(low - scores[name], scores[name] - high)
-            excesses.append(over / max(abs(low if scores[name] < low else high), 1e-12) if over > 0 else min(over, 0.0))
-        return [max(excess, -1e300) for excess in excesses]  # databases know no infinity
-
-    def violation(self, scores: Mapping[str, float]) -> float:
-        """Return the sum of what is broken; 0 where every limit is met."""
-        return sum(max(0.0, excess) for excess in self.excesses(scores))
-
-
-def _bounds(name: Any, bounds: Any) -> tuple[float, float]:
-    _check_name("limits", name)
-    low, high = bounds if isinstance(bounds, (tuple, list)) and len(bounds) == 2 else (None, bounds)
-    numbers = [_number(f"limits: {name}", bound) for bound in (low, high) if bound is not None]
-    if not numbers or any(math.isnan(number) for number in numbers):
-        raise SearchError(f"limits: {name}: expected a number or (low, high), either may be None, got {shown(bounds)}")
-    least, most = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    if least > most:
-        raise SearchError(f"limits: {name}: the lower limit {low} is above the upper one {high}; they read (low, high)")
-    return least, most
-
-
-def _check_name(what: str, name: Any) -> None:
-    if not isinstance(name, str) or not 0 < len(name) <= 100:
-        limit = " of 1 to 100 characters" if isinstance(name, str) else ""
-        raise SearchError(f"{what}: expected names that are strings{limit}, got {shown(name)}")
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise SearchError(f"{name}: expected a number, got {shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise SearchError(f"{name}: expected a number that floats can hold, got {shown(value)}") from None
-    return number if isinstance(value, (float, np.floating)) else int(value)
-
-
-def _count(what: str, number: Any, least: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < least:
-        raise SearchError(f"{what}: expected an int of at least {least}, got {shown(number)}")
-    return int(number)
 
 
 class Evolution:
@@ -179,8 +70,8 @@ class Evolution:
         population: int = 50,
         seed: int = 0,
     ) -> None:
-        self._aims = _Aims({"accuracy": "max"} if objectives is None else objectives, limits)
-        self.population, self.seed = _count("population", population, 2), _count("seed", seed, 0)
+        self._aims = Aims({"accuracy": "max"} if objectives is None else objectives, limits)
+        self.population, self.seed = checked_count("population", population, 2), checked_count("seed", seed, 0)
         self._sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs)
         self.space: SearchSpace = self._sampler.space
         self._genome = Genome.of(self.space)
@@ -194,7 +85,7 @@ class Evolution:
     def ask(self, n: int = 1) -> list[Subnet]:
         """Return n subnets inside the budget that were not asked for before; fewer when no more can be found."""
         subnets: list[Subnet] = []
-        for _ in range(_count("n", n, 1)):
+        for _ in range(checked_count("n", n, 1)):
             code = self._next()
             if code is None:
                 break
@@ -290,115 +181,6 @@ class Evolution:
         return SearchResult(history, self.space, self._aims, self.population, dict(self._sampler.windows), None)
 
 
-class SearchResult:
-    """What a search found.
-
-    Attributes:
-        space: The search space.
-        objectives: Name -> "max" or "min".
-        windows: Measure -> (low, high), both included, of the budgets given.
-    """
-
-    def __init__(
-        self,
-        history: list[Evaluation],
-        space: SearchSpace,
-        aims: _Aims,
-        population: int,
-        windows: Mapping[str, tuple[int, int]],
-        study: Any,
-    ) -> None:
-        self.history = history
-        """Every evaluation, in the order in which the subnets were asked for; failed ones too."""
-        self.study = study
-        """The Optuna study, for its own reports and pictures; None from `Evolution`."""
-        self.space, self.objectives, self.windows = space, aims.objectives, windows
-        self._aims, self._population = aims, population
-
-    @property
-    def _good(self) -> list[Evaluation]:
-        """Evaluations with scores that meet every limit."""
-        return [e for e in self.history if e.error is None and self._aims.violation(e.scores) == 0]
-
-    @property
-    def front(self) -> list[Evaluation]:
-        """Of the evaluations that meet every limit those that no other one dominates, best first on the first objective."""
-        good = self._good
-        if not good:
-            return []
-        values = np.stack([self._aims.values(evaluation.scores) for evaluation in good])
-        best = np.flatnonzero(nondominated(values))
-        return [good[place] for place in best[np.argsort(values[best, 0], kind="stable")]]
-
-    @property
-    def best(self) -> Subnet:
-        """The best subnet on the first objective; of equal ones the best on the other objectives, then the earliest.
-
-        Raises:
-            SearchError: nothing was evaluated, every evaluation failed, or no subnet met the limits.
-        """
-        front = self.front
-        if front:
-            return front[0].subnet
-        scored = [evaluation for evaluation in self.history if evaluation.error is None]
-        if scored:
-            least = min(scored, key=lambda evaluation: self._aims.violation(evaluation.scores))
-            found = ", ".join(f"{name} {least.scores[name]:g}" for name in self._aims.limits)
-            raise SearchError(f"none of {len(scored)} subnets met the limits; the nearest had {found}")
-        if self.history:
-            raise SearchError(f"all {len(self.history)} evaluations failed; the last: {self.history[-1].error}")
-        raise SearchError("nothing was evaluated")
-
-    @property
-    def scores(self) -> dict[Subnet, Mapping[str, float]]:
-        """The scores of every subnet that has some."""
-        return {evaluation.subnet: evaluation.scores for evaluation in self.history if evaluation.error is None}
-
-    @property
-    def hypervolume(self) -> float:
-        """The volume between the front and the worst value of each objective among the first `population` evaluations."""
-        values = [self._aims.values(evaluation.scores) for evaluation in self._good]
-        if not values:
-            return 0.0
-        return hypervolume(np.stack(values)[nondominated(np.stack(values))], np.max(values[: self._population], axis=0))
-
-    def to_pandas(self) -> Any:
-        """Return the history as a pandas.DataFrame: a row for each evaluation with its choices, scores and error."""
-        import pandas
-
-        rows = [{**evaluation.subnet, **evaluation.scores, "error": evaluation.error} for evaluation in self.history]
-        return pandas.DataFrame(rows)
-
-    def plot(self) -> Any:
-        """Return a matplotlib Figure: progress, the front (or score against cost), widths of the best subnet by block."""
-        names = list(self.objectives)
-        scored = [evaluation for evaluation in self.history if evaluation.error is None]
-        good = np.array([self._aims.violation(evaluation.scores) == 0 for evaluation in scored], dtype=bool)
-        cost = next((name for name in ("flops", "params") if scored and name in scored[0].scores), None)
-        across = names[1] if len(names) > 1 else cost
-        figure = plot.figure(3 if across is not None else 2)
-        axes = list(figure.axes)
-        first = np.array([evaluation.scores[names[0]] for evaluation in scored])
-        plot.progress(axes.pop(0), first, good, names[0], self.objectives[names[0]])
-        if across is not None:
-            x = np.array([evaluation.scores[across] for evaluation in scored])
-            best = {evaluation.subnet for evaluation in self.front}
-            marked = np.array([evaluation.subnet in best for evaluation in scored], dtype=bool)
-            plot.front(axes.pop(0), x, first, good, marked, across, names[0])
-        if good.any():
-            plot.widths(axes.pop(0), self.best)
-        else:
-            axes.pop(0).set_axis_off()
-        return figure
-
-    def __repr__(self) -> str:
-        failed = sum(evaluation.error is not None for evaluation in self.history)
-        lines = [f"SearchResult of {len(self.history)} evaluations" + (f", {failed} failed" if failed else "")]
-        for evaluation in self.front[:1]:
-            lines.append("  best: " + ", ".join(f"{name} {value:,.6g}" for name, value in evaluation.scores.items()))
-        return "\n".join(lines)
-
-
 def evolve(
     model: nn.Module,
     evaluate: Evaluate,
@@ -460,10 +242,10 @@ def evolve(
         raise SearchError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
     if not isinstance(name, str) or not name:
         raise SearchError(f"name: expected a string, got {shown(name)}")
-    if stale_after is not None and not _number("stale_after", stale_after) >= 0:
+    if stale_after is not None and not checked_number("stale_after", stale_after) >= 0:
         raise SearchError(f"stale_after: expected seconds, at least 0, got {shown(stale_after)}")
-    total = _count("population", population, 2) * _count("generations", generations, 1)
-    _count("max_failures", max_failures, 1)
+    total = checked_count("population", population, 2) * checked_count("generations", generations, 1)
+    checked_count("max_failures", max_failures, 1)
     evolution = Evolution(
         model,
         flops=flops,

@@ -1,0 +1,68 @@
+"""What a search found."""
+
+import math
+
+import pytest
+
+import vitas
+from vitas.errors import SearchError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1)
+
+
+def made_up(subnet):
+    return sum(subnet.get(f"blocks.{i}.mlp_dim", 0) * (1 - 0.3 * i) for i in range(6)) + subnet["embed_dim"]
+
+
+def searched(model, evaluate, **settings):
+    evolution = vitas.Evolution(model, flops=("40%", "60%"), population=6, **settings)
+    for _ in range(30):
+        (subnet,) = evolution.ask()
+        evolution.tell(subnet, evaluate(subnet))
+    return evolution.result()
+
+
+def test_best_says_why_there_is_none(model):
+    evolution = vitas.Evolution(model, limits={"ms": 3}, population=10)
+    with pytest.raises(SearchError, match="nothing was evaluated"):
+        evolution.result().best  # noqa: B018
+    (subnet,) = evolution.ask()
+    evolution.tell(subnet, {"accuracy": math.nan, "ms": 1})
+    with pytest.raises(SearchError, match="all 1 evaluations failed; the last: evaluate returned nan for accuracy"):
+        evolution.result().best  # noqa: B018
+    assert subnet not in evolution.ask(20)
+    (subnet,) = evolution.ask()
+    evolution.tell(subnet, {"accuracy": 1, "ms": 5})
+    with pytest.raises(SearchError, match="none of 1 subnets met the limits; the nearest had ms 5"):
+        evolution.result().best  # noqa: B018
+    assert evolution.result().front == []
+
+
+@pytest.mark.extras
+def test_results_as_a_table_and_as_a_picture(model, tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("pandas")
+    calls = []
+
+    def evaluate(subnet):
+        calls.append(1)
+        return math.nan if len(calls) == 4 else made_up(subnet)
+
+    result = searched(model, evaluate, limits={"accuracy": (None, 420)})
+    table = result.to_pandas()
+    assert len(table) == 30
+    assert table["error"].notna().sum() == 1
+    assert table.loc[0, "embed_dim"] == result.history[0].subnet["embed_dim"]
+    assert table.loc[0, "accuracy"] == result.history[0].scores["accuracy"]
+    figure = result.plot()
+    assert [axes.get_title() for axes in figure.axes][:2] == ["Progress", "accuracy against flops"]
+    line = next(line for line in figure.axes[0].lines if line.get_label() == "best so far")
+    assert line.get_ydata()[-1] == made_up(result.best)
+    widths = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[2].lines}
+    assert widths["mlp_dim"] == [result.best[f"blocks.{i}.mlp_dim"] for i in range(result.best["depth"])]
+    figure.savefig(tmp_path / "search.png")
+    two = searched(model, lambda subnet: {"accuracy": made_up(subnet)}, objectives={"accuracy": "max", "params": "min"})
+    assert two.plot().axes[1].get_xlabel() == "params"
