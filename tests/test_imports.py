@@ -49,6 +49,7 @@ ORDER = [
     "vitas.depth_law",
     "vitas.sample",
     "vitas.export",
+    "vitas.plain_file",
     "vitas.saving",
     "vitas.score",
     "vitas.latency",

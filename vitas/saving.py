@@ -4,11 +4,10 @@ import contextlib
 import hashlib
 import importlib
 import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.errors import FileError, brief, listed, one_of, shown
+from vitas.errors import FileError, brief, listed, shown
 from vitas.nn.embed import pixels
+from vitas.plain_file import CLASSES, check, check_model, is_size, same_keys
 from vitas.space import search_space
 from vitas.walk import held, holders, unwrap
 
 FORMAT, VERSION = "vitas-subnet", 1
 SUPERFORMER = "vitas-superformer"
-_CLASSES: dict[str, Any] = {f"vitas.plain.{one.__name__}": one for one in (plain.VisionTransformer, plain.Twins)}
 _TIMM = {
     "timm.models.vision_transformer.VisionTransformer": "vitas.timm_file",
     "timm.models.deit.VisionTransformerDistilled": "vitas.timm_file",
@@ -35,8 +34,6 @@ _TIMM = {
 """Classes of timm that exports of wrapped models have, and the file that describes and builds them, imported when needed."""
 _MOST_CONFIG_BYTES = 2**20
 _MOST_HEADER_BYTES = 2**22
-_LARGEST_INT = 2**24
-_MOST_BLOCKS = 1024
 
 AnyPath = str | os.PathLike[str]
 
@@ -60,7 +57,7 @@ def save_subnet(module: nn.Module, folder: AnyPath) -> None:
         "format": FORMAT,
         "version": VERSION,
         "class": name,
-        "model": _expressed(module) if name in _CLASSES else _expressed_by_timm(name, module) if name in _TIMM else {},
+        "model": _expressed(module) if name in CLASSES else _expressed_by_timm(name, module) if name in _TIMM else {},
         "dtypes": {name: _dtype_name(tensor) for name, tensor in tensors.items()},
     }
     config["hash"] = _hash(config)
@@ -94,7 +91,7 @@ def load_subnet(
     if into is None:
         if config["class"] in _TIMM:
             model: nn.Module = _timm_on_meta(config, folder)
-        elif config["class"] in _CLASSES:
+        elif config["class"] in CLASSES:
             model = _on_meta(config, folder)
         else:
             raise FileError(
@@ -108,10 +105,10 @@ def load_subnet(
         _refuse_meta(model, f"{folder}: into=")
     state = model.state_dict()
     _check_header(weights, {name: (tuple(t.shape), config["dtypes"].get(name)) for name, t in state.items()})
-    _same_keys(config["dtypes"], set(state), f"{folder / 'config.json'}: dtypes")
+    same_keys(config["dtypes"], set(state), f"{folder / 'config.json'}: dtypes")
     # Copies: the file's tensors lie at any address, and some kernels round differently where it is not aligned.
     tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
-    if img_size is not None and config["class"] in _CLASSES:
+    if img_size is not None and config["class"] in CLASSES:
         model, tensors = _resized(config, tensors, pixels(img_size), folder)
     model.load_state_dict(tensors, assign=into is None)
     if img_size is not None and config["class"] in _TIMM:
@@ -162,21 +159,21 @@ def load_superformer(model: nn.Module, path: AnyPath) -> None:
             f"{path}: expected format {shown(SUPERFORMER)} version {VERSION}, got {shown(metadata.get('format'))}"
         )
     saved, own = _json(metadata.get("space", ""), path), search_space(inner).description()
-    _check(isinstance(saved, dict), f"{path}: space", "an object", saved)
+    check(isinstance(saved, dict), f"{path}: space", "an object", saved)
     if saved != own:
         differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
         raise FileError(f"{path}: another search space; different in {listed(differing)}")
     state = inner.state_dict()
     old, new = _json(metadata.get("img_size", "null"), path), _img_size(inner)
-    _check(old == new or (new is not None and _size(old)), f"{path}: img_size", "two ints", old)
+    check(old == new or (new is not None and is_size(old)), f"{path}: img_size", "two ints", old)
     if old != new and not hasattr(inner, "patch_size"):
         raise FileError(f"{path}: images of {old} pixels; model.set_input_size({old}) before loading")
     resampled = [name for name in state if name.split(".")[0] == "pos_embed"] if old != new else []
     _check_header(path, {n: (tuple(t.shape), _dtype_name(t)) for n, t in state.items()}, ignore_shape=set(resampled))
     fixed = _json(metadata.get("fixed", "{}"), path)
-    _check(isinstance(fixed, dict), f"{path}: fixed", "an object", fixed)
+    check(isinstance(fixed, dict), f"{path}: fixed", "an object", fixed)
     for name, value in _fixed_values(inner).items():  # equal shapes do not tell how many heads there are
-        _check(fixed.get(name) == value, f"{path}: {name}", str(value), fixed.get(name))
+        check(fixed.get(name) == value, f"{path}: {name}", str(value), fixed.get(name))
     tensors = load_file(path)
     for name in resampled:
         patch, width, shape = _patch_of(inner, name), state[name].shape[-1], tuple(tensors[name].shape)
@@ -207,7 +204,7 @@ def _expressed(module: nn.Module) -> dict[str, Any]:
     """Return a network's config, having made sure that it says all there is."""
     try:
         config: dict[str, Any] = module.config  # type: ignore[assignment]
-        _check_model(_class_name(module), config, "config")
+        check_model(_class_name(module), config, "config")
         with torch.device("meta"):
             again = type(module).from_config(config)  # type: ignore[attr-defined]
     except (AttributeError, TypeError, KeyError, ArithmeticError) as error:
@@ -304,11 +301,11 @@ def _class_name(module: nn.Module) -> str:
 def _check_class(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
     """Refuse a module of another class, or of ours with other options, than the one that was saved."""
     name, wanted = type(model).__name__, config["class"].rpartition(".")[2]  # a script's classes live in __main__
-    _check(name == wanted, f"{folder}: class", f"a {wanted} as into=", name)
-    if config["class"] in _CLASSES:
+    check(name == wanted, f"{folder}: class", f"a {wanted} as into=", name)
+    if config["class"] in CLASSES:
         got = _expressed(model)
         for key, value in config["model"].items():
-            _check(got.get(key) == value, f"{folder}: into: {key}", str(value)[:60], got.get(key))
+            check(got.get(key) == value, f"{folder}: into: {key}", str(value)[:60], got.get(key))
 
 
 def _refuse_meta(model: nn.Module, where: str) -> None:
@@ -350,159 +347,16 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileError(f"{path}: format: expected {shown(FORMAT)}, got {shown(config.get('format'))}")
     if config.get("version") != VERSION or isinstance(config.get("version"), bool):
         raise FileError(f"{path}: version: expected {VERSION}, got {shown(config.get('version'))}")
-    _same_keys(config, wanted, f"{path}")
+    same_keys(config, wanted, f"{path}")
     if config["hash"] != _hash(config):
         raise FileError(f"{path}: hash: does not fit the content; the file was changed or cut")
-    _check(isinstance(config["class"], str), f"{path}: class", "a string", config["class"])
-    _check(isinstance(config["dtypes"], dict), f"{path}: dtypes", "an object", config["dtypes"])
+    check(isinstance(config["class"], str), f"{path}: class", "a string", config["class"])
+    check(isinstance(config["dtypes"], dict), f"{path}: dtypes", "an object", config["dtypes"])
     for name, dtype in config["dtypes"].items():
-        _check(isinstance(dtype, str) and len(dtype) < 32, f"{path}: dtypes: {listed([name])}", "a type's name", dtype)
-    if config["class"] in _CLASSES:
-        _check_model(config["class"], config["model"], f"{path}: model")
+        check(isinstance(dtype, str) and len(dtype) < 32, f"{path}: dtypes: {listed([name])}", "a type's name", dtype)
+    if config["class"] in CLASSES:
+        check_model(config["class"], config["model"], f"{path}: model")
     return config
-
-
-def _same_keys(got: Mapping[str, Any], wanted: set[str], where: str) -> None:
-    for key in got:
-        if key not in wanted:
-            raise FileError(f"{where}: unknown field, {one_of(sorted(wanted), key)}")
-    missing = sorted(wanted - set(got))
-    if missing:
-        raise FileError(f"{where}: missing {listed(missing)}")
-
-
-def _check(fits: bool, where: str, wanted: str, got: object) -> None:
-    if not fits:
-        raise FileError(f"{where}: expected {wanted}, got {shown(got)}")
-
-
-def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_INT
-
-
-def _count_or_zero(value: object) -> bool:
-    return (value == 0 and isinstance(value, int) and not isinstance(value, bool)) or _count(value)
-
-
-def _flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _real(value: object) -> bool:
-    if isinstance(value, int):  # one of many digits is no float
-        return not isinstance(value, bool) and abs(value) <= _LARGEST_INT
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _real_or_none(value: object) -> bool:
-    return value is None or _real(value)
-
-
-def _eps(value: object) -> bool:
-    return _real(value) and value >= 0  # type: ignore[operator]
-
-
-def _eps_or_none(value: object) -> bool:
-    return value is None or _eps(value)
-
-
-def _rate(value: object) -> bool:
-    return _real(value) and 0 <= value < 1  # type: ignore[operator]
-
-
-def _size(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_count, value))
-
-
-def _pooling(value: object) -> bool:
-    return value in ("token", "avg")
-
-
-def _pooling_or_none(value: object) -> bool:
-    return value in ("avg", "")
-
-
-def _list(value: object) -> bool:
-    return isinstance(value, list) and len(value) <= _MOST_BLOCKS
-
-
-Fields = dict[str, tuple[Callable[[object], bool], str]]
-_COUNT = (_count, f"an int in 1..{_LARGEST_INT}")
-_RATE = (_rate, "a number in [0, 1)")
-_OPTIONAL = (_real_or_none, "a number or null")
-_EPS = (_eps_or_none, "a number of at least 0 or null")
-_SOME_EPS = (_eps, "a number of at least 0")
-_BLOCKS = (_list, f"a list of blocks, at most {_MOST_BLOCKS}")
-_VIT: Fields = {
-    "img_size": (_size, "two ints"),
-    "patch_size": _COUNT,
-    "in_chans": _COUNT,
-    "num_classes": (_count_or_zero, "an int of at least 0"),
-    "embed_dim": _COUNT,
-    "global_pool": (_pooling, "'token' or 'avg'"),
-    "distilled": (_flag, "true or false"),
-    "norm_eps": _EPS,
-    "fc_norm_eps": _EPS,
-    "blocks": _BLOCKS,
-}
-_TWINS: Fields = {
-    "in_chans": _COUNT,
-    "num_classes": (_count_or_zero, "an int of at least 0"),
-    "global_pool": (_pooling_or_none, "'avg' or ''"),
-    "norm_eps": _SOME_EPS,
-    "drop_rate": _RATE,
-    "pos_drop_rate": _RATE,
-    "stages": (lambda value: _list(value) and value != [], f"a list of stages, at most {_MOST_BLOCKS}"),
-}
-_STAGE: Fields = {"embed_dim": _COUNT, "patch_size": _COUNT, "norm_eps": _SOME_EPS, "blocks": _BLOCKS}
-_BLOCK: Fields = {
-    "num_heads": _COUNT,
-    "qkv_dim": _COUNT,
-    "mlp_dim": _COUNT,
-    "qkv_bias": (_flag, "true or false"),
-    "norm_eps": _SOME_EPS,
-    "init_values": _OPTIONAL,
-    "attn_drop": _RATE,
-    "proj_drop": _RATE,
-    "drop_path": _RATE,
-}
-_VIT_BLOCK: Fields = {**_BLOCK, "qk_norm_eps": _EPS}
-_WINDOW_BLOCK: Fields = {**_BLOCK, "window_size": _COUNT}
-_SUBSAMPLED_BLOCK: Fields = {**_BLOCK, "sr_ratio": _COUNT, "sr_norm_eps": _EPS}
-
-
-def _check_fields(got: object, fields: Fields, where: str) -> None:
-    if not isinstance(got, dict):
-        raise FileError(f"{where}: expected an object, got {type(got).__name__}")
-    _same_keys(got, set(fields), where)
-    for name, (fits, wanted) in fields.items():
-        _check(fits(got[name]), f"{where}: {name}", wanted, got[name])
-
-
-def _check_model(name: str, model: Any, where: str) -> None:
-    """Check the sizes and options of a network of the class `name`."""
-    if _CLASSES[name] is plain.Twins:
-        _check_fields(model, _TWINS, where)
-        for k, stage in enumerate(model["stages"]):
-            _check_fields(stage, _STAGE, f"{where}: stages.{k}")
-            for i, block in enumerate(stage["blocks"]):
-                subsampled = isinstance(block, dict) and "sr_ratio" in block
-                _check_block(block, _SUBSAMPLED_BLOCK if subsampled else _WINDOW_BLOCK, f"{where}: stages.{k}.blocks.{i}")
-        return
-    _check_fields(model, _VIT, where)
-    patch = model["patch_size"]
-    _check(all(n % patch == 0 for n in model["img_size"]), f"{where}: patch_size", "a divisor of img_size", patch)
-    for i, block in enumerate(model["blocks"]):
-        _check_block(block, _VIT_BLOCK, f"{where}: blocks.{i}")
-
-
-def _check_block(block: Any, fields: Fields, where: str) -> None:
-    _check_fields(block, fields, where)
-    heads, width = block["num_heads"], block["qkv_dim"]
-    _check(width % heads == 0, f"{where}: num_heads", f"a divisor of qkv_dim {width}", heads)
-    if "sr_ratio" in block:
-        fits = (block["sr_ratio"] == 1) == (block["sr_norm_eps"] is None)
-        _check(fits, f"{where}: sr_norm_eps", "null for a ratio of 1, else a number", block["sr_norm_eps"])
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -557,7 +411,7 @@ def _check_header(
 def _on_meta(config: Mapping[str, Any], where: Path) -> nn.Module:
     try:
         with torch.device("meta"):
-            return _CLASSES[config["class"]].from_config(config["model"])  # type: ignore[no-any-return]
+            return CLASSES[config["class"]].from_config(config["model"])  # type: ignore[no-any-return]
     except (RuntimeError, OverflowError) as error:
         raise FileError(f"{where}: sizes that no tensor can have ({brief(error)})") from None
 
