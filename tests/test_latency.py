@@ -207,6 +207,15 @@ def test_equal_parts_are_measured_once(counting):
     assert repr(table) == f"LatencyTable of {len(table.space)} choices, {table.configurations} configurations measured"
 
 
+def test_equal_parts_that_were_each_compiled_are_measured_once(counting):
+    model = micro()
+    x = torch.randn(1, 1, 8, 8)
+    expected = latency_table(model, x, warmup=0, runs=1, calibrate=0).configurations
+    for block in model.blocks:  # what block.mlp.compile() does, with a function that leaves the code as it is
+        block.mlp._compiled_call_impl = lambda x, mlp=block.mlp: mlp._call_impl(x)
+    assert latency_table(model, x, warmup=0, runs=1, calibrate=0).configurations == expected
+
+
 def test_parts_that_differ_in_a_setting_only_are_measured_apart():
     class Wait(nn.Module):
         def __init__(self, milliseconds):
