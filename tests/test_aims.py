@@ -56,6 +56,12 @@ def test_a_limit_without_bound_below_is_met_by_anything_small():
     assert Aims({"a": "max"}, {"ms": (None, 1)}).excesses({"ms": -1e308}) == [-1e300]  # databases know no infinity
 
 
+def test_both_bounds_may_be_one_number_and_that_may_be_nought():
+    aims = Aims({"a": "max"}, {"drop": (0, 0)})
+    assert aims.excesses({"drop": 0}) == [0]
+    assert aims.excesses({"drop": 2e-12}) == [2]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["accuracy", "ms"])
 def test_scores_that_are_no_numbers_are_failures(aims, name, bad):
