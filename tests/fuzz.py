@@ -192,9 +192,9 @@ def mutated(value: Any, draw: Callable[[Any], Any], times: int = 2) -> Any:
             del part[key]
         else:
             repeats = draw(st.sampled_from([2, 100, 3000]))
-            most = LONGEST_TEXT // len(json.dumps(part[key]))  # repeated repeats would fill all memory
-            for number in range(min(repeats, most)):
-                _put(part, f"{key}{number}", part[key])
+            text = json.dumps(part[key])
+            for number in range(min(repeats, LONGEST_TEXT // len(text))):  # repeated repeats would fill all memory
+                _put(part, f"{key}{number}", json.loads(text))  # a value each, or the next deed would meet all of them
     return value
 
 
