@@ -39,6 +39,31 @@ def test_best_says_why_there_is_none(model):
     with pytest.raises(SearchError, match="none of 1 subnets met the limits; the nearest had ms 5"):
         evolution.result().best  # noqa: B018
     assert evolution.result().front == []
+    (subnet,) = evolution.ask()
+    evolution.tell(subnet, {"accuracy": 9, "ms": 4.5})
+    with pytest.raises(SearchError, match=r"none of 2 subnets met the limits; the nearest had ms 4\.5"):
+        evolution.result().best  # noqa: B018
+
+
+def test_the_first_objective_decides_and_of_equal_subnets_the_others():
+    """Four networks, told by hand: accuracy, milliseconds, and a limit on energy."""
+    model = vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1)
+    evolution = vitas.Evolution(model, objectives={"accuracy": "max", "ms": "min"}, limits={"energy": 10})
+    few, slow, quick, hungry, failed = evolution.ask(5)
+    told = {few: (0.5, 1, 5), slow: (0.75, 4, 5), quick: (0.75, 3, 5), hungry: (1.0, 1, 11), failed: (math.nan, 0, 0)}
+    for subnet, numbers in told.items():
+        evolution.tell(subnet, dict(zip(("accuracy", "ms", "energy"), numbers, strict=True)))
+    result = evolution.result()
+    assert [evaluation.subnet for evaluation in result.front] == [quick, few]
+    assert result.best == quick
+    assert set(result.scores) == {few, slow, quick, hungry}
+    assert result.hypervolume == (0.75 - 0.5) * (4 - 3)  # from the worst values, 0.5 and 4 ms
+    flops, params = result.scores[quick]["flops"], result.scores[quick]["params"]
+    assert repr(result).splitlines() == [
+        "SearchResult of 5 evaluations, 1 failed",
+        f"  best: flops {flops:,.6g}, params {params:,.6g}, accuracy 0.75, ms 3, energy 5",
+    ]
+    assert repr(vitas.Evolution(model).result()) == "SearchResult of 0 evaluations"
 
 
 @pytest.mark.extras
@@ -58,9 +83,11 @@ def test_results_as_a_table_and_as_a_picture(model, tmp_path):
     assert table.loc[0, "embed_dim"] == result.history[0].subnet["embed_dim"]
     assert table.loc[0, "accuracy"] == result.history[0].scores["accuracy"]
     figure = result.plot()
+    assert len(figure.axes) == 3
     assert [axes.get_title() for axes in figure.axes][:2] == ["Progress", "accuracy against flops"]
     line = next(line for line in figure.axes[0].lines if line.get_label() == "best so far")
     assert line.get_ydata()[-1] == made_up(result.best)
+    assert figure.axes[0].get_ylabel() == "accuracy"
     widths = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[2].lines}
     assert widths["mlp_dim"] == [result.best[f"blocks.{i}.mlp_dim"] for i in range(result.best["depth"])]
     figure.savefig(tmp_path / "search.png")
