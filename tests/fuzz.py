@@ -588,8 +588,8 @@ def searches(bench: Bench, draw: Callable[[Any], Any]) -> None:
         file = bench.path(".log")
         file.write_bytes(draw(st.one_of(st.binary(max_size=60), st.just(b'{"op_code": 0}\n'), st.just(b"[]\n"))))
         missing = bench.folder / "none" / "search.log"
-        urls = ["sqlite:///", f"sqlite:///{missing}", "nosuch://host/name", "://", f"sqlite:///{file}"]
-        paths = [file, bench.folder, missing, *urls, 3, b"x", "", "\0"]
+        urls = ["sqlite:///", "sqlite:///\ud800", f"sqlite:///{missing}", "nosuch://host/name", "://", f"sqlite:///{file}"]
+        paths = [file, bench.folder, missing, *urls, 3, b"x", "", "\0", "\ud800"]
         options["storage"] = draw(pick(paths))
     calls = iter(returned * 10)
 

@@ -3,6 +3,7 @@ import gc
 import math
 import pickle
 import weakref
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -116,6 +117,12 @@ def test_a_value_outside_is_refused_and_the_nearest_named(value, nearest):
     with pytest.raises(ChoiceError, match=rf"^num_heads: expected one of 2, 4, got {value} \(nearest: {nearest}\)$"):
         choice.active = value
     assert choice.active == 2
+
+
+@pytest.mark.parametrize("other", [torch.tensor(2), np.array(2), 2j, "2", None, Decimal("sNaN")])
+def test_values_that_do_not_even_compare_are_refused_also_with_probabilities(other):
+    with pytest.raises(ChoiceError, match=r"expected an int or a float, got|expected ints of at most"):
+        Choice([10**30, other], p=[1, 1])
 
 
 @pytest.mark.parametrize("value", [True, np.True_, math.nan, "2", None, [2], torch.tensor(2)])

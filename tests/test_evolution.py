@@ -186,8 +186,8 @@ BAD_SETTINGS = [
     ({"objectives": ["accuracy"]}, "expected names and directions"),
     ({"objectives": {"accuracy": "up"}}, "accuracy: expected one of max, min, got 'up'"),
     ({"objectives": {"accuracy": np.array(["max"])}}, "accuracy: expected one of max, min, got array"),
-    ({"objectives": {3: "max"}}, "expected names that are strings, got 3"),
-    ({"limits": {"x" * 10**6: 3}}, "limits: expected names that are strings of 1 to 100 characters, got 'xxx"),
+    ({"objectives": {3: "max"}}, "a name: expected a string, got 3"),
+    ({"limits": {"x" * 10**6: 3}}, "limits: a name: expected a string of 1 to 100 characters, got 'xxx"),
     ({"limits": {"ms": (5, 3)}}, "the lower limit 5 is above the upper one 3"),
     ({"limits": {"ms": (None, None)}}, "either may be None"),
     ({"limits": {"ms": "fast"}}, "expected a number, got 'fast'"),
@@ -222,7 +222,7 @@ BAD_SCORES = [
     ({"accuracy": [1.0], "ms": 1}, r"accuracy: expected a number, got \[1.0\]"),
     (torch.ones(2), "accuracy: expected a number"),
     ({"accuracy": 10**400, "ms": 1}, "accuracy: expected a number that floats can hold"),
-    ({"accuracy": 1, "ms": 1, 3: 4}, "evaluate: expected names that are strings, got 3"),
+    ({"accuracy": 1, "ms": 1, 3: 4}, "evaluate: a name: expected a string, got 3"),
 ]
 
 

@@ -226,10 +226,17 @@ def test_a_storage_of_other_weights_or_another_space_is_refused(model, tmp_path)
         ({"max_failures": 0}, "max_failures"),
         ({"stale_after": -1}, "stale_after"),
         ({"stale_after": math.nan}, "stale_after"),
-        ({"name": ""}, "name"),
+        ({"name": ""}, "name: expected a string of 1 to 500 characters"),
+        ({"name": "x" * 501}, "name: expected a string of 1 to 500 characters"),
+        ({"name": "\ud800", "storage": "sqlite:///"}, "name: expected a string that UTF-8 can write, without NUL"),
+        ({"name": "vi\0tas"}, "name: expected a string that UTF-8 can write, without NUL"),
+        ({"storage": "\ud800"}, "expected None, a path or a URL, got"),
+        ({"storage": "search\0.log"}, "expected None, a path or a URL, got"),
+        ({"storage": "sqlite:///\ud800"}, "storage: the database cannot be opened"),
         ({"storage": 5}, "expected None, a path or a URL, got 5"),
         ({"storage": ""}, "expected None, a path or a URL"),
     ],
+    ids=range(13),
 )
 def test_bad_settings_are_refused(model, settings, message):
     with pytest.raises(SearchError, match=message):

@@ -566,8 +566,15 @@ def test_a_name_that_is_another_choices_path_is_refused():
 
 @pytest.mark.parametrize("name", [3, True, ("a",), b"width"])
 def test_a_name_that_is_no_string_is_refused_at_once(name):
-    with pytest.raises(ChoiceError, match="name: expected a string"):
+    with pytest.raises(ChoiceError, match="name: expected a string, got"):
         Choice([1, 2], name=name)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 501, "a\0b", "a\ud800", "\udfffa"], ids=ascii)
+def test_a_name_that_some_file_or_database_cannot_take_is_refused_at_once(name):
+    with pytest.raises(ChoiceError, match=r"name: expected a string (of 1 to 500 char|that UTF-8 can write, without NUL)"):
+        Choice([1, 2], name=name)
+    assert Choice([1, 2], name="größe \ud7ff\ue000💥" + "x" * 480).name
 
 
 def pickled(value):

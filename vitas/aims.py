@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitas.errors import SearchError, is_one_of, listed, one_of, shown
+from vitas.errors import SearchError, fault_of_name, is_one_of, listed, one_of, shown
 from vitas.genetic import Floats
 
 
@@ -96,9 +96,8 @@ def _bounds(name: Any, bounds: Any) -> tuple[float, float]:
 
 
 def _check_name(what: str, name: Any) -> None:
-    if not isinstance(name, str) or not 0 < len(name) <= 100:
-        limit = " of 1 to 100 characters" if isinstance(name, str) else ""
-        raise SearchError(f"{what}: expected names that are strings{limit}, got {shown(name)}")
+    if fault := fault_of_name(name, 100):
+        raise SearchError(f"{what}: a name: {fault}")
 
 
 def checked_number(name: str, value: Any) -> float:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitas.errors import ChoiceError, ShapeError, is_one_of, one_of, shown
+from vitas.errors import ChoiceError, ShapeError, fault_of_name, is_one_of, one_of, shown
 from vitas.sharing import Run, Sharing, runs_of
 from vitas.slicing import by_selection, cut, mark, marked, refuse_reentrant, select
 
@@ -51,9 +51,8 @@ class Choice(Generic[V]):
     name: str | None
 
     def __init__(self, values: Iterable[V], *, p: Sequence[float] | None = None, name: str | None = None) -> None:
-        if name is not None and not is_name(name):
-            limit = f" of at most {LONGEST_NAME} characters" if isinstance(name, str) and name else ""
-            raise ChoiceError(f"name: expected a string{limit}, got {shown(name)}")
+        if name is not None and (fault := fault_of_name(name, LONGEST_NAME)):
+            raise ChoiceError(f"name: {fault}")
         self.name = name
         values, p = _in_order(values, p)
         self.values = _checked_values(values, self.label, self._least)
@@ -519,7 +518,7 @@ def plain_number(value: object, what: str) -> int | float:
 
 def is_name(name: object) -> TypeGuard[str]:
     """Say whether this can be the name of a choice."""
-    return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME
+    return fault_of_name(name, LONGEST_NAME) is None
 
 
 def _refuse_too_many(channels: float, what: str) -> None:
@@ -533,15 +532,14 @@ def are_several(values: object) -> TypeGuard[Iterable[Any]]:
 
 
 def _in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[V], Sequence[float] | None]:
-    """Return values in ascending order and their probabilities with them; what cannot be ordered is refused later."""
+    """Return values in ascending order and their probabilities with them; values that are no numbers are refused later."""
     if p is None or not are_several(values) or not are_several(p):
         return values, p
     weights = list(islice(p, MOST_VALUES + 2))
     listed = [value.item() if isinstance(value, np.generic) else value for value in islice(values, MOST_VALUES + 1)]
-    try:
-        order = sorted(range(len(listed)), key=lambda i: listed[i])
-    except (TypeError, ValueError, RuntimeError):  # arrays and tensors
+    if not all(isinstance(value, (int, float)) for value in listed):
         return listed, weights
+    order = sorted(range(len(listed)), key=lambda i: listed[i])
     return [listed[i] for i in order], [weights[i] for i in order] if len(weights) == len(listed) else weights
 
 

@@ -77,6 +77,17 @@ def shown(value: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
+def fault_of_name(name: object, most: int) -> str | None:
+    """Return why this is no name, that is a string of 1 to `most` characters that every file and database takes."""
+    if not isinstance(name, str):
+        return f"expected a string, got {shown(name)}"
+    if not 0 < len(name) <= most:
+        return f"expected a string of 1 to {most} characters, got {shown(name)}"
+    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+        return f"expected a string that UTF-8 can write, without NUL, got {shown(name)}"
+    return None
+
+
 def brief(error: Exception, most: int = 300) -> str:
     """Return what another library's error says, cut where it is long."""
     text = str(error)

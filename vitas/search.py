@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from vitas.aims import Aims, checked_count, checked_number
-from vitas.errors import SearchError, VitasError, brief, shown
+from vitas.choice import LONGEST_NAME
+from vitas.errors import SearchError, VitasError, brief, fault_of_name, shown
 from vitas.genetic import Codes, Floats, Genome, crossover, mutate, ranked, repair
 from vitas.result import Evaluation, SearchResult
 from vitas.sample import SubnetSampler
@@ -220,7 +221,7 @@ def evolve(
             goes on with a larger number.
         seed: Any int of at least 0. Same seed, same search, with one worker.
         storage: None (memory), the path of a journal file, a URL that Optuna takes, or an Optuna storage.
-        name: Name of the search in the storage.
+        name: Name of the search in the storage, at most 500 characters.
         max_failures: After so many failed evaluations in a row the search stops.
         stale_after: A worker on another machine is taken for dead, and its evaluation done again, when that has taken this
             many seconds; None: ten times the longest evaluation so far, and at least a minute. Dead processes of this
@@ -240,8 +241,8 @@ def evolve(
     """
     if not callable(evaluate):
         raise SearchError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
-    if not isinstance(name, str) or not name:
-        raise SearchError(f"name: expected a string, got {shown(name)}")
+    if fault := fault_of_name(name, LONGEST_NAME):
+        raise SearchError(f"name: {fault}")
     if stale_after is not None and not checked_number("stale_after", stale_after) >= 0:
         raise SearchError(f"stale_after: expected seconds, at least 0, got {shown(stale_after)}")
     total = checked_count("population", population, 2) * checked_count("generations", generations, 1)

@@ -63,6 +63,13 @@ def _cut_torn_line(file: Any) -> None:
         file.truncate(end)
 
 
+def _can_be_path(text: str | bytes) -> bool:
+    try:
+        return isinstance(text, str) and text != "" and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def open_storage(where: Any) -> Any:
     """Return the Optuna storage at a place: None for memory, a path for a journal file, a URL, or an Optuna storage itself.
 
@@ -76,7 +83,7 @@ def open_storage(where: Any) -> Any:
         return optuna.storages.get_storage(where)
     if isinstance(where, str) and "://" in where:
         return _database(where)
-    if not isinstance(where, (str, os.PathLike)) or not os.fspath(where) or isinstance(os.fspath(where), bytes):
+    if not isinstance(where, (str, os.PathLike)) or not _can_be_path(os.fspath(where)):
         raise SearchError(f"storage: expected None, a path or a URL, got {shown(where)}")
     path = Path(where)
     if not path.parent.is_dir():

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any, NoReturn
 
-from vitas.choice import LONGEST_NAME, is_name, plain_number
-from vitas.errors import ChoiceError, brief, shown
+from vitas.choice import LONGEST_NAME, plain_number
+from vitas.errors import ChoiceError, brief, fault_of_name, shown
 
 Number = int | float
 
@@ -32,9 +32,8 @@ class Subnet(Mapping[str, Number]):
         if not isinstance(values, Mapping):
             raise ChoiceError(f"subnet: expected a mapping of names to numbers, got {shown(values)}")
         for name in values:
-            if not is_name(name):
-                limit = f" of at most {LONGEST_NAME} characters" if isinstance(name, str) and name else ""
-                raise ChoiceError(f"subnet: expected names that are strings{limit}, got {shown(name)}")
+            if fault := fault_of_name(name, LONGEST_NAME):
+                raise ChoiceError(f"subnet: a name: {fault}")
         self._values = {name: plain_number(value, name) for name, value in values.items()}
         self._hash = hash(frozenset(self._values.items()))
 
