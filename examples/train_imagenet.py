@@ -1,6 +1,6 @@
 r"""ViTAS on ImageNet (or any folder of classes): train a superformer, search it, retrain what was found, test it.
 
-Needs pip install "vitas[timm,search]" and a folder with train/CLASS/*.jpg and val/CLASS/*.jpg. The published schedule, on
+Needs pip install -e ".[timm,search]" and a folder with train/CLASS/*.jpg and val/CLASS/*.jpg. The published schedule, on
 8 GPUs:
 
     torchrun --nproc-per-node 8 examples/train_imagenet.py superformer --data imagenet --output runs/superformer

@@ -21,8 +21,20 @@ def test_numbers_of_all_kinds_are_scores(value):
     assert scores == {"accuracy": 1.5}
 
 
-def test_a_number_is_the_one_objective_that_the_model_does_not_count():
-    assert Aims({"flops": "min", "error": "min"}, None).read(0.25, {"flops": 7}) == {"flops": 7, "error": 0.25}
+@pytest.mark.parametrize("value", [None, "0.9", True, np.True_, [1.0], torch.ones(2), 1j])
+def test_other_things_are_no_scores(value):
+    with pytest.raises(SearchError, match="accuracy: expected a number, got"):
+        Aims({"accuracy": "max"}, None).read(value, {})
+
+
+def test_a_number_is_what_the_model_does_not_count_be_it_an_objective_or_a_limited_value():
+    counts = {"flops": 7, "params": 3}
+    assert Aims({"flops": "min", "error": "min"}, None).read(0.25, counts) == {**counts, "error": 0.25}
+    assert Aims({"flops": "min"}, {"accuracy": (0.8, None), "params": 5}).read(0.9, counts) == {**counts, "accuracy": 0.9}
+    assert Aims({"flops": "min"}, None).read(0.25, {}) == {"flops": 0.25}  # a model that states no cost
+    with pytest.raises(SearchError, match=r"evaluate: expected a mapping with the names of what it measured, .*, got 0\.5"):
+        Aims({"flops": "min"}, {"params": 5}).read(0.5, counts)  # it would take the place of the count
+    assert Aims({"flops": "min"}, None).read({"accuracy": 0.5}, counts) == {**counts, "accuracy": 0.5}
     with pytest.raises(SearchError, match=r"expected a mapping with a, b, got 0\.5"):
         Aims({"a": "max", "b": "min"}, None).read(0.5, {"flops": 7})
 

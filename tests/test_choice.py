@@ -119,6 +119,14 @@ def test_a_value_outside_is_refused_and_the_nearest_named(value, nearest):
     assert choice.active == 2
 
 
+def test_values_and_probabilities_stay_as_they_are():
+    choice = Dim([2, 4], p=[1, 3])
+    for name in ("values", "p"):
+        with pytest.raises(AttributeError):
+            setattr(choice, name, (1, 2))
+    assert (choice.values, choice.p) == ((2, 4), (0.25, 0.75))
+
+
 @pytest.mark.parametrize("other", [torch.tensor(2), np.array(2), 2j, "2", None, Decimal("sNaN")])
 def test_values_that_do_not_even_compare_are_refused_also_with_probabilities(other):
     with pytest.raises(ChoiceError, match=r"expected an int or a float, got|expected ints of at most"):

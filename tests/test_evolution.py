@@ -213,14 +213,13 @@ def test_bad_budgets_are_refused(model, budget):
 
 
 BAD_SCORES = [
-    (None, "accuracy: expected a number, got None"),
-    ("0.9", "accuracy: expected a number, got '0.9'"),
-    (True, "accuracy: expected a number, got True"),
+    (None, "evaluate: expected a mapping with accuracy, ms, got None"),
+    (0.9, "evaluate: expected a mapping with accuracy, ms, got 0.9"),
     ({}, "the objective 'accuracy' is not in what it returned"),
     ({"acuracy": 1.0}, r"the objective 'accuracy' is not in .*\(nearest: acuracy\)"),
     ({"accuracy": 1.0}, "the limited value 'ms' is not in what it returned"),
     ({"accuracy": [1.0], "ms": 1}, r"accuracy: expected a number, got \[1.0\]"),
-    (torch.ones(2), "accuracy: expected a number"),
+    ({"accuracy": torch.ones(2), "ms": 1}, "accuracy: expected a number"),
     ({"accuracy": 10**400, "ms": 1}, "accuracy: expected a number that floats can hold"),
     ({"accuracy": 1, "ms": 1, 3: 4}, "evaluate: a name: expected a string, got 3"),
 ]

@@ -110,6 +110,11 @@ def test_the_device_is_waited_for_before_and_after_every_run(monkeypatch):
     assert events == ["run", *["cpu", "run", "cpu"] * 2]
 
 
+def test_what_is_no_module_is_refused():
+    with pytest.raises(vitas.VitasError, match=r"module: expected a torch\.nn\.Module, got 3"):
+        measure_latency(3, torch.zeros(1))
+
+
 @pytest.mark.parametrize("inputs", [3, "images", [1], (), (1, None), None])
 def test_inputs_without_tensors_are_refused(inputs):
     with pytest.raises(VitasError, match="inputs: expected a tensor or a tuple of arguments"):

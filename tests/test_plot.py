@@ -11,6 +11,7 @@ from torch import nn
 
 import vitas
 from vitas import ChoiceError, plot
+from vitas.errors import FileError
 
 VOID = {"meta", "br", "hr", "img"}
 
@@ -117,6 +118,13 @@ def test_names_are_escaped_and_models_without_a_cost_have_cards():
 def test_a_card_saves_itself_as_a_page(model, tmp_path):
     plot.space_card(model).save(tmp_path / "space.html")
     assert (tmp_path / "space.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("place", [None, 3, b"card.html", "none/card.html", "."])
+def test_a_card_that_cannot_be_written_says_why(model, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError, match=r"expected a path, got|cannot be written"):
+        plot.subnet_card(model).save(place)
 
 
 def test_a_foreign_subnet_is_refused(model):

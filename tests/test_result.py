@@ -1,6 +1,7 @@
 """What a search found."""
 
 import math
+import sys
 
 import pytest
 
@@ -64,6 +65,12 @@ def test_the_first_objective_decides_and_of_equal_subnets_the_others():
         f"  best: flops {flops:,.6g}, params {params:,.6g}, accuracy 0.75, ms 3, energy 5",
     ]
     assert repr(vitas.Evolution(model).result()) == "SearchResult of 0 evaluations"
+
+
+def test_a_table_without_pandas_says_how_to_get_it(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(vitas.VitasError, match=r'pandas is not installed: pip install "vitas\[search\]"'):
+        vitas.Evolution(model).result().to_pandas()
 
 
 @pytest.mark.extras

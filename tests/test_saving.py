@@ -105,6 +105,21 @@ def assert_equal_in_a_fresh_process(networks, folder):
     assert run.stdout.split() == ["equal", str(len(cases))]
 
 
+@pytest.mark.parametrize("place", [None, 3, b"small"])
+def test_what_is_no_path_is_refused(place):
+    model = vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1)
+    small = vitas.export_subnet(model)
+    calls = (
+        lambda: vitas.save_subnet(small, place),
+        lambda: vitas.load_subnet(place),
+        lambda: vitas.save_superformer(model, place),
+        lambda: vitas.load_superformer(model, place),
+    )
+    for call in calls:
+        with pytest.raises(FileError, match="expected a path, got "):
+            call()
+
+
 def test_published_networks_travel_bit_for_bit(tmp_path):
     networks = []
     for name, home in list_published_subnets().items():

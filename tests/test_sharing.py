@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitas import ChoiceError, Dim
+from vitas import Choice, ChoiceError, Dim
 from vitas.sharing import coverage
 
 TENTHS = [i / 10 for i in range(1, 11)]
@@ -253,6 +253,12 @@ def test_a_rule_is_called_with_widths_ring_and_probabilities():
 def test_a_rule_that_does_not_give_one_start_for_each_width_is_refused(starts):
     with pytest.raises(ChoiceError, match="expected a rule that gives 3 starts"):
         Dim([1, 2, 3], sharing=lambda values, largest, p: starts)
+
+
+@pytest.mark.parametrize("dim", [5, [1, 2], None, Choice([1, 2])])
+def test_coverage_of_what_has_no_runs_is_refused(dim):
+    with pytest.raises(ChoiceError, match="coverage: expected a Dim, got"):
+        coverage(dim)
 
 
 def test_an_unknown_pattern_names_the_nearest():

@@ -42,13 +42,17 @@ class Aims:
     def read(self, returned: Any, counts: Mapping[str, int]) -> dict[str, float]:
         """Return what `evaluate` returned as names and floats, with the model's own counts.
 
+        A number is that one objective or limited value which is not counted. In a mapping a name that is counted too
+        replaces the count: somebody counts otherwise.
+
         Raises:
             SearchError: not a number or a mapping of numbers; an objective or a limited value that is missing.
         """
         if not isinstance(returned, Mapping):
-            measured = [name for name in self.objectives if name not in counts] or list(self.objectives)
-            if len(measured) > 1:
-                raise SearchError(f"evaluate: expected a mapping with {listed(measured)}, got {shown(returned)}")
+            measured = [name for name in {**self.objectives, **self.limits} if name not in counts]
+            if len(measured) != 1:
+                names = listed(measured) or "the names of what it measured, since every aim is counted"
+                raise SearchError(f"evaluate: expected a mapping with {names}, got {shown(returned)}")
             returned = {measured[0]: returned}
         for name in returned:
             _check_name("evaluate", name)

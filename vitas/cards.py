@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from vitas.cost import count_flops, count_params
-from vitas.errors import VitasError
+from vitas.errors import FileError, VitasError, brief
+from vitas.saving import as_path
 from vitas.space import SearchSpace, readable_amount, readable_size, search_space
 from vitas.subnet import Number, Subnet
 from vitas.walk import AnyChoice
@@ -43,12 +44,19 @@ class Card:
         return self.html
 
     def save(self, path: str | Path) -> None:
-        """Write a page that follows the reader's choice of light or dark."""
+        """Write a page that follows the reader's choice of light or dark.
+
+        Raises:
+            FileError: a file that cannot be written.
+        """
         style = (
             "body{font-family:system-ui,sans-serif;margin:24px;color-scheme:light dark;background:Canvas;color:CanvasText}"
         )
         head = f"<meta charset=utf-8><title>vitas</title><style>{style}</style>"
-        Path(path).write_text(f"<!doctype html>{head}\n{self.html}\n", encoding="utf-8")
+        try:
+            as_path(path).write_text(f"<!doctype html>{head}\n{self.html}\n", encoding="utf-8")
+        except OSError as error:
+            raise FileError(f"{path}: cannot be written ({brief(error)})") from None
 
 
 def subnet_card(model: nn.Module, subnet: Mapping[str, Number] | None = None) -> Card:

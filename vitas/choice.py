@@ -46,8 +46,6 @@ class Choice(Generic[V]):
         ChoiceError: no values, repeated, negative, not numbers; weights that are not probabilities.
     """
 
-    values: tuple[V, ...]
-    p: tuple[float, ...]
     name: str | None
 
     def __init__(self, values: Iterable[V], *, p: Sequence[float] | None = None, name: str | None = None) -> None:
@@ -55,8 +53,8 @@ class Choice(Generic[V]):
             raise ChoiceError(f"name: {fault}")
         self.name = name
         values, p = _in_order(values, p)
-        self.values = _checked_values(values, self.label, self._least)
-        self.p = _checked_p(p, len(self.values), self.label)
+        self._values: tuple[V, ...] = _checked_values(values, self.label, self._least)
+        self._p = _checked_p(p, len(self.values), self.label)
         self._origin = uuid.uuid4().hex  # kept by copies: two of one origin in one model are a broken tie
         self._index = len(self.values) - 1
         self._build()
@@ -87,6 +85,16 @@ class Choice(Generic[V]):
         self._build()
 
     @property
+    def values(self) -> tuple[V, ...]:
+        """The legal values, ascending."""
+        return self._values
+
+    @property
+    def p(self) -> tuple[float, ...]:
+        """The probability of each value."""
+        return self._p
+
+    @property
     def label(self) -> str:
         """What errors call it."""
         return self.name or self._kind
@@ -115,11 +123,11 @@ class Choice(Generic[V]):
             CheckpointError: on reading inside the recomputation of reentrant checkpointing.
         """
         if self._mark is None:
-            return self.values[self._index]
+            return self._values[self._index]
         if torch.compiler.is_compiling():
             return marked(self._mark, 0)
         refuse_reentrant()
-        return self.values[self._index]
+        return self._values[self._index]
 
     @active.setter
     def active(self, value: V) -> None:
@@ -402,8 +410,8 @@ class _Product(Dim):
         whole = sorted(weights)
         self._position = {indices: whole.index(count) for indices, count in counts.items()}
         self._refuse_equal_products()
-        self.values = tuple(count * unit for count in whole)
-        self.p = tuple(weights[count] for count in whole)
+        self._values = tuple(count * unit for count in whole)
+        self._p = tuple(weights[count] for count in whole)
         follows = bases[0] if len(bases) == 1 and isinstance(bases[0], Dim) else None
         sides = follows.sides if follows else runs_of(sharing, whole, self.p)
         self.sides = tuple(tuple((start * unit, length * unit) for start, length in side) for side in sides)

@@ -2,7 +2,8 @@
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 __all__ = [
     "BudgetError",
@@ -51,6 +52,15 @@ class FileError(VitasError, ValueError):
 
 class CheckpointError(VitasError, RuntimeError):
     """Gradient checkpointing that would recompute another subnet than the one that ran."""
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Import inside what an extra of the package installs; say how to get it where it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise VitasError(f'{error.name} is not installed: pip install "vitas[{extra}]"') from None
 
 
 class _Short(reprlib.Repr):

@@ -62,8 +62,10 @@ def measure_latency(
         amp: Whether to run under torch's autocast.
 
     Raises:
-        VitasError: inputs that are no tensors, `warmup` below 0, `runs` below 1.
+        VitasError: no module, inputs that are no tensors, `warmup` below 0, `runs` below 1.
     """
+    if not isinstance(module, nn.Module):
+        raise VitasError(f"module: expected a torch.nn.Module, got {shown(module)}")
     _check_count("warmup", warmup, 0)
     _check_count("runs", runs, 1)
     device = device_of(module)

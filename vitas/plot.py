@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitas.cards import Card, difference_card, space_card, subnet_card
 from vitas.choice import Dim
-from vitas.errors import ChoiceError, shown
+from vitas.errors import ChoiceError, needs, shown
 from vitas.sharing import coverage
 from vitas.subnet import Subnet
 
@@ -35,7 +35,8 @@ def _png(figure: Any) -> bytes:
 
 def figure(panels: int) -> Any:
     """Return a matplotlib Figure with a row of axes."""
-    from matplotlib.figure import Figure
+    with needs("plot"):
+        from matplotlib.figure import Figure
 
     made = Figure(figsize=(4.6 * panels, 3.8), layout="constrained")
     for axes in np.atleast_1d(made.subplots(1, panels)):
@@ -149,7 +150,8 @@ def coverage_map(dims: Dim | Mapping[str, Dim]) -> Any:
     Raises:
         ChoiceError: not a Dim.
     """
-    from matplotlib.figure import Figure
+    with needs("plot"):
+        from matplotlib.figure import Figure
 
     named = dict(dims) if isinstance(dims, Mapping) else {getattr(dims, "label", ""): dims}
     for name, dim in named.items():

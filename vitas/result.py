@@ -10,7 +10,7 @@ import numpy as np
 
 from vitas import plot
 from vitas.aims import Aims
-from vitas.errors import SearchError
+from vitas.errors import SearchError, needs
 from vitas.genetic import hypervolume, nondominated
 from vitas.space import SearchSpace
 from vitas.subnet import Subnet
@@ -100,8 +100,13 @@ class SearchResult:
         return hypervolume(np.stack(values)[nondominated(np.stack(values))], np.max(values[: self._population], axis=0))
 
     def to_pandas(self) -> Any:
-        """Return the history as a pandas.DataFrame: a row for each evaluation with its choices, scores and error."""
-        import pandas
+        """Return the history as a pandas.DataFrame: a row for each evaluation with its choices, scores and error.
+
+        Raises:
+            VitasError: pandas is not installed.
+        """
+        with needs("search"):
+            import pandas
 
         rows = [{**evaluation.subnet, **evaluation.scores, "error": evaluation.error} for evaluation in self.history]
         return pandas.DataFrame(rows)

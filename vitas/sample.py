@@ -112,6 +112,7 @@ class SubnetSampler:
         inputs: As in sample_subnet.
 
     Attributes:
+        model: The model, without DDP or torch.compile.
         space: The search space.
         windows: Measure -> (low, high), both included, of the budgets given.
 
@@ -126,9 +127,9 @@ class SubnetSampler:
     ) -> None:
         self.seed = _counted(seed, "seed")
         self.space = search_space(model)
-        self._model = unwrap(model)
+        self.model = unwrap(model)
         budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
-        self._traced = inputs if "flops" in budgets and getattr(self._model, "cost", None) is None else None
+        self._traced = inputs if "flops" in budgets and getattr(self.model, "cost", None) is None else None
         self._conditional: Conditional | None = None
         self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 0), dtype=np.int64))
         self.windows: dict[str, Window] = {}
@@ -148,7 +149,7 @@ class SubnetSampler:
         """Return the space as a chain of decisions; None where it is none, or a cost is only known by running the model."""
         if self._traced is not None:
             return None
-        costs = [stated_cost(self._model) if name == "flops" else params_of(self._model) for name in measures]
+        costs = [stated_cost(self.model) if name == "flops" else params_of(self.model) for name in measures]
         try:
             return Chain(self.space, costs)
         except TooManyRows:
@@ -241,13 +242,13 @@ class SubnetSampler:
     @cached_property
     def _stated(self) -> Cost | None:
         try:
-            return stated_cost(self._model)
+            return stated_cost(self.model)
         except VitasError:  # a module that states none, or a layer, whose cost depends on its tokens
             return None
 
     @cached_property
     def _costs(self) -> CostModel:
-        return CostModel(self.space, self._stated or Cost(), params_of(self._model))
+        return CostModel(self.space, self._stated or Cost(), params_of(self.model))
 
     def _measure(self, name: str, codes: NDArray[np.int64]) -> NDArray[np.int64]:
         if name == "params":
@@ -255,7 +256,7 @@ class SubnetSampler:
         if self._traced is None:
             return self._costs.flops(codes)  # type: ignore[no-any-return]
         subnets = [self.space.decode(code) for code in codes]
-        return np.array([int(count_flops(self._model, subnet, inputs=self._traced)) for subnet in subnets], np.int64)
+        return np.array([int(count_flops(self.model, subnet, inputs=self._traced)) for subnet in subnets], np.int64)
 
 
 _PROPOSALS_BY_RUNNING = 500

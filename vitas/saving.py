@@ -38,6 +38,17 @@ _MOST_HEADER_BYTES = 2**22
 AnyPath = str | os.PathLike[str]
 
 
+def as_path(path: AnyPath) -> Path:
+    """Return what was given as the place of a file or folder.
+
+    Raises:
+        FileError: neither text nor a path.
+    """
+    if not isinstance(path, (str, os.PathLike)) or isinstance(os.fspath(path), bytes):
+        raise FileError(f"expected a path, got {shown(path)}")
+    return Path(path)
+
+
 def save_subnet(module: nn.Module, folder: AnyPath) -> None:
     """Write a plain network to a new folder: `config.json` (sizes, dtypes, hash) and `model.safetensors`.
 
@@ -61,7 +72,7 @@ def save_subnet(module: nn.Module, folder: AnyPath) -> None:
         "dtypes": {name: _dtype_name(tensor) for name, tensor in tensors.items()},
     }
     config["hash"] = _hash(config)
-    folder = Path(folder)
+    folder = as_path(folder)
     if folder.exists():
         raise FileError(f"{folder}: exists already")
     with _complete_or_not_at_all(folder) as draft:
@@ -85,7 +96,7 @@ def load_subnet(
         FileError: a file that is missing, cut short or of another version; a hash, a field, a tensor's name, shape or type
             that does not fit. Nothing of the network's size is allocated before that is known.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     config = _read_config(folder / "config.json")
     weights = folder / "model.safetensors"
     if into is None:
@@ -136,7 +147,7 @@ def save_superformer(model: nn.Module, path: AnyPath) -> None:
         "img_size": json.dumps(_img_size(inner)),
     }
     tensors = _own_tensors(inner)
-    with _complete_or_not_at_all(Path(path)) as draft:
+    with _complete_or_not_at_all(as_path(path)) as draft:
         save_file(tensors, draft, metadata)
 
 
@@ -151,7 +162,7 @@ def load_superformer(model: nn.Module, path: AnyPath) -> None:
         FileError: a file that is missing, cut short or of another version; another space; a tensor's name, shape or type
             that does not fit. The model is then unchanged.
     """
-    inner, path = unwrap(model), Path(path)
+    inner, path = unwrap(model), as_path(path)
     _refuse_meta(inner, f"{path}")
     metadata = _metadata(path)
     if metadata.get("format") != SUPERFORMER or metadata.get("version") != str(VERSION):

@@ -20,7 +20,7 @@ from torch import nn
 
 from vitas.aims import Aims, checked_count, checked_number
 from vitas.choice import LONGEST_NAME
-from vitas.errors import SearchError, VitasError, brief, fault_of_name, shown
+from vitas.errors import SearchError, VitasError, brief, fault_of_name, needs, shown
 from vitas.genetic import Codes, Floats, Genome, crossover, mutate, ranked, repair
 from vitas.result import Evaluation, SearchResult
 from vitas.sample import SubnetSampler
@@ -208,9 +208,9 @@ def evolve(
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile; left as it was.
-        evaluate: Called with the model while the subnet to be scored is active. Returns the measured objective as a number,
-            or a mapping with every objective, every limited value and whatever else is to be kept. If it raises or returns
-            NaN the evaluation is recorded as failed and the search goes on.
+        evaluate: Called with the model while the subnet to be scored is active. Returns a number where one objective or
+            limited value is measured, else a mapping with all of them and whatever else is to be kept; "flops" or "params"
+            in it replace the counts. If it raises or returns NaN the evaluation is recorded as failed, the search goes on.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the costliest subnet as strings.
         params: Budget of parameters, likewise.
         inputs: For a FLOPs budget of a model that states no cost: what it is run on to be counted, see `count_flops`.
@@ -411,7 +411,8 @@ class _Bar:
     """The progress bar."""
 
     def __init__(self, worker: _Worker) -> None:
-        from tqdm import tqdm
+        with needs("search"):
+            from tqdm import tqdm
 
         self._evolution = worker.evolution
         done = len(self._evolution.result().history)

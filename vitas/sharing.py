@@ -185,7 +185,12 @@ def coverage(dim: _HasRuns) -> Coverage:
 
     Args:
         dim: A Dim, or anything with `values`, `p` and `sides`.
+
+    Raises:
+        ChoiceError: something else.
     """
+    if not all(hasattr(dim, name) for name in ("values", "p", "sides")):
+        raise ChoiceError(f"coverage: expected a Dim, got {shown(dim)}")
     largest, sides = max(dim.values), dim.sides
     paths = np.zeros((len(sides) * len(dim.values), largest), dtype=bool)
     for row, (start, length) in zip(paths, (run for side in sides for run in side), strict=True):

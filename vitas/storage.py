@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitas.errors import FileError, SearchError, brief, shown
+from vitas.errors import FileError, SearchError, brief, needs, shown
 from vitas.subnet import Number, Subnet
 
 try:
@@ -76,8 +76,10 @@ def open_storage(where: Any) -> Any:
     Raises:
         FileError: a file that is no journal or cannot be opened, a folder that does not exist.
         SearchError: a database that cannot be opened; something else than a place.
+        VitasError: optuna is not installed.
     """
-    import optuna
+    with needs("search"):
+        import optuna
 
     if where is None or isinstance(where, optuna.storages.BaseStorage):
         return optuna.storages.get_storage(where)

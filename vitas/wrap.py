@@ -21,7 +21,7 @@ from vitas.choice import Choice, Dim, are_several, plain_number
 from vitas.errors import ChoiceError, FileError, VitasError, WrapError, is_one_of, one_of, shown
 from vitas.order import order_by_magnitude
 from vitas.sample import use_subnet
-from vitas.saving import load_subnet
+from vitas.saving import as_path, load_subnet
 from vitas.sharing import Sharing
 from vitas.subnet import Number
 from vitas.superformer.arguments import check_flags, reusable
@@ -237,7 +237,7 @@ def register(folder: str | PathLike[str], name: str | None = None) -> str:
     _families()
     from timm.models import is_model, model_entrypoint, register_model
 
-    folder = Path(folder).absolute()
+    folder = as_path(folder).absolute()
     name = folder.name if name is None else name
     if not isinstance(name, str) or not name.isidentifier():
         raise ChoiceError(f"name: expected a word of letters, digits and underscores, got {shown(name)}")

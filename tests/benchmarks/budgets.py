@@ -7,8 +7,8 @@ the middle or in the tail; 0.2 s for 1,000 in a window of 1e-4 of the cost; 3 s 
 100 MB.
 """
 
+import argparse
 import statistics
-import sys
 import time
 import tracemalloc
 
@@ -55,7 +55,9 @@ def measured(model, budget):
 
 def main():
     torch.set_num_threads(1)
-    name = sys.argv[1] if len(sys.argv) > 1 else "vitas_deit"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="?", default="vitas_deit", help="of a superformer")
+    name = parser.parse_args().name
     model = vitas.create_superformer(name)
     print(f"{name}: {vitas.search_space(model).size:.4g} networks")
     print(f"{'window':<42}{'set-up s':>9}{'1,000 draws s':>15}{'peak MB':>9}{'arrive':>8}")

@@ -32,6 +32,12 @@ def test_more_blocks_than_networks_have_are_refused(depth):
         depths_of(depth)
 
 
+@pytest.mark.parametrize("name", ["embed_dim", "mlp_dim", "num_heads", "mlp_ratio", "patch_size"])
+def test_text_is_no_size(name):
+    with pytest.raises(ChoiceError, match=f"{name}: expected (an int|a number).*, got '64'"):
+        test_deit.small(**{"mlp_dim": None, name: "64"})
+
+
 @pytest.mark.parametrize(
     ("build", "options"),
     [

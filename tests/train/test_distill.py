@@ -108,5 +108,9 @@ def test_bad_numbers_are_refused(options, message):
 
 
 def test_other_shapes_are_refused():
+    with pytest.raises(ShapeError, match=r"teacher: expected a tensor of logits, got 2\.0"):
+        distill_loss(torch.zeros(2, 3), 2.0)
+    with pytest.raises(ShapeError, match="student: expected a tensor of logits, got None"):
+        distill_loss(None, torch.zeros(2, 3))
     with pytest.raises(ShapeError, match=r"student \(2, 3\) and teacher \(2, 4\) have to agree"):
         distill_loss(torch.randn(2, 3), torch.randn(2, 4))

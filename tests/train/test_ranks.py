@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.superformer.test_deit import small
-from vitas import ChoiceError, SubnetSampler, active_subnet, search_space
+from vitas import ChoiceError, Dim, SubnetSampler, active_subnet, search_space
 from vitas.train import RankSampler, guard_ranks
 from vitas.train.ranks import deciding
 
@@ -39,10 +39,8 @@ def test_ranks_share_what_decides_and_differ_in_widths():
 
 
 def test_widths_follow_the_prior():
-    model = small(embed_dim=[2, 4, 8])
-    space = search_space(model)
-    dim = space.choices["embed_dim"]
-    dim.p = (0.5, 0.25, 0.25)
+    dim = Dim([2, 4, 8], p=(0.5, 0.25, 0.25))
+    model = small(embed_dim=dim)
     sampler = RankSampler(model, seed=0, rank=1)
     drawn = [sampler.sample(step, activate=False)["embed_dim"] for step in range(2000)]
     for value, p in zip(dim.values, dim.p, strict=True):

@@ -164,6 +164,8 @@ def test_bad_input_is_refused():
         supernet_report(model, lambda model: {"top1": 1.0})
     with pytest.raises(ChoiceError, match="n_random: expected an int of at least 0, got -1"):
         supernet_report(model, size_score, n_random=-1)
+    with pytest.raises(ChoiceError, match="evaluate: expected a function of the model, got 3"):
+        supernet_report(model, 3)
     with pytest.raises(ChoiceError, match="evaluate: expected a number, got 'good'"):
         supernet_report(model, lambda model: "good")
     with pytest.raises(ChoiceError, match="embed_dim"):

@@ -35,6 +35,19 @@ def test_is_a_function_of_seed_and_step():
     assert len(set(one_after_the_other)) > 80  # steps do not repeat each other's draws
 
 
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_sampler_of_another_model_is_refused_and_nothing_is_activated(twin):
+    model = small()
+    other = copy.deepcopy(model) if twin else create_superformer("twins_micro")
+    sampler = SubnetSampler(other)
+    with pytest.raises(ChoiceError, match="sampler: expected a SubnetSampler of this model, got one of another model"):
+        sandwich(model, step=0, sampler=sampler)
+    with pytest.raises(ChoiceError, match="sampler: expected a SubnetSampler of this model, got 3"):
+        sandwich(model, step=0, sampler=3)
+    assert active_subnet(model) == search_space(model).largest()
+    assert len(list(sandwich(torch.compile(model), step=0, sampler=SubnetSampler(model)))) == 4
+
+
 def test_takes_a_sampler_of_ones_own():
     model = small()
     sampler = SubnetSampler(model, seed=9)

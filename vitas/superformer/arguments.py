@@ -23,14 +23,14 @@ V = TypeVar("V", int, float)
 
 def choice_of(values: "V | Iterable[V] | Choice[V]", name: str) -> "Choice[V]":
     """Return a Choice of one or several values; one that was given is used as it is."""
-    return Choice(values, name=name) if isinstance(values, Iterable) else as_choice(values, name)
+    return Choice(values, name=name) if are_several(values) else as_choice(values, name)  # type: ignore[arg-type]
 
 
 def dim_of(values: "int | Iterable[int] | Choice[int]", name: str, sharing: Sharing) -> Dim:
     """Return a Dim of one or several counts; one that was given is used as it is."""
     if isinstance(values, Choice):
         return values  # type: ignore[return-value]
-    return Dim(values if isinstance(values, Iterable) else [values], sharing=sharing, name=name)
+    return Dim(values if are_several(values) else [values], sharing=sharing, name=name)  # type: ignore[list-item]
 
 
 def hidden_of(mlp_dim: Width | None, mlp_ratio: Ratio, width: Dim, block: str, sharing: Sharing) -> Dim:

@@ -44,6 +44,9 @@ def distill_loss(
         ShapeError: logits of different shapes, or none.
         ChoiceError: a temperature that is not positive, alphas that are not two numbers, a cut that is not above 1.
     """
+    for what, logits in (("student", student), ("teacher", teacher)):
+        if not isinstance(logits, Tensor):
+            raise ShapeError(f"{what}: expected a tensor of logits, got {shown(logits)}")
     if student.shape != teacher.shape or student.ndim == 0 or student.numel() == 0:
         raise ShapeError(f"distill_loss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} have to agree")
     if not _is_number(temperature) or not 0 < temperature < 1e6:

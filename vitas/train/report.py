@@ -203,10 +203,13 @@ def supernet_report(
         seed: Seed of the random subnets.
 
     Raises:
-        ChoiceError: a model without choices, subnets of another space, a score or `n_random` that is no number.
+        ChoiceError: a model without choices, subnets of another space, a score or `n_random` that is no number, an
+            `evaluate` that is no function.
     """
     if isinstance(n_random, bool) or not isinstance(n_random, int) or n_random < 0:
         raise ChoiceError(f"n_random: expected an int of at least 0, got {shown(n_random)}")
+    if not callable(evaluate):
+        raise ChoiceError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
     space = search_space(model)
     middle = space.decode(np.array([len(choice.values) // 2 for choice in space.choices.values()]))
     corners = {"smallest": space.smallest(), "middle": middle, "largest": space.largest()}

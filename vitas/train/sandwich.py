@@ -8,6 +8,7 @@ from vitas.choice import SIDES
 from vitas.errors import ChoiceError, shown
 from vitas.sample import SubnetSampler
 from vitas.subnet import Subnet
+from vitas.walk import unwrap
 
 
 def sandwich(
@@ -47,12 +48,16 @@ def sandwich(
             loop also saves walking through the model in each step.
 
     Raises:
-        ChoiceError: a model without choices; numbers that are not ints of at least 0.
+        ChoiceError: a model without choices; numbers that are not ints of at least 0; a sampler of another model.
     """
     for name, number in (("n_random", n_random), ("step", step)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ChoiceError(f"{name}: expected an int of at least 0, got {shown(number)}")
-    sampler = SubnetSampler(model, seed=seed) if sampler is None else sampler
+    if sampler is None:
+        sampler = SubnetSampler(model, seed=seed)
+    elif not isinstance(sampler, SubnetSampler) or sampler.model is not unwrap(model):
+        got = "one of another model" if isinstance(sampler, SubnetSampler) else shown(sampler)
+        raise ChoiceError(f"sampler: expected a SubnetSampler of this model, got {got}")
     return _passes(sampler, n_random, step, largest_last)
 
 
