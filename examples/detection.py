@@ -15,9 +15,11 @@ import math
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from matplotlib.font_manager import findfont
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
@@ -33,6 +35,15 @@ from tqdm import tqdm
 import vitas
 
 SHAPES = ["circle", "square", "triangle"]
+STYLE: dict[str, Any] = {
+    "colors": "red",
+    "width": 2,
+    "font": findfont("DejaVu Sans"),
+    "font_size": 14,
+    "label_colors": "black",
+    "label_background_colors": "white",
+    "fill_labels": True,
+}
 
 
 def draw_shape(image: Tensor, kind: int, generator: torch.Generator, least: int, most: int) -> list[int]:
@@ -250,7 +261,9 @@ def picture(model: FasterRCNN, scenes: Scenes, path: Path, number: int = 8, size
         image = F.interpolate(image[None], (size, size), mode="bilinear")[0]
         scale = torch.tensor([size / scenes[index][0].shape[axis] for axis in (2, 1, 2, 1)])
         names = [scenes.names[label] for label in output["labels"][sure]]
-        drawn.append(draw_bounding_boxes(image, output["boxes"][sure] * scale, names, colors="red", width=2))
+        if names:
+            image = draw_bounding_boxes(image, output["boxes"][sure] * scale, names, **STYLE)
+        drawn.append(image)
     write_png((make_grid(torch.stack(drawn), nrow=4) * 255).byte(), str(path))
 
 
