@@ -93,7 +93,7 @@ def fault_of_name(name: object, most: int) -> str | None:
         return f"expected a string, got {shown(name)}"
     if not 0 < len(name) <= most:
         return f"expected a string of 1 to {most} characters, got {shown(name)}"
-    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+    if "\0" in name or (not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name)):
         return f"expected a string that UTF-8 can write, without NUL, got {shown(name)}"
     return None
 
