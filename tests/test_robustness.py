@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis.errors import FlakyFailure
 
 import vitas
 from tests import fuzz
@@ -28,12 +29,42 @@ def test_hostile_input_is_refused_clearly_and_soon(target, bench):
 def test_the_fuzz_itself_finds_what_it_looks_for():
     with pytest.raises(AssertionError, match="message of 3000 characters"), fuzz.frugal():
         raise ChoiceError("x" * 3000)
-    with pytest.raises(AssertionError, match=r"took \d+ MB"), fuzz.frugal():
+    with pytest.raises(AssertionError, match=r"took \d+ MB"), fuzz.frugal(seconds=60):
         _ = b"x" * 2**29  # far above the limit: short of memory, the system takes pages of the libraries back meanwhile
     with pytest.raises(ZeroDivisionError), fuzz.frugal("what was given"):
         _ = 1 / 0
     with pytest.raises(AssertionError, match=r"took .* s"), fuzz.frugal():
         _spin(1.1)
+
+
+@pytest.mark.parametrize("slow_times", [1, 100])
+def test_an_input_is_too_slow_if_it_is_so_whenever_it_is_tried(slow_times, bench, capsys):
+    tries = iter(range(100))
+
+    def target(bench, draw):
+        draw(fuzz.words())
+        with fuzz.frugal(seconds=0.05):
+            _spin(0.06 if next(tries, 0) < slow_times else 0.0)
+
+    if slow_times == 1:
+        fuzz.trial(target, bench, examples=3)()
+        assert "target: slow once: took 0.1 s" in capsys.readouterr().out
+    else:
+        with pytest.raises(fuzz.Slow, match=r"took 0\.1 s"):
+            fuzz.trial(target, bench, examples=3)()
+
+
+def test_what_fails_once_only_is_a_failure_if_it_is_not_a_matter_of_time(bench):
+    tries = iter([ValueError("once")])
+
+    def target(bench, draw):
+        draw(fuzz.words())
+        with fuzz.frugal():
+            if error := next(tries, None):
+                raise error
+
+    with pytest.raises(FlakyFailure):
+        fuzz.trial(target, bench, examples=3)()
 
 
 def _spin(seconds):
