@@ -37,14 +37,17 @@ def test_the_fuzz_itself_finds_what_it_looks_for():
         _spin(1.1)
 
 
+@pytest.mark.parametrize("draws_on", [False, True])
 @pytest.mark.parametrize("slow_times", [1, 100])
-def test_an_input_is_too_slow_if_it_is_so_whenever_it_is_tried(slow_times, bench, capsys):
+def test_an_input_is_too_slow_if_it_is_so_whenever_it_is_tried(slow_times, draws_on, bench, capsys):
     tries = iter(range(100))
 
     def target(bench, draw):
         draw(fuzz.words())
         with fuzz.frugal(seconds=0.05):
             _spin(0.06 if next(tries, 0) < slow_times else 0.0)
+        if draws_on:
+            draw(fuzz.words())
 
     if slow_times == 1:
         fuzz.trial(target, bench, examples=3)()
