@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vitas
 from tests.contract import macs, randomize
 from tests.superformer.test_deit import small
+from tests.superformer.test_twins import small as small_twins
 from vitas import (
     Choice,
     ChoiceError,
@@ -457,8 +458,16 @@ def test_unknown_conventions_are_refused():
         cost_model(model, convention="fvcore")
     with pytest.raises(ChoiceError, match=r"convention"):
         model.cost(convention="fvcore")
+    with pytest.raises(ChoiceError, match=r"convention: TwinsSuperformer states its cost as 'exact' only, got 'vitas'"):
+        count_flops(small_twins(), convention="vitas")
     with pytest.raises(ChoiceError, match=r"convention: a count by running is exact"):
         count_flops(model, inputs=torch.randn(1, 2, 8, 8), convention="vitas")
+
+
+@pytest.mark.parametrize("inputs", ["images", 3, (), [None], (None,)])
+def test_inputs_to_count_by_running_hold_a_tensor(inputs):
+    with pytest.raises(VitasError, match="inputs: expected a tensor or a tuple of arguments"):
+        count_flops(small(), inputs=inputs)
 
 
 # -- display -----------------------------------------------------------------------------------------------------------

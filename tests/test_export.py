@@ -418,6 +418,13 @@ class TwoInputs(nn.Module):
         return {"out": self.fc(x) * scale, "more": [self.fc(x), x.argmax(dim=1)]}
 
 
+def test_verify_on_the_meta_device_is_refused():
+    with torch.device("meta"):
+        model = small()
+    with pytest.raises(vitas.VitasError, match="DeiTSuperformer is on the meta device"):
+        export_subnet(model, verify=torch.randn(2, 2, 8, 8))
+
+
 def test_verify_takes_several_inputs_and_outputs():
     model, x = TwoInputs(), torch.randn(5, 8)
     export_subnet(model, verify=(x, 2.0))

@@ -124,6 +124,26 @@ def test_repair_finds_a_code_inside_and_near(space):
     assert nothing is None
 
 
+def test_repair_changes_one_to_four_numbers_of_half_of_the_copies():
+    choices = {f"blocks.{k}.mlp_dim": vitas.Choice(range(1, 5001)) for k in range(8)}
+    genome = Genome.of(types.SimpleNamespace(choices=choices))
+    code, seen = np.full(8, 2500), []
+
+    def refuse(codes):
+        seen.append(codes)
+        return np.zeros(len(codes), dtype=bool)
+
+    live = np.arange(8) < 7
+    assert repair(code, live, genome, refuse, np.random.default_rng(0), tries=(8000,)) is None
+    few, many = np.split(seen[0] != code, 2)
+    assert not few[:, ~live].any()
+    counts = np.bincount(few.sum(axis=1), minlength=8)
+    np.testing.assert_allclose(counts / 4000, [0, 1 / 4, 1 / 4, 1 / 4, 1 / 4, 0, 0, 0], atol=0.03)
+    assert many.sum(axis=1).mean() == pytest.approx(0.8 * 8, abs=0.2)
+    moved = np.sign(seen[0][4000:] - code)
+    assert ((moved >= 0).all(axis=1) | (moved <= 0).all(axis=1)).all()  # all in one direction
+
+
 def dominates(a, b):
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 

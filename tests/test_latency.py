@@ -115,6 +115,14 @@ def test_what_is_no_module_is_refused():
         measure_latency(3, torch.zeros(1))
 
 
+def test_a_model_on_the_meta_device_takes_no_time():
+    with torch.device("meta"):
+        model = micro()
+    for measure in (measure_latency, latency_table):
+        with pytest.raises(VitasError, match="is on the meta device"):
+            measure(model, torch.zeros(2, 1, 8, 8))
+
+
 @pytest.mark.parametrize("inputs", [3, "images", [1], (), (1, None), None])
 def test_inputs_without_tensors_are_refused(inputs):
     with pytest.raises(VitasError, match="inputs: expected a tensor or a tuple of arguments"):

@@ -148,6 +148,8 @@ def test_a_coverage_map_draws_the_counts_of_coverage():
     figure.canvas.draw()
     with pytest.raises(ChoiceError, match="expected a Dim, got 3"):
         plot.coverage_map({"three": 3})
+    with pytest.raises(ChoiceError, match="expected at least one Dim, got none"):
+        plot.coverage_map({})
 
 
 @pytest.mark.extras
@@ -158,6 +160,21 @@ def test_training_curves_draw_moving_means():
     np.testing.assert_allclose(mean.get_ydata(), [3, 1])
     with pytest.raises(ChoiceError, match="window"):
         plot.training_curves({}, window=0)
+    plot.training_curves({}).canvas.draw()  # nothing yet, and no complaint of an empty legend
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("history", [None, [1.0], {"loss": 3}, {"loss": ["x"]}, {"loss": [[1.0]]}, {"loss": [10**400]}])
+def test_training_curves_of_what_are_no_rows_of_numbers_are_refused(history):
+    with pytest.raises(ChoiceError, match="history: expected"):
+        plot.training_curves(history)
+
+
+@pytest.mark.extras
+def test_training_curves_say_which_values_cannot_be_drawn():
+    tracked = [torch.ones((), requires_grad=True)] * 2
+    with pytest.raises(ChoiceError, match=r"history: expected one number for each step, got \[.* for 'loss'"):
+        plot.training_curves({"accuracy": [1.0], "loss": tracked})
 
 
 @pytest.mark.extras

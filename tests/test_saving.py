@@ -550,6 +550,12 @@ def test_files_that_are_missing_are_named(saved, tmp_path):
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_in_place_of_its_folder_is_refused_with_the_folder(name, saved):
+    with pytest.raises(FileError, match=rf"{name}: expected the folder that it lies in, .*{saved.name}$"):
+        load_subnet(saved / name)
+
+
 def test_a_folder_that_exists_is_refused_and_left_alone(network, saved, tmp_path):
     before = {path: path.read_bytes() for path in saved.iterdir()}
     (tmp_path / "empty").mkdir()

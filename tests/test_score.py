@@ -350,6 +350,15 @@ def test_zero_cost_refuses_what_it_cannot_score():
             zero_cost(micro(), inputs)
 
 
+def test_a_model_on_the_meta_device_has_no_numbers_to_score():
+    with torch.device("meta"):
+        model = micro()
+    images = torch.zeros(2, 1, 8, 8)
+    for score in (lambda: accuracy([(images, torch.zeros(2, dtype=torch.long))])(model), lambda: zero_cost(model, images)):
+        with pytest.raises(VitasError, match="is on the meta device, without numbers; build or load it on a real one"):
+            score()
+
+
 def test_zero_cost_of_images_that_the_model_cannot_run_is_refused():
     model = vitas.create_superformer("deit_micro", num_classes=3, img_size=8)
     with pytest.raises(ShapeError, match=r"inputs: VisionTransformer cannot run them: .*\(1, 3, 9, 9\)"):

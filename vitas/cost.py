@@ -25,7 +25,7 @@ from vitas.choice import Choice
 from vitas.errors import ChoiceError, VitasError, is_one_of, one_of, shown
 from vitas.space import SearchSpace, codes_of, search_space
 from vitas.subnet import Number
-from vitas.walk import State, eval_mode, holders, unwrap
+from vitas.walk import State, arguments_of, eval_mode, holders, unwrap
 
 Bases = tuple[Choice[Any], ...]
 Codes = Mapping[str, Number] | NDArray[Any] | Sequence[Sequence[int]]
@@ -189,8 +189,8 @@ def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, 
 
     if convention != "exact":
         raise ChoiceError(f"convention: a count by running is exact, got {shown(convention)}")
+    arguments = arguments_of(inputs)
     state = State.of_module(model)
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
         if subnet is not None:
             search_space(model).activate(subnet)
@@ -326,10 +326,10 @@ def stated_cost(model: nn.Module, convention: str = "exact") -> Cost:
     try:
         cost = state_cost() if convention == "exact" else state_cost(convention=convention)
     except TypeError as error:
-        wanted = "this convention" if convention != "exact" else "one image"
-        raise VitasError(
-            f"{type(model).__name__} states no cost for {wanted} ({error}); inputs=... counts by running"
-        ) from error
+        name = type(model).__name__
+        if convention != "exact":
+            raise ChoiceError(f"convention: {name} states its cost as 'exact' only, got {shown(convention)}") from error
+        raise VitasError(f"{name} states no cost for one image ({error}); inputs=... counts by running") from error
     if not isinstance(cost, Cost):
         raise VitasError(f"{type(model).__name__}.cost() does not return a vitas.cost.Cost, got {type(cost).__name__}")
     return cost
@@ -354,7 +354,7 @@ def count_flops(
 
     Raises:
         ChoiceError: not a subnet of the model's space, or another convention.
-        VitasError: a model that states no cost.
+        VitasError: a model that states no cost; inputs that are no tensors.
     """
     model = unwrap(model)
     if inputs is not None:

@@ -13,7 +13,7 @@ from vitas.sample import use_subnet
 from vitas.space import search_space
 from vitas.subnet import Number, Subnet
 from vitas.superformer import create_superformer
-from vitas.walk import eval_mode, holders, unwrap
+from vitas.walk import device_of, eval_mode, holders, unwrap
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest max|a - b| / max|b| that `verify` accepts."""
@@ -120,6 +120,7 @@ def _verify(model: nn.Module, plain: nn.Module, inputs: Tensor | tuple[Any, ...]
     if not isinstance(inputs, (Tensor, tuple)):
         raise ChoiceError(f"verify: expected a batch or a tuple of inputs, got {shown(inputs)}")
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    device_of(model)  # refuses the meta device
     with eval_mode(model, plain):
         expected, got = list(_tensors(model(*arguments))), list(_tensors(plain(*arguments)))
     if not sum(tensor.numel() for tensor in expected):

@@ -20,7 +20,7 @@ from vitas.errors import VitasError, shown
 from vitas.nn.base import exported, exports_itself
 from vitas.space import SearchSpace, search_space
 from vitas.subnet import Number
-from vitas.walk import AnyChoice, Gate, device_of, eval_mode, gated_children, held, holders, unwrap
+from vitas.walk import AnyChoice, Gate, arguments_of, device_of, eval_mode, gated_children, held, holders, unwrap
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def measure_latency(
         amp: Whether to run under torch's autocast.
 
     Raises:
-        VitasError: no module, inputs that are no tensors, `warmup` below 0, `runs` below 1.
+        VitasError: no module, or one on the meta device; inputs that are no tensors, `warmup` below 0, `runs` below 1.
     """
     if not isinstance(module, nn.Module):
         raise VitasError(f"module: expected a torch.nn.Module, got {shown(module)}")
@@ -84,10 +84,7 @@ def _check_count(what: str, number: int, least: int) -> None:
 
 
 def _arguments(inputs: Any, device: torch.device) -> tuple[Any, ...]:
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(arguments)):
-        raise VitasError(f"inputs: expected a tensor or a tuple of arguments, got {type(inputs).__name__}")
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), arguments)  # type: ignore[no-any-return]
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), arguments_of(inputs))  # type: ignore[no-any-return]
 
 
 def _seconds(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> float:
@@ -176,7 +173,7 @@ def latency_table(
 
     Raises:
         ChoiceError: a model without choices.
-        VitasError: inputs that are no tensors; numbers out of range.
+        VitasError: a model on the meta device; inputs that are no tensors; numbers out of range.
     """
     for what, number, least in (("warmup", warmup, 0), ("runs", runs, 1), ("calibrate", calibrate, 0), ("most", most, 1)):
         _check_count(what, number, least)

@@ -34,7 +34,11 @@ def _png(figure: Any) -> bytes:
 
 
 def figure(panels: int) -> Any:
-    """Return a matplotlib Figure with a row of axes."""
+    """Return a matplotlib Figure with a row of axes.
+
+    Raises:
+        VitasError: matplotlib is not installed.
+    """
     with needs("plot"):
         from matplotlib.figure import Figure
 
@@ -148,12 +152,14 @@ def coverage_map(dims: Dim | Mapping[str, Dim]) -> Any:
         dims: A Dim, or several by name, side by side.
 
     Raises:
-        ChoiceError: not a Dim.
+        ChoiceError: not a Dim, or none at all.
     """
     with needs("plot"):
         from matplotlib.figure import Figure
 
     named = dict(dims) if isinstance(dims, Mapping) else {getattr(dims, "label", ""): dims}
+    if not named:
+        raise ChoiceError("coverage_map: expected at least one Dim, got none")
     for name, dim in named.items():
         if not isinstance(dim, Dim):
             raise ChoiceError(f"coverage_map: expected a Dim, got {shown(dim)} for {shown(name)}")
@@ -191,14 +197,16 @@ def training_curves(history: Mapping[str, Sequence[float]], *, window: int = 1, 
         x_name: What a step is.
 
     Raises:
-        ChoiceError: a window that is not an int of at least 1.
+        ChoiceError: a window that is not an int of at least 1; values that are no row of numbers.
     """
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ChoiceError(f"window: expected an int of at least 1, got {shown(window)}")
+    if not isinstance(history, Mapping):
+        raise ChoiceError(f"history: expected a mapping of names to values, got {shown(history)}")
+    rows = {name: _row(name, values) for name, values in history.items()}
     made = figure(1)
     axes = made.axes[0]
-    for number, (name, given) in enumerate(history.items()):
-        values = np.asarray(given, dtype=np.float64)
+    for number, (name, values) in enumerate(rows.items()):
         steps, colour = np.arange(1, len(values) + 1), f"C{number}"
         if 1 < window <= len(values):
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
@@ -207,5 +215,16 @@ def training_curves(history: Mapping[str, Sequence[float]], *, window: int = 1, 
         else:
             axes.plot(steps, values, color=colour, label=name)
     axes.set_xlabel(x_name)
-    axes.legend(frameon=False, fontsize="small")
+    if rows:
+        axes.legend(frameon=False, fontsize="small")
     return made
+
+
+def _row(name: str, values: Any) -> NDArray[np.float64]:
+    try:
+        row = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor that has gradients
+        row = np.empty(())
+    if row.ndim != 1:
+        raise ChoiceError(f"history: expected one number for each step, got {shown(values)} for {shown(name)}")
+    return row

@@ -97,6 +97,8 @@ def load_subnet(
             that does not fit. Nothing of the network's size is allocated before that is known.
     """
     folder = as_path(folder)
+    if folder.name in ("config.json", "model.safetensors") and folder.is_file():
+        raise FileError(f"{folder}: expected the folder that it lies in, {folder.parent}")
     config = _read_config(folder / "config.json")
     weights = folder / "model.safetensors"
     if into is None:

@@ -8,10 +8,11 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from vitas.choice import Choice, Dim
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, VitasError
 
 AnyChoice = Choice[Any]
 
@@ -148,6 +149,24 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return the device of the first parameter or buffer; the CPU where there is none."""
+    """Return the device that a module runs on, that of its first parameter or buffer; the CPU where there is none.
+
+    Raises:
+        VitasError: the meta device, where there are no numbers.
+    """
     first = next(chain(module.parameters(), module.buffers()), None)
+    if first is not None and first.is_meta:
+        raise VitasError(f"{type(module).__name__} is on the meta device, without numbers; build or load it on a real one")
     return torch.device("cpu") if first is None else first.device
+
+
+def arguments_of(inputs: Any) -> tuple[Any, ...]:
+    """Return the positional arguments that `inputs` stands for: a tuple as it is, anything else alone.
+
+    Raises:
+        VitasError: no tensor among them.
+    """
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(arguments)):
+        raise VitasError(f"inputs: expected a tensor or a tuple of arguments, got {type(inputs).__name__}")
+    return arguments

@@ -45,9 +45,20 @@ def test_biases_and_norms_do_not_decay_but_tokens_and_positions_do():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"warmup_epochs": 300}, "warmup_epochs: expected at least 0 and below 300 epochs, got 300"),
+        ({"epochs": -1}, "epochs: expected a positive int, got -1"),
+        ({"epochs": "300"}, "epochs: expected a positive int, got '300'"),
+        ({"batch_size": 0.5}, "batch_size: expected a positive int, got 0.5"),
+        ({"warmup_epochs": -1}, "warmup_epochs: expected an int of at least 0, got -1"),
+        ({"warmup_epochs": 300}, "warmup_epochs: expected fewer than the 300 epochs, got 300"),
         ({"smoothing": 2.0}, r"smoothing: expected a number in \[0, 1\], got 2.0"),
+        ({"hflip": "often"}, "hflip: expected an int or a float, got 'often'"),
         ({"lr": 0.0}, "lr: expected a positive number, got 0.0"),
+        ({"lr": math.nan}, "lr: expected an int or a float, got nan"),
+        ({"crop_pct": 0}, "crop_pct: expected a positive number, got 0"),
+        ({"cutmix": None}, "cutmix: expected an int or a float, got None"),
+        ({"clip_grad": -1.0}, "clip_grad: expected a number of at least 0, got -1.0"),
+        ({"scale": 0.5}, "scale: expected the smallest and the largest part, 0 < smallest <= largest, got 0.5"),
+        ({"scale": (0.5, 0.08)}, r"scale: expected the smallest and the largest part, .* got \(0.5, 0.08\)"),
     ],
 )
 def test_bad_numbers_are_refused(change, message):

@@ -245,7 +245,9 @@ def _stages(dims: Sequence[Dim], **arguments: Any) -> list[_Stage]:
         missing = values is None and what in ("wss", "qkv_dims", "mlp_dims")
         given = [None] * len(dims) if missing else _listed(values, what)
         if len(given) != len(dims):
-            raise ChoiceError(f"{what}: expected one entry for each of the {len(dims)} stages, got {len(given)}")
+            raise ChoiceError(
+                f"{what}: expected one entry for each of the {len(dims)} stages (as embed_dims has), got {len(given)}"
+            )
         columns.append([reusable(value) for value in given])
     return [_Stage(f"stages.{k}", *entry) for k, entry in enumerate(zip(dims, *columns, strict=True))]
 

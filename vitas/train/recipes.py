@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from vitas.choice import as_count, plain_number
 from vitas.errors import ChoiceError, shown
 
 
@@ -15,6 +16,9 @@ class Recipe:
     """Settings of one training run on ImageNet; `dataclasses.replace` makes another.
 
     Source: public ViTAS code (Su et al., July 2021), configurations and their loader; AdamW, though a file there says SGD.
+
+    Raises:
+        ChoiceError: what is no number where one is due, or one out of range.
 
     Attributes:
         epochs: Passes over the training images, warm-up included.
@@ -59,16 +63,25 @@ class Recipe:
     crop_pct: float = 224 / 256
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ChoiceError(
-                f"warmup_epochs: expected at least 0 and below {self.epochs} epochs, got {shown(self.warmup_epochs)}"
-            )
+        for name in ("epochs", "batch_size"):
+            as_count(getattr(self, name), name)
+        if not as_count(self.warmup_epochs, "warmup_epochs", least=0) < self.epochs:
+            raise ChoiceError(f"warmup_epochs: expected fewer than the {self.epochs} epochs, got {self.warmup_epochs}")
         for name in ("hflip", "random_erasing", "switch_prob", "smoothing", "drop_path"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= plain_number(getattr(self, name), name) <= 1:
                 raise ChoiceError(f"{name}: expected a number in [0, 1], got {shown(getattr(self, name))}")
-        for name in ("lr", "batch_size", "crop_pct"):
-            if not getattr(self, name) > 0:
+        for name in ("lr", "crop_pct"):
+            if not plain_number(getattr(self, name), name) > 0:
                 raise ChoiceError(f"{name}: expected a positive number, got {shown(getattr(self, name))}")
+        given = (name for name in ("color_jitter", "clip_grad", "ema_decay") if getattr(self, name) is not None)
+        for name in ("weight_decay", "mixup", "cutmix", *given):
+            if plain_number(getattr(self, name), name) < 0:
+                raise ChoiceError(f"{name}: expected a number of at least 0, got {shown(getattr(self, name))}")
+        parts = self.scale if isinstance(self.scale, (tuple, list)) and len(self.scale) == 2 else (1, 0)
+        if not 0 < plain_number(parts[0], "scale") <= plain_number(parts[1], "scale"):
+            raise ChoiceError(
+                f"scale: expected the smallest and the largest part, 0 < smallest <= largest, got {shown(self.scale)}"
+            )
 
     def lr_factor(self, epoch: float) -> float:
         """Return the learning rate as a part of `lr` after `epoch` epochs (whole or not): linear warm-up, then a cosine."""
