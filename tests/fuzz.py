@@ -9,6 +9,7 @@ and prints the input that broke the promise:
 import argparse
 import contextlib
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -664,12 +665,13 @@ def timm_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
 
 
 def training_help(bench: Bench, draw: Callable[[Any], Any]) -> None:
-    """Sandwiches, scores and reports with nonsense; the active subnet stays where something is refused."""
+    """Sandwiches, scores, recipes and reports with nonsense; the active subnet stays where something is refused."""
     junk = st.one_of(scalars().filter(_tiny_or_absurd), anything())
-    which = draw(st.integers(0, 6))
+    which = draw(st.integers(0, 7))
     given = [draw(junk) for _ in range(3)]
+    setting = draw(pick([field.name for field in dataclasses.fields(vitas.train.Recipe)]))
     teacher = torch.zeros(draw(st.sampled_from([(2, 3), (3, 2), (2,), ()])))
-    with frugal(which, given, teacher.shape):
+    with frugal(which, given, teacher.shape, setting):
         if which == 0:
             steps = vitas.train.sandwich(bench.model, n_random=given[0], step=given[1], seed=given[2])
             list(itertools.islice(steps, 5))
@@ -679,12 +681,14 @@ def training_help(bench: Bench, draw: Callable[[Any], Any]) -> None:
         elif which == 2:
             vitas.accuracy(given[0])(bench.model)
         elif which == 3:
-            if not isinstance(given[0], (tuple, list)):  # arguments of the module, whose own error it would be
+            if not isinstance(given[0], (tuple, list, dict)):  # arguments of the module, whose own error it would be
                 vitas.measure_latency(bench.model, given[0], warmup=0, runs=1)
         elif which == 4:
             vitas.zero_cost(bench.model, given[0])
         elif which == 5:
             vitas.train.skip_unused(given[0], per=given[1])
+        elif which == 6:
+            vitas.train.Recipe(**{setting: given[0]})
         else:
             vitas.train.supernet_report(bench.model, lambda _: given[0], n_random=2)
 

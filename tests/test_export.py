@@ -418,6 +418,12 @@ class TwoInputs(nn.Module):
         return {"out": self.fc(x) * scale, "more": [self.fc(x), x.argmax(dim=1)]}
 
 
+@pytest.mark.parametrize("inputs", [(), (None,), [torch.zeros(1)], 3])
+def test_verify_needs_a_tensor(inputs):
+    with pytest.raises(ChoiceError, match="verify: expected"):
+        export_subnet(small(), verify=inputs)
+
+
 def test_verify_on_the_meta_device_is_refused():
     with torch.device("meta"):
         model = small()

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import itertools
+import re
 import time
 
 import numpy as np
@@ -125,9 +126,15 @@ def test_a_model_on_the_meta_device_takes_no_time():
 
 @pytest.mark.parametrize("inputs", [3, "images", [1], (), (1, None), None])
 def test_inputs_without_tensors_are_refused(inputs):
-    with pytest.raises(VitasError, match="inputs: expected a tensor or a tuple of arguments"):
+    with pytest.raises(
+        VitasError,
+        match=f"inputs: expected a tensor, .* with a tensor among them, got {re.escape(repr(inputs))}",
+    ):
         measure_latency(nn.Identity(), inputs)
-    with pytest.raises(VitasError, match="inputs: expected a tensor or a tuple of arguments"):
+    with pytest.raises(
+        VitasError,
+        match=f"inputs: expected a tensor, .* with a tensor among them, got {re.escape(repr(inputs))}",
+    ):
         latency_table(micro(), inputs)
 
 

@@ -160,7 +160,11 @@ def test_training_curves_draw_moving_means():
     np.testing.assert_allclose(mean.get_ydata(), [3, 1])
     with pytest.raises(ChoiceError, match="window"):
         plot.training_curves({}, window=0)
-    plot.training_curves({}).canvas.draw()  # nothing yet, and no complaint of an empty legend
+    for nothing_to_name in ({}, {"_hidden": [1.0]}):
+        plot.training_curves(nothing_to_name).canvas.draw()  # and no complaint of an empty legend
+    pandas = pytest.importorskip("pandas")
+    (line,) = plot.training_curves(pandas.DataFrame({"loss": [2.0, 1.0]})).axes[0].lines
+    np.testing.assert_allclose(line.get_ydata(), [2, 1])
 
 
 @pytest.mark.extras
@@ -173,7 +177,7 @@ def test_training_curves_of_what_are_no_rows_of_numbers_are_refused(history):
 @pytest.mark.extras
 def test_training_curves_say_which_values_cannot_be_drawn():
     tracked = [torch.ones((), requires_grad=True)] * 2
-    with pytest.raises(ChoiceError, match=r"history: expected one number for each step, got \[.* for 'loss'"):
+    with pytest.raises(ChoiceError, match=r"history: expected one number for each step, got \[.* for 'loss' \(.*grad"):
         plot.training_curves({"accuracy": [1.0], "loss": tracked})
 
 

@@ -324,3 +324,10 @@ def test_a_copy_is_sampled_by_itself_and_runs_the_same_subnets(copied):
 def test_the_functions_are_public():
     for name in ("sample_subnet", "SubnetSampler", "activate_subnet", "active_subnet", "use_subnet"):
         assert name in vitas.__all__
+
+
+@pytest.mark.parametrize("budget", [{}, {"flops": "50%"}])
+@pytest.mark.parametrize("codes", [3, None, "largest", [[0, 1]], torch.zeros(3), [0.5]])
+def test_what_are_no_codes_are_in_no_budget(budget, codes):
+    with pytest.raises(ChoiceError, match=r"codes: expected (rows of )?21 ints"):
+        SubnetSampler(micro(), **budget).contains(codes)

@@ -547,13 +547,13 @@ def test_files_that_are_missing_are_named(saved, tmp_path):
         load_subnet(saved)
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_file_in_place_of_its_folder_is_refused_with_the_folder(name, saved):
     with pytest.raises(FileError, match=rf"{name}: expected the folder that it lies in, .*{saved.name}$"):
         load_subnet(saved / name)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_exists_is_refused_and_left_alone(network, saved, tmp_path):

@@ -354,9 +354,14 @@ def test_a_model_on_the_meta_device_has_no_numbers_to_score():
     with torch.device("meta"):
         model = micro()
     images = torch.zeros(2, 1, 8, 8)
-    for score in (lambda: accuracy([(images, torch.zeros(2, dtype=torch.long))])(model), lambda: zero_cost(model, images)):
-        with pytest.raises(VitasError, match="is on the meta device, without numbers; build or load it on a real one"):
-            score()
+    batches = [(images, torch.zeros(2, dtype=torch.long))]
+    for score in (accuracy(batches), accuracy(batches, device="cpu"), lambda model: zero_cost(model, images)):
+        with pytest.raises(VitasError, match=r"^DeiTSuperformer is on the meta device, without numbers; build or load"):
+            score(model)
+    model = micro()
+    model.register_buffer("forgotten", torch.zeros(1, device="meta"), persistent=False)
+    with pytest.raises(VitasError, match="is on the meta device"):
+        accuracy(batches)(model)
 
 
 def test_zero_cost_of_images_that_the_model_cannot_run_is_refused():

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -303,7 +304,8 @@ def params_of(module: nn.Module) -> Cost:
 
 def _indices(model: nn.Module, subnet: Mapping[str, Number] | None) -> Mapping[Choice[Any], int]:
     """Return the number of every choice's value in `subnet`, or in the active one."""
-    if subnet is None or (not subnet and not any(True for _ in holders(model))):
+    nothing = isinstance(subnet, Mapping) and not subnet and not any(holders(model))  # to choose
+    if subnet is None or nothing:
         return _ActiveIndices()
     return search_space(model).indices(subnet)
 
@@ -323,12 +325,15 @@ def stated_cost(model: nn.Module, convention: str = "exact") -> Cost:
             f"{type(model).__name__} states no cost: give it a method cost() -> vitas.cost.Cost, or count one subnet by"
             " running it with inputs=..."
         )
+    name = type(model).__name__
+    arguments = {} if convention == "exact" else {"convention": convention}
     try:
-        cost = state_cost() if convention == "exact" else state_cost(convention=convention)
+        signature(state_cost).bind_partial(**arguments)
     except TypeError as error:
-        name = type(model).__name__
-        if convention != "exact":
-            raise ChoiceError(f"convention: {name} states its cost as 'exact' only, got {shown(convention)}") from error
+        raise ChoiceError(f"convention: {name} states its cost as 'exact' only, got {shown(convention)}") from error
+    try:
+        cost = state_cost(**arguments)
+    except TypeError as error:
         raise VitasError(f"{name} states no cost for one image ({error}); inputs=... counts by running") from error
     if not isinstance(cost, Cost):
         raise VitasError(f"{type(model).__name__}.cost() does not return a vitas.cost.Cost, got {type(cost).__name__}")
@@ -347,14 +352,14 @@ def count_flops(
     Args:
         model: A model that states its cost, such as a superformer; possibly wrapped by DDP or torch.compile.
         subnet: A subnet of its space; None: the active one.
-        inputs: A tensor or a tuple of tensors for a model that states no cost: the active path is run on them with
+        inputs: A tensor or a tuple of arguments for a model that states no cost: the active path is run on them with
             unfused attention and counted by torch's FlopCounterMode; the count is for all of `inputs`.
         convention: "exact": all linear layers, convolutions and matrix products that run. "vitas" (DeiT only): as the
             method's authors count, see DeiTSuperformer.cost.
 
     Raises:
         ChoiceError: not a subnet of the model's space, or another convention.
-        VitasError: a model that states no cost; inputs that are no tensors.
+        VitasError: a model that states no cost; inputs without a tensor among them.
     """
     model = unwrap(model)
     if inputs is not None:

@@ -13,7 +13,7 @@ from vitas.sample import use_subnet
 from vitas.space import search_space
 from vitas.subnet import Number, Subnet
 from vitas.superformer import create_superformer
-from vitas.walk import device_of, eval_mode, holders, unwrap
+from vitas.walk import arguments_of, device_of, eval_mode, holders, unwrap
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest max|a - b| / max|b| that `verify` accepts."""
@@ -47,6 +47,7 @@ def export_subnet(
             `weights` or `side`; nothing that `verify` could compare.
         ExportError: `verify` found a difference; a part that is still searchable, that overrides the forward pass of an
             elastic layer, or that cannot draw fresh weights; a model without elastic layers.
+        VitasError: `verify` on the meta device.
     """
     if not is_one_of(["inherit", "fresh"], weights):
         raise ChoiceError(f"weights: {one_of(['inherit', 'fresh'], weights)}")
@@ -55,6 +56,8 @@ def export_subnet(
     inner = unwrap(model)
     if not any(type(part).__module__.startswith("vitas.") or hasattr(part, "export") for part in inner.modules()):
         raise ExportError(f"{type(inner).__name__} has no elastic layers to export")
+    if verify is not None:
+        device_of(inner)  # refuses the meta device, before anything is copied
     if isinstance(subnet, Mapping) and not subnet and not any(holders(inner)):
         subnet = None  # nothing to choose
     if subnet is None and any(holders(inner)):
@@ -119,8 +122,7 @@ def _reset(module: nn.Module, path: str = "") -> None:
 def _verify(model: nn.Module, plain: nn.Module, inputs: Tensor | tuple[Any, ...]) -> None:
     if not isinstance(inputs, (Tensor, tuple)):
         raise ChoiceError(f"verify: expected a batch or a tuple of inputs, got {shown(inputs)}")
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    device_of(model)  # refuses the meta device
+    arguments = arguments_of(inputs, "verify")
     with eval_mode(model, plain):
         expected, got = list(_tensors(model(*arguments))), list(_tensors(plain(*arguments)))
     if not sum(tensor.numel() for tensor in expected):

@@ -62,7 +62,7 @@ def measure_latency(
         amp: Whether to run under torch's autocast.
 
     Raises:
-        VitasError: no module, or one on the meta device; inputs that are no tensors, `warmup` below 0, `runs` below 1.
+        VitasError: no module, or one on the meta device; inputs without a tensor, `warmup` below 0, `runs` below 1.
     """
     if not isinstance(module, nn.Module):
         raise VitasError(f"module: expected a torch.nn.Module, got {shown(module)}")
@@ -173,7 +173,7 @@ def latency_table(
 
     Raises:
         ChoiceError: a model without choices.
-        VitasError: a model on the meta device; inputs that are no tensors; numbers out of range.
+        VitasError: a model on the meta device; inputs without a tensor; numbers out of range.
     """
     for what, number, least in (("warmup", warmup, 0), ("runs", runs, 1), ("calibrate", calibrate, 0), ("most", most, 1)):
         _check_count(what, number, least)

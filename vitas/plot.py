@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitas.cards import Card, difference_card, space_card, subnet_card
 from vitas.choice import Dim
-from vitas.errors import ChoiceError, needs, shown
+from vitas.errors import ChoiceError, brief, needs, shown
 from vitas.sharing import coverage
 from vitas.subnet import Subnet
 
@@ -153,6 +153,7 @@ def coverage_map(dims: Dim | Mapping[str, Dim]) -> Any:
 
     Raises:
         ChoiceError: not a Dim, or none at all.
+        VitasError: matplotlib is not installed.
     """
     with needs("plot"):
         from matplotlib.figure import Figure
@@ -198,12 +199,15 @@ def training_curves(history: Mapping[str, Sequence[float]], *, window: int = 1, 
 
     Raises:
         ChoiceError: a window that is not an int of at least 1; values that are no row of numbers.
+        VitasError: matplotlib is not installed.
     """
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ChoiceError(f"window: expected an int of at least 1, got {shown(window)}")
-    if not isinstance(history, Mapping):
-        raise ChoiceError(f"history: expected a mapping of names to values, got {shown(history)}")
-    rows = {name: _row(name, values) for name, values in history.items()}
+    try:
+        given = dict(history)
+    except (TypeError, ValueError):
+        raise ChoiceError(f"history: expected a mapping of names to values, got {shown(history)}") from None
+    rows = {name: _row(name, values) for name, values in given.items()}
     made = figure(1)
     axes = made.axes[0]
     for number, (name, values) in enumerate(rows.items()):
@@ -215,16 +219,17 @@ def training_curves(history: Mapping[str, Sequence[float]], *, window: int = 1, 
         else:
             axes.plot(steps, values, color=colour, label=name)
     axes.set_xlabel(x_name)
-    if rows:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize="small")
     return made
 
 
 def _row(name: str, values: Any) -> NDArray[np.float64]:
+    wanted = f"history: expected one number for each step, got {shown(values)} for {shown(name)}"
     try:
         row = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor that has gradients
-        row = np.empty(())
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # such as tensors on a device or with gradients
+        raise ChoiceError(f"{wanted} ({brief(error, 100)})") from error
     if row.ndim != 1:
-        raise ChoiceError(f"history: expected one number for each step, got {shown(values)} for {shown(name)}")
+        raise ChoiceError(wanted)
     return row

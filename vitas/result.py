@@ -112,7 +112,11 @@ class SearchResult:
         return pandas.DataFrame(rows)
 
     def plot(self) -> Any:
-        """Return a matplotlib Figure: progress, the front (or score against cost), widths of the best subnet by block."""
+        """Return a matplotlib Figure: progress, the front (or score against cost), widths of the best subnet by block.
+
+        Raises:
+            VitasError: matplotlib is not installed.
+        """
         names = list(self.objectives)
         scored = [evaluation for evaluation in self.history if evaluation.error is None]
         good = np.array([self._aims.violation(evaluation.scores) == 0 for evaluation in scored], dtype=bool)

@@ -19,7 +19,7 @@ from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
 from vitas.counting import SubnetCount, count_inside, outermost
 from vitas.elimination import Chain, TooManyRows
 from vitas.errors import BudgetError, ChoiceError, VitasError, is_one_of, one_of, shown
-from vitas.space import SearchSpace, search_space
+from vitas.space import SearchSpace, codes_of, search_space
 from vitas.subnet import Number, Subnet
 from vitas.walk import unwrap
 
@@ -224,6 +224,7 @@ class SubnetSampler:
         Raises:
             ChoiceError: not encoded subnets of the space.
         """
+        codes = codes_of(codes, len(self.space), "codes")
         inside = np.ones(len(codes), dtype=bool)
         for name, (low, high) in self.windows.items():
             costs = self._measure(name, codes)

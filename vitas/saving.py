@@ -93,8 +93,8 @@ def load_subnet(
             and takes images of any size; that of timm only notes it, for counts.
 
     Raises:
-        FileError: a file that is missing, cut short or of another version; a hash, a field, a tensor's name, shape or type
-            that does not fit. Nothing of the network's size is allocated before that is known.
+        FileError: a file in place of its folder; one that is missing, cut short or of another version; a hash, a field, a
+            tensor's name, shape or type that does not fit. Nothing of the network's size is allocated before that is known.
     """
     folder = as_path(folder)
     if folder.name in ("config.json", "model.safetensors") and folder.is_file():

@@ -46,7 +46,7 @@ def accuracy(
     Raises:
         ShapeError: batches that are not (images, labels) of these shapes; from the function, outputs that do not fit.
         ChoiceError: a device that torch does not know, an `amp` that is not a bool.
-        VitasError: a loader that cannot be read, or without images.
+        VitasError: a loader that cannot be read, or without images; from the function, a model on the meta device.
     """
     if not isinstance(amp, bool):
         raise ChoiceError(f"amp: expected True or False, got {shown(amp)}")
@@ -56,7 +56,8 @@ def accuracy(
     def evaluate(model: nn.Module) -> float:
         nonlocal batches
         inner = unwrap(model)
-        target = where or device_of(inner)
+        own = device_of(inner)
+        target = own if where is None else where
         batches = [batch.to(target) for batch in batches]  # free when they are there
         runs = inner if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()) else model
         with eval_mode(model), torch.no_grad(), torch.autocast(target.type, enabled=amp):
@@ -157,7 +158,7 @@ def zero_cost(model: nn.Module, inputs: Tensor) -> float:
 
     Raises:
         ShapeError: not a batch, or of images that the model cannot run.
-        VitasError: no linear layers under those names, or outputs that are no tensor.
+        VitasError: a model on the meta device, no linear layers under those names, or outputs that are no tensor.
         ExportError: a subnet that cannot be exported.
     """
     return sum(dss(model, inputs))
@@ -171,6 +172,7 @@ def dss(model: nn.Module, inputs: Tensor) -> tuple[float, float]:
     """
     if not isinstance(inputs, Tensor) or inputs.ndim < 1 or not len(inputs):
         raise ShapeError(f"inputs: expected a batch of at least one image, got {_brief(inputs)}")
+    device = device_of(unwrap(model))
     network = exported(unwrap(model)).double().eval().requires_grad_()
     layers = [(path.split("."), part) for path, part in network.named_modules() if isinstance(part, nn.Linear)]
     attention = [layer.weight for path, layer in layers if "attn" in path]
@@ -185,7 +187,7 @@ def dss(model: nn.Module, inputs: Tensor) -> tuple[float, float]:
             parameter.abs_()
     with torch.enable_grad():
         try:
-            outputs = network(torch.ones_like(inputs[:1], dtype=torch.float64, device=device_of(network)))
+            outputs = network(torch.ones_like(inputs[:1], dtype=torch.float64, device=device))
         except (ValueError, RuntimeError) as error:
             raise ShapeError(f"inputs: {type(network).__name__} cannot run them: {brief(error)}") from error
         if not isinstance(outputs, Tensor):

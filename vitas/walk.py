@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vitas.choice import Choice, Dim
-from vitas.errors import ChoiceError, VitasError
+from vitas.errors import ChoiceError, VitasError, shown
 
 AnyChoice = Choice[Any]
 
@@ -152,21 +152,21 @@ def device_of(module: nn.Module) -> torch.device:
     """Return the device that a module runs on, that of its first parameter or buffer; the CPU where there is none.
 
     Raises:
-        VitasError: the meta device, where there are no numbers.
+        VitasError: something lies on the meta device, where there are no numbers.
     """
-    first = next(chain(module.parameters(), module.buffers()), None)
-    if first is not None and first.is_meta:
+    tensors = list(chain(module.parameters(), module.buffers()))
+    if any(tensor.is_meta for tensor in tensors):
         raise VitasError(f"{type(module).__name__} is on the meta device, without numbers; build or load it on a real one")
-    return torch.device("cpu") if first is None else first.device
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
-def arguments_of(inputs: Any) -> tuple[Any, ...]:
+def arguments_of(inputs: Any, what: str = "inputs") -> tuple[Any, ...]:
     """Return the positional arguments that `inputs` stands for: a tuple as it is, anything else alone.
 
     Raises:
-        VitasError: no tensor among them.
+        ChoiceError: no tensor among them.
     """
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(arguments)):
-        raise VitasError(f"inputs: expected a tensor or a tuple of arguments, got {type(inputs).__name__}")
+        raise ChoiceError(f"{what}: expected a tensor, or a tuple with a tensor among them, got {shown(inputs)}")
     return arguments

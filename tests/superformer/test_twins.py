@@ -421,9 +421,9 @@ def test_features_that_do_not_exist_are_refused(indices):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_heads": [[1, 2]]}, "num_heads: expected one entry for each of the 2 stages .as embed_dims has., got 1"),
-        ({"depths": [1, 2, 3]}, "depths: expected one entry for each of the 2 stages .as embed_dims has., got 3"),
-        ({"wss": [7] * 4}, "wss: expected one entry for each of the 2 stages .as embed_dims has., got 4"),
+        ({"num_heads": [[1, 2]]}, "num_heads: expected one entry for each of the 2 stages \\(as embed_dims has\\), got 1"),
+        ({"depths": [1, 2, 3]}, "depths: expected one entry for each of the 2 stages \\(as embed_dims has\\), got 3"),
+        ({"wss": [7] * 4}, "wss: expected one entry for each of the 2 stages \\(as embed_dims has\\), got 4"),
         ({"embed_dims": range(1, 10**9)}, "embed_dims: expected one entry for each of at most 16 stages, got range"),
         ({"qkv_dims": range(1, 10**9)}, "qkv_dims: expected one entry for each of at most 16 stages, got range"),
         ({"mlp_dims": 8}, "mlp_dims: expected one entry for each stage, got 8"),

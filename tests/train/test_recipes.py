@@ -56,9 +56,13 @@ def test_biases_and_norms_do_not_decay_but_tokens_and_positions_do():
         ({"lr": math.nan}, "lr: expected an int or a float, got nan"),
         ({"crop_pct": 0}, "crop_pct: expected a positive number, got 0"),
         ({"cutmix": None}, "cutmix: expected an int or a float, got None"),
-        ({"clip_grad": -1.0}, "clip_grad: expected a number of at least 0, got -1.0"),
-        ({"scale": 0.5}, "scale: expected the smallest and the largest part, 0 < smallest <= largest, got 0.5"),
-        ({"scale": (0.5, 0.08)}, r"scale: expected the smallest and the largest part, .* got \(0.5, 0.08\)"),
+        ({"clip_grad": 0.0}, "clip_grad: expected a positive number, got 0.0"),
+        ({"ema_decay": 5.0}, r"ema_decay: expected a number in \[0, 1\], got 5.0"),
+        *(({name: 1.1}, rf"{name}: expected a number in \[0") for name in ("random_erasing", "switch_prob", "drop_path")),
+        *(({name: -0.1}, f"{name}: expected a number of at least 0") for name in ("weight_decay", "mixup", "color_jitter")),
+        ({"scale": 0.5}, "scale: expected the smallest and the largest part of the image, .* <= 1, got 0.5"),
+        ({"scale": (0.5, 0.08)}, r"scale: expected the smallest and the largest part of the image, .* got \(0.5, 0.08\)"),
+        ({"scale": (0.5, 2.0)}, r"scale: expected .* got \(0.5, 2.0\)"),
     ],
 )
 def test_bad_numbers_are_refused(change, message):

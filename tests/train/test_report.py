@@ -160,8 +160,12 @@ def test_draws_a_picture(tmp_path):
 
 def test_bad_input_is_refused():
     model = small()
-    with pytest.raises(ChoiceError, match="expected a number or a mapping with 'accuracy', got top1"):
+    with pytest.raises(ChoiceError, match=r"expected a number or a mapping with 'accuracy', got \{'top1': 1.0\}"):
         supernet_report(model, lambda model: {"top1": 1.0})
+    with pytest.raises(ChoiceError, match=r"expected a number or a mapping with 'accuracy', got \{'xxx.{0,99}\}$"):
+        supernet_report(model, lambda model: {"x" * 10**6: 1.0})
+    with pytest.raises(ChoiceError, match="evaluate: expected a number, got tensor of shape"):
+        supernet_report(model, lambda model: torch.zeros(3))
     with pytest.raises(ChoiceError, match="n_random: expected an int of at least 0, got -1"):
         supernet_report(model, size_score, n_random=-1)
     with pytest.raises(ChoiceError, match="evaluate: expected a function of the model, got 3"):

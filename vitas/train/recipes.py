@@ -63,24 +63,27 @@ class Recipe:
     crop_pct: float = 224 / 256
 
     def __post_init__(self) -> None:
+        def given(name: str) -> list[str]:
+            return [] if getattr(self, name) is None else [name]
+
         for name in ("epochs", "batch_size"):
             as_count(getattr(self, name), name)
         if not as_count(self.warmup_epochs, "warmup_epochs", least=0) < self.epochs:
             raise ChoiceError(f"warmup_epochs: expected fewer than the {self.epochs} epochs, got {self.warmup_epochs}")
-        for name in ("hflip", "random_erasing", "switch_prob", "smoothing", "drop_path"):
+        for name in ("hflip", "random_erasing", "switch_prob", "smoothing", "drop_path", *given("ema_decay")):
             if not 0 <= plain_number(getattr(self, name), name) <= 1:
                 raise ChoiceError(f"{name}: expected a number in [0, 1], got {shown(getattr(self, name))}")
-        for name in ("lr", "crop_pct"):
+        for name in ("lr", "crop_pct", *given("clip_grad")):
             if not plain_number(getattr(self, name), name) > 0:
                 raise ChoiceError(f"{name}: expected a positive number, got {shown(getattr(self, name))}")
-        given = (name for name in ("color_jitter", "clip_grad", "ema_decay") if getattr(self, name) is not None)
-        for name in ("weight_decay", "mixup", "cutmix", *given):
+        for name in ("weight_decay", "mixup", "cutmix", *given("color_jitter")):
             if plain_number(getattr(self, name), name) < 0:
                 raise ChoiceError(f"{name}: expected a number of at least 0, got {shown(getattr(self, name))}")
-        parts = self.scale if isinstance(self.scale, (tuple, list)) and len(self.scale) == 2 else (1, 0)
-        if not 0 < plain_number(parts[0], "scale") <= plain_number(parts[1], "scale"):
+        pair = isinstance(self.scale, (tuple, list)) and len(self.scale) == 2
+        if not pair or not 0 < plain_number(self.scale[0], "scale") <= plain_number(self.scale[1], "scale") <= 1:
             raise ChoiceError(
-                f"scale: expected the smallest and the largest part, 0 < smallest <= largest, got {shown(self.scale)}"
+                "scale: expected the smallest and the largest part of the image, 0 < smallest <= largest <= 1, got"
+                f" {shown(self.scale)}"
             )
 
     def lr_factor(self, epoch: float) -> float:

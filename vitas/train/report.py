@@ -252,11 +252,11 @@ def _sliced(model: nn.Module) -> set[AnyChoice]:
 def _number(score: object) -> float:
     if isinstance(score, Mapping):
         if "accuracy" not in score:
-            raise ChoiceError(f"evaluate: expected a number or a mapping with 'accuracy', got {', '.join(map(str, score))}")
+            raise ChoiceError(f"evaluate: expected a number or a mapping with 'accuracy', got {shown(score)}")
         score = score["accuracy"]
     try:
         return float(score)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise ChoiceError(f"evaluate: expected a number, got {shown(score)}") from None
 
 
