@@ -162,8 +162,18 @@ def test_training_curves_draw_moving_means():
         plot.training_curves({}, window=0)
     for nothing_to_name in ({}, {"_hidden": [1.0]}):
         plot.training_curves(nothing_to_name).canvas.draw()  # and no complaint of an empty legend
-    pandas = pytest.importorskip("pandas")
-    (line,) = plot.training_curves(pandas.DataFrame({"loss": [2.0, 1.0]})).axes[0].lines
+
+
+@pytest.mark.extras
+def test_training_curves_of_a_table_are_those_of_its_columns():
+    class Table:  # as pandas.DataFrame: keys and columns, and no Mapping
+        def keys(self):
+            return ["loss"]
+
+        def __getitem__(self, name):
+            return {"loss": np.array([2.0, 1.0])}[name]
+
+    (line,) = plot.training_curves(Table()).axes[0].lines
     np.testing.assert_allclose(line.get_ydata(), [2, 1])
 
 

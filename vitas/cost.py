@@ -327,10 +327,11 @@ def stated_cost(model: nn.Module, convention: str = "exact") -> Cost:
         )
     name = type(model).__name__
     arguments = {} if convention == "exact" else {"convention": convention}
-    try:
-        signature(state_cost).bind_partial(**arguments)
-    except TypeError as error:
-        raise ChoiceError(f"convention: {name} states its cost as 'exact' only, got {shown(convention)}") from error
+    if arguments:
+        try:
+            signature(state_cost).bind_partial(**arguments)
+        except (TypeError, ValueError) as error:
+            raise ChoiceError(f"convention: {name} states its cost as 'exact' only, got {shown(convention)}") from error
     try:
         cost = state_cost(**arguments)
     except TypeError as error:
