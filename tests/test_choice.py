@@ -512,7 +512,8 @@ def test_a_foreign_checkpoint_is_content_when_the_subnet_came_back():
 
 
 def test_without_a_checkpoint_gradients_belong_to_the_subnet_that_ran():
-    dim, weight, x = two_sided(), torch.randn(8, requires_grad=True), torch.randn(3, 4)
+    dim, weight = two_sided(), torch.randn(8, requires_grad=True, dtype=torch.float64)
+    x = torch.randn(3, 4, dtype=torch.float64)
     left = scaled_by(dim, weight)(x).sum()
     dim.side = "right"
     right = scaled_by(dim, weight)(x).sum()
@@ -535,13 +536,13 @@ def test_function_transforms(sharing):
     dim = Dim([2, 4, 7], sharing=sharing)
     for _ in each(dim):
         used = used_by(dim)
-        weights, x = torch.randn(5, 7, 3), torch.randn(dim.active, 3)
+        weights, x = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 7, 3), (dim.active, 3)))
         assert torch.equal(torch.func.vmap(dim.take)(weights), weights[:, used])
 
         def loss(weight, x=x):
             return (dim.take(weight) * x).sin().sum()
 
-        expected = torch.zeros(7, 3).index_copy(0, torch.tensor(used), x * (weights[0, used] * x).cos())
+        expected = torch.zeros(7, 3, dtype=torch.float64).index_copy(0, torch.tensor(used), x * (weights[0, used] * x).cos())
         torch.testing.assert_close(torch.func.grad(loss)(weights[0]), expected)
         gradients = torch.func.vmap(torch.func.grad(loss))(weights)
         torch.testing.assert_close(gradients, torch.stack([torch.func.grad(loss)(weight) for weight in weights]))

@@ -98,20 +98,20 @@ def test_a_module_of_ones_own_that_reads_the_channels_compiles_to_one_graph():
 
 @pytest.mark.parametrize(("build", "size"), [(small, (8, 8)), (small_twins, (12, 10))])
 def test_an_export_compiles_to_one_graph(build, size):
-    model = randomize(build())
+    model = randomize(build().double())
     sample_subnet(model, generator=torch.Generator().manual_seed(0))
     plain = export_subnet(model).eval()
-    x = torch.randn(2, 2, *size)
+    x = torch.randn(2, 2, *size, dtype=torch.float64)
     compiled = torch.compile(plain, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), plain(x))
 
 
 def test_drop_path_adds_no_graphs_and_drops_whole_samples():
-    model = randomize(small(num_heads=[2, 4], qkv_dim=[8, 12], depth=range(1, 6), drop_path_rate=0.5))
+    model = randomize(small(num_heads=[2, 4], qkv_dim=[8, 12], depth=range(1, 6), drop_path_rate=0.5).double())
     counter = Counter()
     compiled = torch.compile(model, backend=counter)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 2, 8, 8)
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     for _ in range(10):
         sample_subnet(compiled, generator=generator)
         compiled(x).sum().backward()

@@ -80,17 +80,17 @@ def test_leaves_are_exactly_torchs(build, size):
 
 @FAMILIES
 def test_exports_survive_deepcopy_pickle_and_torch_export(build, size):
-    model = randomize(build()).eval()
+    model = randomize(build().double()).eval()
     sample_subnet(model, generator=torch.Generator().manual_seed(3))
     plain = export_subnet(model)
-    x = torch.randn(2, 2, *size)
+    x = torch.randn(2, 2, *size, dtype=torch.float64)
     expected = model(x)
     assert torch.equal(plain(x), expected)
     assert torch.equal(copy.deepcopy(plain)(x), expected)
     assert torch.equal(pickle.loads(pickle.dumps(plain))(x), expected)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(plain, (x,), dynamic_shapes=({0: batch},))
-    torch.testing.assert_close(program.module()(x[:1]), expected[:1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(program.module()(x[:1]), expected[:1], rtol=1e-12, atol=1e-12)
 
 
 def test_the_models_active_subnet_is_untouched():

@@ -29,12 +29,12 @@ SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 12, "depth": 3, "num_head
 def test_features_are_timms(size, options):
     from timm.models.vision_transformer import VisionTransformer
 
-    theirs = randomize(VisionTransformer(**SHAPE, dynamic_img_size=True, dynamic_img_pad=True)).eval()
-    ours = DeiTSuperformer(**SHAPE).eval()
+    theirs = randomize(VisionTransformer(**SHAPE, dynamic_img_size=True, dynamic_img_pad=True).double()).eval()
+    ours = DeiTSuperformer(**SHAPE).double().eval()
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 3, *size)
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
     expected = theirs.forward_intermediates(x, **options)
-    torch.testing.assert_close(ours.forward_intermediates(x, **options), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.forward_intermediates(x, **options), expected, rtol=1e-12, atol=1e-12)
     for a, b in zip(ours.feature_info, theirs.feature_info, strict=True):
         assert (a["num_chs"], a["reduction"]) == (b["num_chs"], b["reduction"])
 

@@ -42,10 +42,10 @@ def test_wrapping_at_any_moment_keeps_the_active_subnet_and_its_names(wrapper, o
 
 
 def test_ddp_trains_subnets_of_any_depth_and_leaves_unused_parameters_without_gradient(one_process):
-    model = randomize(small())
+    model = randomize(small().double())
     alone = copy.deepcopy(model)
     wrapped = WRAPPERS["ddp"](model)
-    x = torch.randn(2, 2, 8, 8)
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
     for policy in ("largest", "smallest"):
         sample_subnet(wrapped, policy=policy)
         model.zero_grad(set_to_none=True)

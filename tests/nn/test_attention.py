@@ -118,12 +118,12 @@ class TestQKNorm(AttentionContract):
 def test_with_ints_it_is_timms_attention(options):
     from timm.layers import Attention
 
-    theirs = randomize(Attention(12, 3, qkv_bias=True, **options, norm_layer=torch.nn.LayerNorm))
-    ours = ElasticAttention(12, 3, **options)
+    theirs = randomize(Attention(12, 3, qkv_bias=True, **options, norm_layer=torch.nn.LayerNorm).double())
+    ours = ElasticAttention(12, 3, **options).double()
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 5, 12)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
     assert list(ElasticAttention(12, 3, qkv_bias=False).state_dict()) == list(Attention(12, 3).state_dict())
 
 

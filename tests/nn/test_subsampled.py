@@ -79,14 +79,14 @@ class TestPrivateV(SubsampledContract):
 def test_with_ints_it_is_timms_attention_at_any_size(ratio, size):
     from timm.models.twins import GlobalSubSampleAttn
 
-    theirs = randomize(GlobalSubSampleAttn(12, 3, sr_ratio=ratio))
-    ours = ElasticSubsampledAttention(12, 3, ratio)
+    theirs = randomize(GlobalSubSampleAttn(12, 3, sr_ratio=ratio).double())
+    ours = ElasticSubsampledAttention(12, 3, ratio).double()
     assert set(ours.state_dict()) == set(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, *size, 12)
+    x = torch.randn(2, *size, 12, dtype=torch.float64)
     expected = theirs(x.flatten(1, 2), size).view_as(x)
-    torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(exported(ours)(x), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(exported(ours)(x), expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(ours(x.flatten(1, 2), size), ours(x).flatten(1, 2))  # timm's call
 
 

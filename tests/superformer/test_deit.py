@@ -58,13 +58,13 @@ def test_with_ints_it_is_timms_vision_transformer(options, timm_options):
     from timm.models.vision_transformer import VisionTransformer
 
     shape = {"img_size": 32, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 7}
-    theirs = randomize(VisionTransformer(**{**shape, **timm_options})).eval()
-    ours = DeiTSuperformer(**{**shape, **options}).eval()
+    theirs = randomize(VisionTransformer(**{**shape, **timm_options}).double()).eval()
+    ours = DeiTSuperformer(**{**shape, **options}).double().eval()
     assert set(ours.state_dict()) == set(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     height, width = (32, 48) if "in_chans" in options else (32, 32)
-    x = torch.randn(2, options.get("in_chans", 3), height, width)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    x = torch.randn(2, options.get("in_chans", 3), height, width, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
     plain = export_subnet(ours)
     assert set(plain.state_dict()) == set(theirs.state_dict())
     assert torch.equal(plain(x), ours(x))
@@ -75,16 +75,16 @@ def test_with_ints_and_distillation_it_is_timms_distilled_model():
     from timm.models.deit import VisionTransformerDistilled
 
     shape = {"img_size": 32, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 7}
-    theirs = randomize(VisionTransformerDistilled(**shape))
-    ours = DeiTSuperformer(**shape, distilled=True)
+    theirs = randomize(VisionTransformerDistilled(**shape).double())
+    ours = DeiTSuperformer(**shape, distilled=True).double()
     assert set(ours.state_dict()) == set(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 3, 32, 32)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     for model in (ours, theirs):
         model.set_distilled_training(True)
     for a, b in zip(ours.train()(x), theirs.train()(x), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.extras

@@ -75,17 +75,17 @@ def test_with_ints_it_is_timms_twins(options, size):
     from timm.models.twins import Twins
 
     options = {"num_classes": 7, "wss": (3, 3), **options}
-    theirs = randomize(Twins(32, **SHAPE, **options)).eval()
-    ours = TwinsSuperformer(32, **SHAPE, **options).eval()
+    theirs = randomize(Twins(32, **SHAPE, **options).double()).eval()
+    ours = TwinsSuperformer(32, **SHAPE, **options).double().eval()
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, options.get("in_chans", 3), *size)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    x = torch.randn(2, options.get("in_chans", 3), *size, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
     plain = export_subnet(ours)
     assert list(plain.state_dict()) == list(theirs.state_dict())
     assert torch.equal(plain(x), ours(x))
     assert torch.equal(plain.forward_features(x), ours.forward_features(x))
-    torch.testing.assert_close(ours.forward_features(x), theirs.forward_features(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.forward_features(x), theirs.forward_features(x), rtol=1e-12, atol=1e-12)
     assert ours.no_weight_decay() == plain.no_weight_decay() == theirs.no_weight_decay()
     if options.get("drop_path_rate"):
         rates = [block.drop_path1.drop_prob for row in ours.blocks for block in row]
@@ -116,12 +116,12 @@ def test_named_twins_have_timms_keys_and_shapes(name):
 def test_named_twins_give_timms_logits(name, size):
     import timm
 
-    theirs = randomize(timm.create_model(name, img_size=size)).eval()
-    ours = create_superformer(name, img_size=size).eval()
+    theirs = randomize(timm.create_model(name, img_size=size).double()).eval()
+    ours = create_superformer(name, img_size=size).double().eval()
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(1, 3, size, size)
+    x = torch.randn(1, 3, size, size, dtype=torch.float64)
     with torch.no_grad():
-        assert relative_error(ours(x), theirs(x)) <= 2e-6
+        assert relative_error(ours(x), theirs(x)) <= 1e-12
 
 
 @pytest.mark.extras
@@ -364,12 +364,12 @@ def test_printing_shows_the_active_subnet():
 def test_features_are_timms(size, options):
     from timm.models.twins import Twins
 
-    theirs = randomize(Twins(32, **SHAPE, wss=(3, 3))).eval()
-    ours = TwinsSuperformer(32, **SHAPE, wss=(3, 3)).eval()
+    theirs = randomize(Twins(32, **SHAPE, wss=(3, 3)).double()).eval()
+    ours = TwinsSuperformer(32, **SHAPE, wss=(3, 3)).double().eval()
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 3, *size)
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
     torch.testing.assert_close(
-        ours.forward_intermediates(x, **options), theirs.forward_intermediates(x, **options), rtol=1e-5, atol=1e-5
+        ours.forward_intermediates(x, **options), theirs.forward_intermediates(x, **options), rtol=1e-12, atol=1e-12
     )
     for a, b in zip(ours.feature_info, theirs.feature_info, strict=True):
         assert (a["num_chs"], a["reduction"]) == (b["num_chs"], b["reduction"])
