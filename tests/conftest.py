@@ -1,5 +1,9 @@
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
+settings.load_profile("same")  # tests.fuzz draws other inputs each time
 
 
 @pytest.fixture(autouse=True)

@@ -835,6 +835,7 @@ def main() -> None:
     """Run rounds over all kinds of input until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--rounds", type=int, default=None, help="run so many over all kinds, however long they take")
     parser.add_argument("--seed", type=int, default=None, help="of the first round; default: another one each time")
     parser.add_argument("--examples", type=int, default=60, help="inputs of each kind in a round")
     parser.add_argument("--only", choices=[target.__name__ for target in TARGETS])
@@ -845,7 +846,8 @@ def main() -> None:
     print(f"first seed {number}")
     tried, ends, failed = 0, time.monotonic() + options.seconds, []
     targets = [target for target in TARGETS if options.only in (None, target.__name__)]
-    while time.monotonic() < ends and targets:
+    last = None if options.rounds is None else number + options.rounds
+    while targets and (time.monotonic() < ends if last is None else number < last):
         for target in list(targets):
             with tempfile.TemporaryDirectory() as folder:
                 try:
@@ -858,7 +860,7 @@ def main() -> None:
                     failed.append(target.__name__)
                     targets.remove(target)
             tried += options.examples
-            if time.monotonic() > ends:
+            if last is None and time.monotonic() > ends:
                 break
         number += 1
     print(f"{tried:,} inputs; last seed {number}; broken: {', '.join(failed) or 'nothing'}")

@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-SECONDS = 60
+SECONDS = 300
 """How long a collective may take before it fails: a rank that waits for ever fails its test instead."""
 
 
-def run_ranks(function, folder, *args, world=2, seconds=180):
+def run_ranks(function, folder, *args, world=2, seconds=1200):
     """Return `function(rank, world, *args)` of every rank; processes that outlive `seconds` are ended and fail the test."""
     context = multiprocessing.get_context("spawn")
     jobs = [context.Process(target=_one, args=(rank, world, str(folder), function, args)) for rank in range(world)]

@@ -51,9 +51,9 @@ def test_an_input_is_too_slow_if_it_is_so_whenever_it_is_tried(slow_times, draws
 
     if slow_times == 1:
         fuzz.trial(target, bench, examples=3)()
-        assert "target: slow once: took 0.1 s" in capsys.readouterr().out
+        assert "target: slow once: took 0." in capsys.readouterr().out
     else:
-        with pytest.raises(fuzz.Slow, match=r"took 0\.1 s"):
+        with pytest.raises(fuzz.Slow, match=r"took \d\.\d s"):
             fuzz.trial(target, bench, examples=3)()
 
 

@@ -4,7 +4,6 @@ import math
 import multiprocessing
 import os
 import random
-import signal
 import sys
 import time
 from collections import Counter
@@ -302,16 +301,19 @@ def test_suggest_subnet_asks_for_live_choices_only(model):
 WORKERS = multiprocessing.get_context("forkserver") if sys.platform != "win32" else None
 
 
-def work(storage, log, seconds, settings):
-    """Search, and write down when an evaluation starts and ends."""
+def work(storage, log, seconds, settings, meeting=None):
+    """Search, and write down when an evaluation starts and ends; the first waits until all who meet have one."""
     torch.set_num_threads(1)
     model = micro()
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    meetings = [meeting] if meeting else []
 
     def evaluate(model):
+        if meetings:
+            meetings.pop().wait(60)
         subnet = vitas.active_subnet(model)
         os.write(out, f"start {os.getpid()} {subnet.to_json()}\n".encode())
-        time.sleep(random.uniform(0, seconds))
+        time.sleep(random.uniform(*seconds))
         os.write(out, f"end {os.getpid()} {subnet.to_json()}\n".encode())
         return made_up(subnet)
 
@@ -334,7 +336,8 @@ def counted(log, what):
 def test_three_processes_share_one_search_and_evaluate_nothing_twice(model, tmp_path):
     storage, log = str(tmp_path / "search.log"), str(tmp_path / "calls")
     settings = {**SETTINGS, "generations": 10}
-    workers = [start(storage, log, 0.02, settings) for _ in range(3)]
+    meeting = WORKERS.Barrier(3)
+    workers = [start(storage, log, (0, 0.02), settings, meeting) for _ in range(3)]
     for worker in workers:
         worker.join(120)
         assert worker.exitcode == 0
@@ -355,12 +358,12 @@ def kill_and_go_on(model, folder, times, seed):
     settings = {**SETTINGS, "generations": 12}
     starts_before = 0
     for _ in range(times):
-        worker = start(storage, log, 0.004, settings)
+        worker = start(storage, log, (0, 0.004), settings)
         deadline = time.monotonic() + 60
         while sum(counted(log, "start").values()) <= starts_before and worker.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)  # until it works
         time.sleep(rng.uniform(0, 0.05))
-        os.kill(worker.pid, signal.SIGKILL)
+        worker.kill()  # one that has just ended too
         worker.join()
         starts_before = sum(counted(log, "start").values())
     result = vitas.evolve(model, score, storage=storage, **settings)
@@ -393,12 +396,11 @@ def test_killed_twenty_times_it_is_the_same_search(model, tmp_path):
 @pytest.mark.skipif(WORKERS is None, reason="forkserver")
 def test_others_take_over_from_a_killed_worker(model, tmp_path):
     storage, log = str(tmp_path / "search.log"), str(tmp_path / "calls")
-    victim = start(storage, log, 10, SETTINGS)
+    victim = start(storage, log, (60, 60), SETTINGS)
     while not counted(log, "start"):
         assert victim.is_alive()
         time.sleep(0.01)
-    time.sleep(0.1)
-    os.kill(victim.pid, signal.SIGKILL)
+    victim.kill()
     victim.join()
     result = vitas.evolve(model, score, storage=storage, **SETTINGS)
     (left,) = counted(log, "start")
