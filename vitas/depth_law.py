@@ -23,7 +23,7 @@ def depth_law_for(model: nn.Module, *, flops: Any = None, params: Any = None) ->
 
     All depths follow binomial laws of that probability (without the depths that are not among their values), and every
     other choice its own prior. The mean is computed from the cost tables, and solved for the probability by bisection.
-    Use the result when the model is built: `create_superformer(name, depth_p=binomial_law(slots, p))`.
+    Use the result when the model is built: `create_superformer(name, depth_p=p)`.
 
     Cost: the mean of the space in MACs (or parameters) per image.
     Source: the aim is that of the public ViTAS code (July 2021), which takes means of 1,000 drawn paths and steps of

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.contract import randomize
 from tests.ranks import run_ranks
-from vitas import SubnetSampler, create_superformer, list_superformers
+from vitas import SubnetSampler, activate_subnet, create_superformer, list_superformers
 from vitas.train import RankSampler, sandwich, skip_unused, touch_unused
 
 STEPS, WORLD, BATCH = 20, 2, 4
@@ -175,22 +175,54 @@ def test_a_sandwich_accumulated_under_no_sync_is_exact(tmp_path):
 # -- what happens without ---------------------------------------------------------------------------------------------------
 
 
-def plain_rank(rank, world):
-    """Train without find_unused_parameters and without help."""
-    said = {}
-    for what, options in (("depth", {"depth": range(1, 7)}), ("widths", {"depth": 3, "patch_size": 4, "private": None})):
-        model = create_superformer("deit_micro", num_classes=10, in_chans=1, img_size=8, **options)
-        wrapped = DistributedDataParallel(model)
-        sampler = SubnetSampler(wrapped, seed=rank)
-        try:
-            for step in range(5):
-                sampler.sample(step)
-                images, labels = batch(step, rank, torch.float32)
-                F.cross_entropy(wrapped(images), labels).backward()
-            said[what] = None
-        except RuntimeError as error:
-            said[what] = str(error)
-    return said
+def only_widths():
+    options = {"depth": 3, "patch_size": 4, "private": None}
+    return randomize(create_superformer("deit_micro", num_classes=10, in_chans=1, img_size=8, **options)).double()
+
+
+def widths_rank(rank, world):
+    """Train without find_unused_parameters on subnets of this rank's own; return the weights."""
+    model = only_widths()
+    wrapped, optimizer = DistributedDataParallel(model), make_optimizer("adamw", model)
+    sampler = SubnetSampler(wrapped, seed=rank)
+    for step in range(STEPS):
+        sampler.sample(step)
+        images, labels = batch(step, rank, torch.float64)
+        F.cross_entropy(wrapped(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return weights(model)
+
+
+def test_only_widths_need_nothing_and_equal_one_process_on_the_joint_batch(tmp_path):
+    model = only_widths()
+    optimizer = make_optimizer("adamw", model)
+    samplers = [SubnetSampler(model, seed=rank) for rank in range(WORLD)]
+    for step in range(STEPS):
+        subnets = [sampler.sample(step) for sampler in samplers]
+        for rank, subnet in enumerate(subnets):
+            activate_subnet(model, subnet)
+            images, labels = batch(step, rank, torch.float64)
+            (F.cross_entropy(model(images), labels) / WORLD).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    alone = weights(model)
+    for trained in run_ranks(widths_rank, tmp_path):
+        for name, expected in alone.items():
+            torch.testing.assert_close(trained[name], expected, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def unhelped_rank(rank, world):
+    """Train on random depths without find_unused_parameters and without help; return what torch says."""
+    wrapped = DistributedDataParallel(build("deit", torch.float32, depth=range(1, 7)))
+    sampler = SubnetSampler(wrapped, seed=rank)
+    try:
+        for step in range(5):
+            sampler.sample(step)
+            images, labels = batch(step, rank, torch.float32)
+            F.cross_entropy(wrapped(images), labels).backward()
+    except RuntimeError as error:
+        return str(error)
 
 
 def touched_rank(rank, world):
@@ -198,10 +230,9 @@ def touched_rank(rank, world):
     return train_rank(rank, world, "deit", "sgd", "same", "touch", torch.float64)
 
 
-def test_without_find_unused_parameters_widths_are_fine_and_unused_blocks_are_refused_by_torch(tmp_path):
-    for said in run_ranks(plain_rank, tmp_path):
-        assert said["widths"] is None
-        assert "find_unused_parameters" in said["depth"]
+def test_without_find_unused_parameters_unused_blocks_are_refused_by_torch(tmp_path):
+    for said in run_ranks(unhelped_rank, tmp_path):
+        assert "find_unused_parameters" in said
 
 
 def test_zeros_alone_would_let_momentum_and_decay_move_what_nobody_used(tmp_path):

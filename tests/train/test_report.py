@@ -1,12 +1,13 @@
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from tests.superformer.test_deit import small
-from vitas import ChoiceError, SubnetSampler, active_subnet, count_params, sample_subnet, search_space
+from vitas import ChoiceError, SubnetSampler, VitasError, active_subnet, count_params, sample_subnet, search_space
 from vitas.sharing import coverage
 from vitas.train import sandwich, supernet_report
 from vitas.train.report import kendall_tau
@@ -156,6 +157,14 @@ def test_draws_a_picture(tmp_path):
         assert len(figure.axes) == panels
         figure.savefig(tmp_path / "report.png")
         assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+def test_without_matplotlib_a_picture_says_what_to_install(monkeypatch):
+    report = supernet_report(small(), size_score, n_random=2)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(VitasError, match=r'pip install "vitas\[plot\]"'):
+        report.plot()
 
 
 def test_bad_input_is_refused():

@@ -1,4 +1,4 @@
-"""Searchable layers. With plain ints each is its torch (or timm) counterpart; with Choices and Dims it is elastic.
+"""Searchable layers. With plain ints each computes what torch's (or timm's) does; with Choices and Dims it is elastic.
 
 Letters: B images, N tokens, H x W a map of them, D embedding width, H (in an MLP) hidden width, h heads, d width of q, k
 and v each, P patch size; L the channels of a shared weight and K those in use; I and O input and output channels in use.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.choice import Dim
-from vitas.errors import ChoiceError, shown
+from vitas.errors import ChoiceError, needs, shown
 from vitas.nn.private import Private
 from vitas.plot import displayed
 from vitas.sample import use_subnet
@@ -131,8 +131,13 @@ class SupernetReport:
         return f"<table>{rows}</table><p>{escape(self.verdict)}</p>"
 
     def plot(self) -> Any:
-        """Return a matplotlib Figure: scores, updates of each channel, inherited against retrained scores where given."""
-        from matplotlib.figure import Figure
+        """Return a matplotlib Figure: scores, updates of each channel, inherited against retrained scores where given.
+
+        Raises:
+            VitasError: matplotlib is not installed.
+        """
+        with needs("plot"):
+            from matplotlib.figure import Figure
 
         figure = Figure(figsize=(4.5 * (3 if self.retrained else 2), 3.6), layout="constrained")
         axes = figure.subplots(1, 3 if self.retrained else 2)
