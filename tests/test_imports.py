@@ -125,37 +125,23 @@ def test_what_is_imported_is_declared_as_a_core_need():
     assert roots - sys.stdlib_module_names <= {"vitas", "torch", "einops", "fvcore", "numpy", "safetensors", "matplotlib"}
 
 
-MEASURE = """
-import json, sys, time
+ADDED = """
+import json, sys
 import torch
 before = set(sys.modules)
-start = time.process_time()
 import vitas
-seconds = time.process_time() - start
-print(json.dumps([vitas.__file__, seconds, sorted(set(sys.modules) - before)]))
+print(json.dumps([vitas.__file__, sorted(set(sys.modules) - before)]))
 """
 
 
-def import_vitas_afresh(folder):
-    """Import torch, then vitas, in a new process; return the CPU seconds and the modules that vitas added."""
+def test_import_adds_little_to_that_of_torch_and_no_extra(tmp_path):
+    """What comes with it decides how long it takes: see tests/benchmarks/import_time.py."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    command = [sys.executable, "-W", "error", "-c", MEASURE]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-W", "error", "-c", ADDED]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    file, seconds, modules = json.loads(done.stdout)
+    file, added = json.loads(done.stdout)
     assert file == vitas.__file__
-    return seconds, modules
-
-
-def test_import_is_quick_and_pulls_in_no_extra(tmp_path):
-    best = float("inf")
-    for _ in range(5):  # the quickest of several tries
-        seconds, modules = import_vitas_afresh(tmp_path)
-        best = min(best, seconds)
-        if best < 0.3:
-            break
-    assert best < 0.3
-
-    extras = {"timm", "torchvision", "fvcore", "optuna", "matplotlib", "sklearn", "tqdm", "pandas", "IPython"}
-    assert not extras & {module.split(".")[0] for module in modules}
-    assert not [module for module in modules if module.startswith(("torch._dynamo", "torch._inductor"))]
+    assert {module.split(".")[0] for module in added} - sys.stdlib_module_names <= {"vitas", "torch", "numpy", "safetensors"}
+    heavy = ("torch._dynamo", "torch._inductor", "torch.distributed.", "torch.fx.experimental", "numpy.testing")
+    assert not [module for module in added if module.startswith(heavy)]

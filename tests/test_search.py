@@ -310,7 +310,7 @@ def work(storage, log, seconds, settings, meeting=None):
 
     def evaluate(model):
         if meetings:
-            meetings.pop().wait(60)
+            meetings.pop().wait(600)
         subnet = vitas.active_subnet(model)
         os.write(out, f"start {os.getpid()} {subnet.to_json()}\n".encode())
         time.sleep(random.uniform(*seconds))
@@ -359,7 +359,7 @@ def kill_and_go_on(model, folder, times, seed):
     starts_before = 0
     for _ in range(times):
         worker = start(storage, log, (0, 0.004), settings)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while sum(counted(log, "start").values()) <= starts_before and worker.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)  # until it works
         time.sleep(rng.uniform(0, 0.05))
@@ -396,7 +396,7 @@ def test_killed_twenty_times_it_is_the_same_search(model, tmp_path):
 @pytest.mark.skipif(WORKERS is None, reason="forkserver")
 def test_others_take_over_from_a_killed_worker(model, tmp_path):
     storage, log = str(tmp_path / "search.log"), str(tmp_path / "calls")
-    victim = start(storage, log, (60, 60), SETTINGS)
+    victim = start(storage, log, (600, 600), SETTINGS)
     while not counted(log, "start"):
         assert victim.is_alive()
         time.sleep(0.01)

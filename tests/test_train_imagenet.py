@@ -50,7 +50,7 @@ def command(*arguments, ranks=2):
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
 
 
-def run(*arguments, ranks=2, seconds=300):
+def run(*arguments, ranks=2, seconds=1200):
     """Run the script; return its exit code and all that it printed."""
     done = subprocess.run(
         command(*arguments, ranks=ranks),
@@ -63,7 +63,7 @@ def run(*arguments, ranks=2, seconds=300):
     return done.returncode, done.stdout
 
 
-def run_and_kill(output, *arguments, seconds=300):
+def run_and_kill(output, *arguments, seconds=1200):
     """Run the script until it has written its second checkpoint, then kill all its processes."""
     job = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     end = time.monotonic() + seconds
