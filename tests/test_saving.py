@@ -602,7 +602,8 @@ for save in (lambda: vitas.save_subnet(network, "net"), lambda: vitas.save_super
     except FileError as error:
         print(str(error).split()[0])
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, "-B", "-c", program]  # byte code that it wrote would be cut off too, and stay
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (run.returncode, run.stdout.split()) == (0, ["net:", "model:"]), run.stderr
     assert files_under(tmp_path) == []
 
