@@ -7,14 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from vitas.choice import SIDES
+from vitas.choice import SIDES, outside_graphs
 from vitas.errors import ChoiceError, shown
 from vitas.sample import SubnetSampler
-from vitas.slicing import outside_graphs
-from vitas.space import search_space
-from vitas.subnet import Subnet
+from vitas.space import AnyChoice, Subnet, search_space, unwrap
 from vitas.train.unused import Hooks
-from vitas.walk import AnyChoice, unwrap
 
 
 def deciding(model: nn.Module) -> dict[str, AnyChoice]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from vitas.choice import as_count, plain_number
+from vitas.checks import as_count, plain_number
 from vitas.errors import ChoiceError, shown
 
 
@@ -161,8 +161,10 @@ class Recipe:
 SUPERFORMER = Recipe(cutmix=1.0)
 """Weak augmentation and regularisation: no RandAugment, colour jitter, mixup or drop path; CutMix on every batch."""
 
+
 RETRAIN = Recipe(auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, drop_path=0.1)
 """Full augmentation; no mixing, as for the published networks up to 1.3 GMACs."""
+
 
 RETRAIN_LARGE = replace(RETRAIN, mixup=0.8, cutmix=1.0)
 """As RETRAIN, with mixup and CutMix, as for the published networks of 2.7 and 4.9 GMACs."""

@@ -13,13 +13,11 @@ from torch import nn
 
 from vitas.choice import Dim
 from vitas.errors import ChoiceError, needs, shown
-from vitas.nn.private import Private
-from vitas.plot import displayed
+from vitas.nn import Private
+from vitas.plot.pictures import displayed
 from vitas.sample import use_subnet
 from vitas.sharing import coverage
-from vitas.space import SearchSpace, search_space
-from vitas.subnet import Number, Subnet
-from vitas.walk import AnyChoice, held, unwrap
+from vitas.space import AnyChoice, Number, SearchSpace, Subnet, held, search_space, unwrap
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 

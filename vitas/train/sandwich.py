@@ -7,8 +7,7 @@ from torch import nn
 from vitas.choice import SIDES
 from vitas.errors import ChoiceError, shown
 from vitas.sample import SubnetSampler
-from vitas.subnet import Subnet
-from vitas.walk import unwrap
+from vitas.space import Subnet, unwrap
 
 
 def sandwich(
