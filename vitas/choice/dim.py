@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitas.checks import LONGEST_NAME, MOST_CHANNELS, MOST_VALUES, are_several, is_name
+from vitas.checks import LONGEST_NAME, MOST_CHANNELS, MOST_VALUES, are_several, is_int, is_name, is_number
 from vitas.choice.slicing import mark, marked, refuse_reentrant
 from vitas.choice.take import take
 from vitas.choice.values import V, checked_p, checked_values, in_order, refuse_too_many
@@ -164,7 +164,7 @@ class Choice(Generic[V]):
         return np.array(self.values)
 
     def __mul__(self, other: "int | Choice[Any]") -> "Dim":
-        if isinstance(other, (bool, float)) or not isinstance(other, (int, np.integer, Choice)):
+        if not isinstance(other, Choice) and not is_int(other):
             return NotImplemented
         return _Product.of(self, other)
 
@@ -242,8 +242,7 @@ class Dim(Choice[int]):
         largest = as_dim(largest, what).largest
         fractions = [f.item() if isinstance(f, np.generic) else f for f in islice(fractions, MOST_VALUES + 1)]
         for fraction in fractions:
-            number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
-            if not number or not 0 < fraction <= 1:
+            if not is_number(fraction) or not 0 < fraction <= 1:
                 raise ChoiceError(f"{what}: fractions lie in (0, 1], got {shown(fraction)}")
         return cls([round(largest * fraction) for fraction in fractions], **options)
 
@@ -424,7 +423,7 @@ def as_dim(dim: int | Dim, what: str = "channels") -> Dim:
     """
     if isinstance(dim, Dim):
         return dim
-    if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
+    if not is_int(dim):
         raise ChoiceError(f"{what}: expected a positive int or a Dim, got {shown(dim)}")
     return Dim(checked_values([dim], what, 1))
 
@@ -437,6 +436,6 @@ def as_choice(value: "V | Choice[V]", what: str = "value") -> "Choice[V]":
     """
     if isinstance(value, Choice):
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if not is_number(value):
         raise ChoiceError(f"{what}: expected a number or a Choice, got {shown(value)}")
-    return Choice(checked_values([value], what, 0))
+    return Choice(checked_values([value], what, 0))  # type: ignore[list-item]  # is_number forgets which of both it is

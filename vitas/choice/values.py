@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vitas.checks import MOST_CHANNELS, MOST_VALUES, are_several, plain_number
+from vitas.checks import MOST_CHANNELS, MOST_VALUES, are_several, as_number
 from vitas.errors import ChoiceError, shown
 
 _MOST_INT = 2**31  # of a Choice: an empty tensor of that size has to exist
@@ -47,7 +47,7 @@ def checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ...
     """
     if not are_several(values):
         raise ChoiceError(f"{what}: expected several values, got {shown(values)}")
-    numbers = [plain_number(value, what) for value in islice(values, MOST_VALUES + 1)]
+    numbers = [as_number(value, what) for value in islice(values, MOST_VALUES + 1)]
     if len(numbers) > MOST_VALUES:
         raise ChoiceError(f"{what}: expected at most {MOST_VALUES} values, got more")
     if not numbers:
@@ -73,7 +73,7 @@ def checked_p(p: Sequence[float] | None, n: int, what: str) -> tuple[float, ...]
         return (1 / n,) * n
     if not are_several(p):
         raise ChoiceError(f"p of {what}: expected {n} probabilities, got {shown(p)}")
-    weights = [float(plain_number(weight, f"p of {what}")) for weight in islice(p, MOST_VALUES + 1)]
+    weights = [float(as_number(weight, f"p of {what}")) for weight in islice(p, MOST_VALUES + 1)]
     if len(weights) != n:
         raise ChoiceError(f"p of {what}: expected {n} probabilities, one for each value, got {len(weights)}")
     if min(weights) < 0 or not 0 < sum(weights) < math.inf:

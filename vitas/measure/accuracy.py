@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vitas.checks import as_flag
 from vitas.choice import SIDES
 from vitas.errors import ChoiceError, ShapeError, VitasError, shown
 from vitas.space import device_of, eval_mode, holders, search_space, unwrap
@@ -46,8 +47,7 @@ def accuracy(
         ChoiceError: a device that torch does not know, an `amp` that is not a bool.
         VitasError: a loader that cannot be read, or without images; from the function, a model on the meta device.
     """
-    if not isinstance(amp, bool):
-        raise ChoiceError(f"amp: expected True or False, got {shown(amp)}")
+    amp = as_flag(amp, "amp")
     where = None if device is None else _device(device)
     batches = _read(loader)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from vitas.checks import as_count
 from vitas.errors import VitasError, shown
 from vitas.space import arguments_of, device_of, eval_mode
 
@@ -59,8 +60,7 @@ def measure_latency(
     """
     if not isinstance(module, nn.Module):
         raise VitasError(f"module: expected a torch.nn.Module, got {shown(module)}")
-    check_count("warmup", warmup, 0)
-    check_count("runs", runs, 1)
+    warmup, runs = as_count(warmup, "warmup", 0, error=VitasError), as_count(runs, "runs", error=VitasError)
     device = device_of(module)
     arguments = batch_arguments(inputs, device)
     with eval_mode(module), torch.no_grad(), torch.autocast(device.type, enabled=amp):
@@ -69,16 +69,6 @@ def measure_latency(
         seconds = [seconds_of(module, arguments, {}, device) for _ in range(runs)]
     low, median, high = (float(1000 * q) for q in np.quantile(seconds, [0.25, 0.5, 0.75]))
     return Latency(median, high - low, 1000 * min(seconds), runs)
-
-
-def check_count(what: str, number: int, least: int) -> None:
-    """Refuse a number of runs that is not an int of at least `least`.
-
-    Raises:
-        VitasError: with its name.
-    """
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise VitasError(f"{what}: expected an int of at least {least}, got {shown(number)}")
 
 
 def batch_arguments(inputs: Any, device: torch.device) -> tuple[Any, ...]:

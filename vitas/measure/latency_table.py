@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitas.checks import as_count
 from vitas.cost import Cost, CostModel
 from vitas.cost.model import Codes
-from vitas.measure.latency import batch_arguments, check_count, measure_latency
+from vitas.errors import VitasError
+from vitas.measure.latency import batch_arguments, measure_latency
 from vitas.measure.parts import Parts, PartTimer
 from vitas.nn.layer import exported
 from vitas.space import Number, SearchSpace, device_of, eval_mode, search_space, unwrap
@@ -92,8 +94,8 @@ def latency_table(
         ChoiceError: a model without choices.
         VitasError: a model on the meta device; inputs without a tensor; numbers out of range.
     """
-    for what, number, least in (("warmup", warmup, 0), ("runs", runs, 1), ("calibrate", calibrate, 0), ("most", most, 1)):
-        check_count(what, number, least)
+    warmup, runs = as_count(warmup, "warmup", 0, error=VitasError), as_count(runs, "runs", error=VitasError)
+    calibrate, most = as_count(calibrate, "calibrate", 0, error=VitasError), as_count(most, "most", error=VitasError)
     model = unwrap(model)
     space = search_space(model)
     state = space.state()

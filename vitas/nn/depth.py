@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitas import plain
-from vitas.checks import check_rates
+from vitas.checks import check_rates, is_int, is_number
 from vitas.choice import Choice, mark_sizes, noted, outside_graphs
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, VitasError, shown
@@ -67,13 +67,13 @@ class ShiftableIdentity(plain.Blocks):
         n = len(self)
         if n == 0:
             raise ChoiceError("blocks: expected at least one block, got none")
-        if isinstance(min_depth, bool) or not isinstance(min_depth, int) or not 1 <= min_depth <= n:
+        if not is_int(min_depth, 1, n):
             raise ChoiceError(f"min_depth: expected an int in 1..{n}, got {shown(min_depth)}")
-        if isinstance(step, bool) or not isinstance(step, int) or step < 1 or (n - min_depth) % step:
+        if not is_int(step, 1) or (n - min_depth) % step:
             raise ChoiceError(f"step: expected a divisor of {n} - {min_depth}, got {shown(step)}")
         self.shift = shift
         if shift:
-            law = _group_law(n, p, min_depth, step) if isinstance(p, (int, float)) else p
+            law: Any = _group_law(n, p, min_depth, step) if is_number(p) else p
             self.depth = Choice(range(min_depth, n + 1, step), p=law, name=name)
             self._warn_of_starving_slots()
         elif step > 1:
@@ -236,6 +236,6 @@ def _slot_choices(n: int, p: float | Sequence[float] | None, min_depth: int, nam
     if min_depth != 1:
         raise ChoiceError(f"min_depth: without shifting every slot is free, got {min_depth}")
     identity = 0.5 if p is None else p
-    if isinstance(identity, bool) or not isinstance(identity, (int, float)) or not 0 <= identity < 1:
+    if not is_number(identity) or not 0 <= identity < 1:
         raise ChoiceError(f"p: without shifting one identity probability in [0, 1), got {shown(p)}")
     return [Choice([0, 1], p=[identity, 1 - identity], name=None if name is None else f"{name}.{slot}") for slot in range(n)]

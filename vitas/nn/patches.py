@@ -1,7 +1,6 @@
 """How an image is cut into patches: sizes, counts and what does not fit."""
 
-import numpy as np
-
+from vitas.checks import is_int
 from vitas.choice import Choice
 from vitas.cost import Cost
 from vitas.errors import ChoiceError, shown
@@ -15,11 +14,10 @@ def pixels(img_size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         ChoiceError: not one or two positive ints.
     """
-    img_size = img_size.item() if isinstance(img_size, np.integer) else img_size
     pair = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
-    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MOST_PIXELS for n in pair):
+    if len(pair) != 2 or not all(is_int(n, 1, MOST_PIXELS) for n in pair):
         raise ChoiceError(f"img_size: expected a positive int or (height, width), got {shown(img_size)}")
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def patch_count(img_size: tuple[int, int], patch: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitas.checks import as_count
 from vitas.choice import Dim
 from vitas.errors import ChoiceError, brief, needs, shown
 from vitas.plot.cards import Card, difference_card, space_card, subnet_card
@@ -202,8 +203,7 @@ def training_curves(history: Mapping[str, Sequence[float]], *, window: int = 1, 
         ChoiceError: a window that is not an int of at least 1; values that are no row of numbers.
         VitasError: matplotlib is not installed.
     """
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ChoiceError(f"window: expected an int of at least 1, got {shown(window)}")
+    window = as_count(window, "window")
     try:
         given = dict(history)
     except (TypeError, ValueError):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitas.checks import as_percentage
 from vitas.errors import BudgetError, shown
 
 _BEYOND_ALL_COSTS = 2**63 - 1
@@ -75,10 +76,7 @@ def _meant(bound: float) -> str:
 
 
 def _percentage(text: str, what: str) -> float:
-    try:
-        share = float(text.strip().removesuffix("%")) if text.strip().endswith("%") else math.nan
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 100:
+    share = as_percentage(text)
+    if share is None:
         raise BudgetError(f"{what}: expected a number such as 1.3e9 or a percentage from '0%' to '100%', got {shown(text)}")
     return share

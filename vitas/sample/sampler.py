@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vitas.checks import ANY_INT, as_count
 from vitas.choice import SIDES
 from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
 from vitas.errors import BudgetError, ChoiceError, VitasError, shown
@@ -64,7 +65,7 @@ class SubnetSampler:
     def __init__(
         self, model: nn.Module, *, flops: Any = None, params: Any = None, seed: int = 0, inputs: Any = None
     ) -> None:
-        self.seed = _counted(seed, "seed")
+        self.seed = as_count(seed, "seed", 0, ANY_INT)
         self.space = search_space(model)
         self.model = unwrap(model)
         budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
@@ -105,7 +106,7 @@ class SubnetSampler:
             ChoiceError: a step that is not such an int.
             BudgetError: no subnet inside the budget was found in a bounded number of proposals.
         """
-        step = _counted(step, "step")
+        step = as_count(step, "step", 0, ANY_INT)
         if not self.windows:
             words = np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)
             return draw_from_prior(self.space, torch.Generator().manual_seed(int(words[0]) >> 1), activate)
@@ -128,7 +129,7 @@ class SubnetSampler:
             ChoiceError: n is not an int of at least 0, or rng no numpy Generator.
             BudgetError: not found in a bounded number of proposals.
         """
-        n = _counted(n, "n")
+        n = as_count(n, "n", 0, ANY_INT)
         if not isinstance(rng, np.random.Generator):
             raise ChoiceError(f"rng: expected a numpy.random.Generator, got {shown(rng)}")
         found: list[NDArray[np.int64]] = [np.empty((0, len(self.space)), dtype=np.int64)]
@@ -219,9 +220,3 @@ def conditional_of(chain: Chain, windows: Mapping[str, Window]) -> Conditional:
     if not conditional.bound or is_empty(chain, list(windows.values())):
         raise BudgetError(explain_empty(chain, windows))
     return conditional
-
-
-def _counted(number: int, what: str) -> int:
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 0:
-        raise ChoiceError(f"{what}: expected an int of at least 0, got {shown(number)}")
-    return int(number)

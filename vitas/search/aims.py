@@ -119,14 +119,3 @@ def checked_number(name: str, value: Any) -> float:
     except OverflowError:
         raise SearchError(f"{name}: expected a number that floats can hold, got {shown(value)}") from None
     return number if isinstance(value, (float, np.floating)) else int(value)
-
-
-def checked_count(what: str, number: Any, least: int) -> int:
-    """Return a number as an int.
-
-    Raises:
-        SearchError: not an int, or below the least one.
-    """
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < least:
-        raise SearchError(f"{what}: expected an int of at least {least}, got {shown(number)}")
-    return int(number)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from vitas.checks import ANY_INT, as_count
 from vitas.errors import SearchError
 from vitas.sample import SubnetSampler
-from vitas.search.aims import Aims, checked_count
+from vitas.search.aims import Aims
 from vitas.search.genetic import Codes, Floats, Genome, crossover, mutate, ranked, repair
 from vitas.search.result import Evaluation, SearchResult
 from vitas.space import SearchSpace, Subnet
@@ -56,7 +57,10 @@ class Evolution:
         seed: int = 0,
     ) -> None:
         self._aims = Aims({"accuracy": "max"} if objectives is None else objectives, limits)
-        self.population, self.seed = checked_count("population", population, 2), checked_count("seed", seed, 0)
+        self.population, self.seed = (
+            as_count(population, "population", 2, error=SearchError),
+            as_count(seed, "seed", 0, ANY_INT, SearchError),
+        )
         self._sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs)
         self.space: SearchSpace = self._sampler.space
         self._genome = Genome.of(self.space)
@@ -70,7 +74,7 @@ class Evolution:
     def ask(self, n: int = 1) -> list[Subnet]:
         """Return n subnets inside the budget that were not asked for before; fewer when no more can be found."""
         subnets: list[Subnet] = []
-        for _ in range(checked_count("n", n, 1)):
+        for _ in range(as_count(n, "n", error=SearchError)):
             code = self._next()
             if code is None:
                 break

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitas.checks import LONGEST_NAME
+from vitas.checks import LONGEST_NAME, as_count
 from vitas.errors import SearchError, fault_of_name, shown
-from vitas.search.aims import checked_count, checked_number
+from vitas.search.aims import checked_number
 from vitas.search.evolution import Evolution
 from vitas.search.ledger import Ledger
 from vitas.search.progress import ProgressBar
@@ -86,8 +86,10 @@ def evolve(
         raise SearchError(f"name: {fault}")
     if stale_after is not None and not checked_number("stale_after", stale_after) >= 0:
         raise SearchError(f"stale_after: expected seconds, at least 0, got {shown(stale_after)}")
-    total = checked_count("population", population, 2) * checked_count("generations", generations, 1)
-    checked_count("max_failures", max_failures, 1)
+    total = as_count(population, "population", 2, error=SearchError) * as_count(
+        generations, "generations", error=SearchError
+    )
+    as_count(max_failures, "max_failures", error=SearchError)
     evolution = Evolution(
         model,
         flops=flops,

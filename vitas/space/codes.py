@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vitas.checks import is_int
 from vitas.errors import ChoiceError, shown
 
 
@@ -23,11 +24,10 @@ def codes_of(rows: object, n: int, what: str) -> NDArray[np.int64]:
     if not isinstance(rows, (list, tuple)):
         raise ChoiceError(f"{what}: expected rows of {n} ints, got {shown(rows)}")
     for row in rows:
-        ints = isinstance(row, np.ndarray) and row.ndim == 1 and np.issubdtype(row.dtype, np.integer)
-        if (not ints and not (isinstance(row, (list, tuple)) and all(map(_is_code, row)))) or len(row) != n:
+        if isinstance(row, np.ndarray):
+            fits = row.ndim == 1 and np.issubdtype(row.dtype, np.integer)
+        else:
+            fits = isinstance(row, (list, tuple)) and all(is_int(number, -1, 2**31 - 1) for number in row)
+        if not fits or len(row) != n:
             raise ChoiceError(f"{what}: expected {n} ints, got {shown(row)}")
     return np.array(rows, dtype=np.int64).reshape(len(rows), n)
-
-
-def _is_code(number: object) -> bool:
-    return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and bool(-1 <= number < 2**31)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any, NoReturn
 
-from vitas.checks import LONGEST_NAME, plain_number
+from vitas.checks import LONGEST_NAME, as_number
 from vitas.errors import ChoiceError, brief, fault_of_name, shown
 
 Number = int | float
@@ -35,7 +35,7 @@ class Subnet(Mapping[str, Number]):
         for name in values:
             if fault := fault_of_name(name, LONGEST_NAME):
                 raise ChoiceError(f"subnet: a name: {fault}")
-        self._values = {name: plain_number(value, name) for name, value in values.items()}
+        self._values = {name: as_number(value, name) for name, value in values.items()}
         self._hash = hash(frozenset(self._values.items()))
 
     def __getitem__(self, name: str) -> Number:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable
 from math import inf, nextafter
 from typing import Any
 
-import numpy as np
-
-from vitas.checks import are_several, plain_number
+from vitas.checks import are_several, as_number, as_percentage, is_int
 from vitas.errors import ChoiceError, shown
 from vitas.superformer.arguments import reusable
 
@@ -69,7 +67,7 @@ def hidden_of(name: str, given: Values, own: int, per_ratio: float) -> list[int]
     """Return hidden widths of an MLP; a number is a multiple of the model's width, as in timm's mlp_ratio."""
 
     def width(ratio: Any) -> Any:
-        if not 0 < plain_number(ratio, name) * per_ratio < own + 1:
+        if not 0 < as_number(ratio, name) * per_ratio < own + 1:
             raise ChoiceError(
                 f'{name}: expected an mlp_ratio in (0, {own / per_ratio:g}], "auto" or percentages, got {shown(ratio)}'
             )
@@ -91,7 +89,7 @@ def _settled(
         raise ChoiceError(f'{name}: "auto" stands for all values and not among them, got {shown(several)}')
     values = [part(value) if isinstance(value, str) else number(value) for value in several]
     for value in values:
-        if not _is_count(value, 1, own):
+        if not is_int(value, 1, own):
             raise ChoiceError(f'{name}: expected ints in 1..{own}, percentages such as "50%", or "auto", got {shown(value)}')
     if max(values, default=0) != own:
         listed = ", ".join(map(str, sorted(values))) or "nothing"
@@ -99,16 +97,9 @@ def _settled(
     return sorted(int(value) for value in values)
 
 
-def _is_count(value: Any, least: int, most: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(least <= value <= most)
-
-
 def _percent(name: str, text: str) -> float:
-    try:
-        percent = float(text.strip().removesuffix("%")) if text.strip().endswith("%") else None
-    except ValueError:
-        percent = None
-    if percent is None or not 0 < percent <= 100:
+    percent = as_percentage(text)
+    if not percent:
         raise ChoiceError(f'{name}: expected "auto" or a percentage in (0, 100] such as "50%", got {shown(text)}')
     return percent
 
@@ -131,6 +122,6 @@ def block_numbers(name: str, blocks: Iterable[Any] | None, n: int) -> set[int]:
         raise ChoiceError(f"{name}: expected several numbers in 0..{n - 1}, got {shown(blocks)}")
     numbers = list(blocks)
     for number in numbers:
-        if not _is_count(number, 0, n - 1):
+        if not is_int(number, 0, n - 1):
             raise ChoiceError(f"{name}: expected numbers in 0..{n - 1}, got {shown(number)}")
     return {int(number) for number in numbers}
