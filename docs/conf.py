@@ -73,10 +73,10 @@ GROUPS = {
 
 # What public functions return, or a layer of one's own needs, without being a name of a public module.
 BESIDE = {
-    "Sampling and budgets": ["vitas.counting.SubnetCount"],
-    "Searching": ["vitas.result.Evaluation"],
-    "Wrapping timm": ["vitas.wrap.ExportReport"],
-    "vitas.nn": ["vitas.choice.take", "vitas.nn.base.filled"],
+    "Sampling and budgets": ["vitas.sample.counting.SubnetCount"],
+    "Searching": ["vitas.search.result.Evaluation"],
+    "Wrapping timm": ["vitas.wrapping.report.ExportReport"],
+    "vitas.nn": ["vitas.choice.take", "vitas.nn.layer.filled"],
 }
 
 

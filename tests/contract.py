@@ -20,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitas import Choice, Dim
-from vitas.cost import Cost, cost_of, params_of
+from vitas.cost.expression import Cost
+from vitas.cost.stated import cost_of, params_of
 from vitas.errors import CheckpointError
-from vitas.nn.base import exported
+from vitas.nn.layer import exported
 
 PATTERNS = ["ordinal", "bilateral", "cyclic", "cyclic-chain", "cyclic-paired"]
 PLAIN_LEAVES = {nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Dropout, nn.Identity}

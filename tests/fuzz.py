@@ -31,9 +31,9 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
 import vitas
-from vitas.depth_law import depth_law_for
 from vitas.errors import VitasError, shown
-from vitas.saving import _hash
+from vitas.export.network import _hash
+from vitas.train.depth_law import depth_law_for
 
 SECONDS = 1.0  # of processor time
 DATABASE_SECONDS = 3.0  # a search of four subnets on SQLite takes 0.3 s, most of it Optuna's; more on a busy machine

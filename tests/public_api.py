@@ -65,6 +65,7 @@ def signature(it: Any) -> str:
         text = str(inspect.signature(it)).replace("numpy.bool_", "numpy.bool")  # as numpy calls it since version 2
     except ValueError:
         return "(...)"
+    text = re.sub(r"\bvitas\.(\w+)\.\w+\.([A-Z]\w*)", r"vitas.\1.\2", text)  # a class by its folder, which is its address
     text = re.sub(r" at 0x[0-9a-f]+", "", text)
     text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)  # annotations that are kept as text
     text = re.sub(r"numpy\.ndarray\[[^\[\]]*(?:\[[^\]]*\])?, numpy\.dtype\[(.*?)\]\]", r"NDArray[\1]", text)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.contract import macs, randomize, relative_error
 from vitas import Subnet, activate_subnet, count_flops, count_params, export_subnet, search_space
-from vitas.superformer import DeiTSuperformer
+from vitas.superformer.deit import DeiTSuperformer
 
 
 def several(*values, largest=3):

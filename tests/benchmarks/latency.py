@@ -15,7 +15,7 @@ from scipy.stats import kendalltau, spearmanr
 from torch import nn
 
 import vitas
-from vitas import latency
+from vitas.measure import latency, parts
 
 
 def cpu_seconds(module: nn.Module, args: Any, kwargs: Any, device: torch.device) -> float:
@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if not options.wall:
-        latency._seconds = cpu_seconds
+        latency.seconds_of = parts.seconds_of = cpu_seconds
     model = vitas.create_superformer(options.model, img_size=options.img_size)
     images = torch.randn(options.batch, 3, options.img_size, options.img_size)
     start = time.perf_counter()

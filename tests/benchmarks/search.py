@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import vitas
-from vitas.genetic import Genome, repair
+from vitas.search.genetic import Genome, repair
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.synthetic import Synthetic

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 import vitas
-from vitas.train import skip_unused
+from vitas.train.unused import skip_unused
 
 WAYS = ("without", "per tensor", "per element")
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from overhead import cpu_time
 from torch import Tensor
 
-from vitas.slicing import cut, mark
+from vitas.choice.slicing import cut, mark
 
 Runs = tuple[tuple[int, int], tuple[int, int]]
 

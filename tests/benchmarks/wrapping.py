@@ -4,8 +4,8 @@ With a word, such as twins, only the lines of models with that word in their nam
 
 For each model: the choices of wrap(model, embed_dim="auto", depth="auto"), the networks that they span, the multiply-adds of
 the smallest and the largest, whether the largest equals timm's model bit by bit (in eval mode, and in train mode under one
-seed), and the largest difference, max|a - b| / max|b|, between random subnets and their exports. tests/test_wrap.py goes
-through the same models with 50 subnets each, on images of four patches.
+seed), and the largest difference, max|a - b| / max|b|, between random subnets and their exports. The tests
+in tests/wrapping/test_timm_vit.py go through the same models with 50 subnets each, on images of four patches.
 """
 
 import sys

@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 import vitas
-from vitas.score import dss
+from vitas.measure.zero_cost import dss
 
 
 def parts() -> tuple[Tensor, Tensor, Tensor, Tensor]:

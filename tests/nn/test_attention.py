@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.contract import Contract, randomize
 from vitas import Choice, ChoiceError, Dim
 from vitas.errors import ShapeError
-from vitas.nn import ElasticAttention
+from vitas.nn.attention import ElasticAttention
 from vitas.nn.private import Private
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from tests.contract import Contract
 from vitas import ChoiceError, Dim
 from vitas.errors import ShapeError
-from vitas.nn import ElasticConv2d
+from vitas.nn.conv import ElasticConv2d
 
 
 class TestElasticConv2d(Contract):

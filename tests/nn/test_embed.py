@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from tests.contract import Contract
 from vitas import Choice, ChoiceError, Dim
 from vitas.errors import ShapeError
-from vitas.nn import ElasticPatchEmbed, ElasticTokens
+from vitas.nn.embed import ElasticPatchEmbed
+from vitas.nn.tokens import ElasticTokens
 
 
 class TestElasticPatchEmbed(Contract):

@@ -8,8 +8,10 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.contract import Contract, is_plain, randomize
 from vitas import ChoiceError, Dim, VitasError, activate_subnet, active_subnet, export_subnet, search_space
-from vitas.nn import CyclicLinear, DropPath, ShiftableIdentity, shift_identities
-from vitas.nn.base import exported
+from vitas.nn.depth import ShiftableIdentity, shift_identities
+from vitas.nn.drop_path import DropPath
+from vitas.nn.layer import exported
+from vitas.nn.linear import CyclicLinear
 
 
 class TestShiftableIdentity(Contract):

@@ -6,7 +6,7 @@ from torch import nn
 from tests.contract import Contract, randomize
 from vitas import ChoiceError, Dim
 from vitas.errors import ShapeError
-from vitas.nn import CyclicLinear
+from vitas.nn.linear import CyclicLinear
 
 
 class TestCyclicLinear(Contract):

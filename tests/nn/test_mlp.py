@@ -5,7 +5,7 @@ from torch import nn
 
 from tests.contract import Contract
 from vitas import Choice, Dim
-from vitas.nn import ElasticMlp
+from vitas.nn.mlp import ElasticMlp
 
 
 class TestElasticMlp(Contract):

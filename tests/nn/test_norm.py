@@ -5,7 +5,7 @@ from torch import nn
 from tests.contract import Contract
 from vitas import Dim
 from vitas.errors import ShapeError
-from vitas.nn import ElasticLayerNorm, LayerScale
+from vitas.nn.norm import ElasticLayerNorm, LayerScale
 
 
 class TestElasticLayerNorm(Contract):

@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from tests.contract import Contract, randomize
 from tests.nn.test_attention import attend, part
 from vitas import Choice, ChoiceError, Dim, VitasError
-from vitas.cost import Cost, Map
+from vitas.cost.expression import Cost, Map
 from vitas.errors import ShapeError
-from vitas.nn import ElasticWindowAttention
-from vitas.nn.base import exported
+from vitas.nn.layer import exported
+from vitas.nn.window import ElasticWindowAttention
 
 
 def windows(x, side):

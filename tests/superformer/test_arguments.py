@@ -7,8 +7,8 @@ import pytest
 
 from tests.superformer import test_deit, test_twins
 from vitas import ChoiceError, search_space
-from vitas.choice import MOST_VALUES
-from vitas.superformer.arguments import MOST_BLOCKS, check_flags, check_numbers, depths_of, reusable
+from vitas.checks import MOST_VALUES, check_flags, check_numbers
+from vitas.superformer.arguments import MOST_BLOCKS, depths_of, reusable
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from vitas import (
     use_subnet,
 )
 from vitas.errors import ShapeError
-from vitas.superformer import DeiTSuperformer
+from vitas.superformer.deit import DeiTSuperformer
 
 
 def small(**options):

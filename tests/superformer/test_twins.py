@@ -22,8 +22,9 @@ from vitas import (
     use_subnet,
 )
 from vitas.errors import ShapeError
-from vitas.nn import ElasticSubsampledAttention, ElasticWindowAttention
-from vitas.superformer import TwinsSuperformer
+from vitas.nn.subsampled import ElasticSubsampledAttention
+from vitas.nn.window import ElasticWindowAttention
+from vitas.superformer.twins import TwinsSuperformer
 
 
 def small(img_size=(12, 10), **options):

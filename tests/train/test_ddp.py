@@ -11,7 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.contract import randomize
 from tests.ranks import run_ranks
 from vitas import SubnetSampler, activate_subnet, create_superformer, list_superformers
-from vitas.train import RankSampler, sandwich, skip_unused, touch_unused
+from vitas.train.ranks import RankSampler
+from vitas.train.sandwich import sandwich
+from vitas.train.unused import skip_unused, touch_unused
 
 STEPS, WORLD, BATCH = 20, 2, 4
 

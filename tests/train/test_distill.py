@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from vitas import ChoiceError
 from vitas.errors import ShapeError
-from vitas.train import distill_loss
+from vitas.train.distill import distill_loss
 
 
 def divergence(q, p, a):

@@ -9,7 +9,8 @@ from torch.distributed.fsdp import fully_shard
 from tests.ranks import run_ranks
 from tests.train.test_ddp import MODELS, SAMPLERS, STEPS, WORLD, batch, build, make_optimizer, train_alone
 from vitas import ChoiceError, plain, search_space
-from vitas.train import guard_ranks, skip_unused
+from vitas.train.ranks import guard_ranks
+from vitas.train.unused import skip_unused
 
 
 def sharded(name, dtype):

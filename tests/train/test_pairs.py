@@ -4,8 +4,7 @@ import torch
 from tests.contract import randomize
 from tests.superformer.test_deit import small
 from vitas import ChoiceError, Dim, activate_subnet, active_subnet, search_space
-from vitas.train import bilateral, complementary
-from vitas.train.pairs import complement
+from vitas.train.pairs import bilateral, complement, complementary
 
 
 def test_bilateral_runs_both_sides_with_half_weight_and_adds_the_gradients():

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from tests.contract import randomize, relative_error
 from tests.superformer.test_deit import small
 from vitas import active_subnet, export_subnet, sample_subnet, search_space
-from vitas.train import distill_loss, sandwich, skip_unused
+from vitas.train.distill import distill_loss
+from vitas.train.sandwich import sandwich
+from vitas.train.unused import skip_unused
 
 
 def train(model, *, dtype=None, steps=12, after=lambda step: None):

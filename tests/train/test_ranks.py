@@ -7,8 +7,7 @@ from torch import nn
 
 from tests.superformer.test_deit import small
 from vitas import ChoiceError, Dim, SubnetSampler, active_subnet, search_space
-from vitas.train import RankSampler, guard_ranks
-from vitas.train.ranks import deciding
+from vitas.train.ranks import RankSampler, deciding, guard_ranks
 
 
 def test_depth_and_what_has_private_copies_decide_which_modules_run():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vitas import ChoiceError, create_superformer
-from vitas.train import RETRAIN, RETRAIN_LARGE, SUPERFORMER, Recipe
+from vitas.train.recipes import RETRAIN, RETRAIN_LARGE, SUPERFORMER, Recipe
 
 
 def test_numbers_are_those_of_the_public_configurations():

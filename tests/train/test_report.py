@@ -9,8 +9,8 @@ import torch
 from tests.superformer.test_deit import small
 from vitas import ChoiceError, SubnetSampler, VitasError, active_subnet, count_params, sample_subnet, search_space
 from vitas.sharing import coverage
-from vitas.train import sandwich, supernet_report
-from vitas.train.report import kendall_tau
+from vitas.train.report import kendall_tau, supernet_report
+from vitas.train.sandwich import sandwich
 
 
 def size_score(model):

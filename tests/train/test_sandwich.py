@@ -7,7 +7,7 @@ from torch import nn
 from tests.contract import randomize
 from tests.superformer.test_deit import small
 from vitas import ChoiceError, SubnetSampler, active_subnet, create_superformer, search_space
-from vitas.train import sandwich
+from vitas.train.sandwich import sandwich
 
 
 def test_activates_the_smallest_random_ones_and_the_largest():

@@ -8,7 +8,7 @@ from torch import nn
 from tests.contract import randomize
 from tests.superformer.test_deit import small
 from vitas import ChoiceError, SubnetSampler, sample_subnet
-from vitas.train import skip_unused, touch_unused
+from vitas.train.unused import skip_unused, touch_unused
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vitas.choice import Dim, as_dim, take
 from vitas.cost import Cost, product_of
 from vitas.errors import ShapeError
-from vitas.nn.base import filled
+from vitas.nn.layer import filled
 
 
 class CyclicLinear(nn.Linear):

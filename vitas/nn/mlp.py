@@ -5,7 +5,7 @@ from torch import nn
 from vitas import plain
 from vitas.choice import Dim
 from vitas.cost import Cost, cost_of, params_of
-from vitas.nn.base import rebuilt
+from vitas.nn.layer import rebuilt
 from vitas.nn.linear import CyclicLinear
 
 

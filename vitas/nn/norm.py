@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vitas import plain
 from vitas.choice import Dim, as_dim, take
 from vitas.cost import Cost
-from vitas.nn.base import filled
+from vitas.nn.layer import filled
 from vitas.nn.linear import check_channels
 
 

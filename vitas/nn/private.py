@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitas.choice import Choice
+from vitas.choice import Choice, noted
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, shown
-from vitas.nn.base import exported
-from vitas.slicing import noted
-from vitas.walk import Gate
+from vitas.nn.layer import exported
+from vitas.space import Gate
 
 
 class Private(nn.ModuleDict):

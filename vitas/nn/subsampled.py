@@ -3,14 +3,16 @@
 from torch import Tensor
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_count
+from vitas.checks import as_count
+from vitas.choice import Choice, Dim
 from vitas.cost import Cost, Map, as_map, cost_of, params_of
 from vitas.errors import ShapeError
-from vitas.nn.attention import as_heads, stacked
-from vitas.nn.base import rebuilt
 from vitas.nn.conv import ElasticConv2d
+from vitas.nn.heads import as_heads
+from vitas.nn.layer import rebuilt
 from vitas.nn.linear import CyclicLinear, check_axes
 from vitas.nn.norm import ElasticLayerNorm
+from vitas.nn.stacked import stacked
 
 
 class ElasticSubsampledAttention(plain.SubsampledAttention):

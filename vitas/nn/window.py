@@ -3,11 +3,13 @@
 from torch import Tensor
 
 from vitas import plain
-from vitas.choice import Choice, Dim, as_choice, as_count
+from vitas.checks import as_count
+from vitas.choice import Choice, Dim, as_choice
 from vitas.cost import Cost, as_map, cost_of, params_of
-from vitas.nn.attention import as_heads, stacked
-from vitas.nn.base import rebuilt
+from vitas.nn.heads import as_heads
+from vitas.nn.layer import rebuilt
 from vitas.nn.linear import CyclicLinear, check_axes
+from vitas.nn.stacked import stacked
 
 
 class ElasticWindowAttention(plain.WindowAttention):

@@ -4,20 +4,26 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TypeVar
 
-import numpy as np
-from torch import nn
-
-from vitas import plain
-from vitas.choice import MOST_VALUES, Choice, Dim, are_several, as_choice, plain_number
+from vitas.checks import MOST_VALUES, are_several
+from vitas.choice import Choice, Dim, as_choice
 from vitas.errors import ChoiceError, shown
-from vitas.nn import DropPath, ElasticLayerNorm, ElasticMlp, LayerScale
 from vitas.sharing import Sharing
 
 Count = int | Iterable[int] | Choice[int]
+
+
 Width = int | Iterable[int] | Dim
+
+
 Ratio = float | Iterable[float] | Choice[float]
+
+
 MOST_BLOCKS = 1024
+
+
 T = TypeVar("T")
+
+
 V = TypeVar("V", int, float)
 
 
@@ -31,13 +37,6 @@ def dim_of(values: "int | Iterable[int] | Choice[int]", name: str, sharing: Shar
     if isinstance(values, Choice):
         return values  # type: ignore[return-value]
     return Dim(values if are_several(values) else [values], sharing=sharing, name=name)  # type: ignore[list-item]
-
-
-def hidden_of(mlp_dim: Width | None, mlp_ratio: Ratio, width: Dim, block: str, sharing: Sharing) -> Dim:
-    """Return the hidden width of the MLP of `block`: `mlp_dim`, or where that is None `mlp_ratio` times `width`."""
-    if mlp_dim is None:
-        return choice_of(mlp_ratio, f"{block}.mlp_ratio") * width
-    return dim_of(mlp_dim, f"{block}.mlp_dim", sharing)
 
 
 def depths_of(depth: int | Iterable[int], name: str = "depth") -> tuple[int, int, int]:
@@ -58,48 +57,6 @@ def depths_of(depth: int | Iterable[int], name: str = "depth") -> tuple[int, int
     return values[0], values[-1], step
 
 
-def block_of(
-    width: Dim,
-    attention: nn.Module,
-    hidden: Dim,
-    norm_eps: float,
-    proj_drop: float,
-    drop_path: float,
-    init_values: float | None = None,
-) -> plain.Block:
-    """Return a block around `attention`; its DropPath modules, if any, get their rates when those are laid."""
-    return plain.Block(
-        ElasticLayerNorm(width, norm_eps),
-        attention,
-        ElasticLayerNorm(width, norm_eps),
-        ElasticMlp(width, hidden, drop=proj_drop),
-        *(None if init_values is None else LayerScale(width, init_values) for _ in range(2)),
-        *(DropPath() if drop_path else None for _ in range(2)),
-    )
-
-
 def reusable(values: T) -> T:
     """Return a list in place of an iterator, since every block reads it; more values than a choice takes are cut off."""
     return list(islice(values, MOST_VALUES + 1)) if are_several(values) else values  # type: ignore[return-value]
-
-
-def check_numbers(**numbers: float | None) -> None:
-    """Refuse what is no number where one is optional: the starting gain of LayerScale, the epsilon of a norm.
-
-    Raises:
-        ChoiceError: with the name of the argument.
-    """
-    for name, number in numbers.items():
-        if number is not None and not abs(plain_number(number, name)) < 1e30:
-            raise ChoiceError(f"{name}: expected a number that float32 holds, got {shown(number)}")
-
-
-def check_flags(**flags: bool) -> None:
-    """Refuse what is neither True nor False: a word such as "no" would count as true.
-
-    Raises:
-        ChoiceError: with the name of the argument.
-    """
-    for name, flag in flags.items():
-        if not isinstance(flag, (bool, np.bool_)):
-            raise ChoiceError(f"{name}: expected True or False, got {shown(flag)}")

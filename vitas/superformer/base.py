@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from vitas.errors import ChoiceError
-from vitas.space import search_space
-from vitas.walk import holders
+from vitas.space import holders, search_space
 
 
 class Superformer(nn.Module):

@@ -6,29 +6,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.choice import as_count
+from vitas.checks import as_count, check_flags, check_numbers, check_rates
+from vitas.choice import outside_graphs
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, is_one_of, one_of
 from vitas.nn import CyclicLinear, ElasticAttention, ElasticLayerNorm, ElasticPatchEmbed, ShiftableIdentity
-from vitas.nn.base import exported, like
-from vitas.nn.embed import Table, active_table, make_table, patch_count
-from vitas.nn.identity import check_rates
+from vitas.nn.layer import exported, like
+from vitas.nn.patches import patch_count
+from vitas.nn.tokens import Table, active_table, make_table
 from vitas.sharing import Sharing
-from vitas.slicing import outside_graphs
-from vitas.superformer.arguments import (
-    Count,
-    Ratio,
-    Width,
-    block_of,
-    check_flags,
-    check_numbers,
-    choice_of,
-    depths_of,
-    dim_of,
-    hidden_of,
-    reusable,
-)
+from vitas.superformer.arguments import Count, Ratio, Width, choice_of, depths_of, dim_of, reusable
 from vitas.superformer.base import Superformer
+from vitas.superformer.blocks import block_of, hidden_of
 
 
 class DeiTSuperformer(Superformer, plain.VisionTransformer):

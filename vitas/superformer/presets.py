@@ -7,7 +7,7 @@ from torch import nn
 
 from vitas.errors import ChoiceError, is_one_of, one_of
 from vitas.sharing import Sharing
-from vitas.subnet import Subnet
+from vitas.space import Subnet
 from vitas.superformer.deit import DeiTSuperformer
 from vitas.superformer.twins import TwinsSuperformer
 
@@ -18,7 +18,9 @@ def _tenths(largest: int) -> list[int]:
 
 _VITAS = {"patch_size": [14, 16, 32], "num_heads": [3, 6, 12, 16], "private": "qk", "final_norm_eps": 1e-5}
 
+
 _AUTOFORMER = {"head_dim": 64, "global_pool": "avg", "fc_norm": False}
+
 
 _DEIT: dict[str, dict[str, Any]] = {
     # Public ViTAS code (Su et al., July 2021): 16 slots, 384 channels, q/k/v and MLP of 1440 rows.
@@ -73,6 +75,7 @@ _DEIT: dict[str, dict[str, Any]] = {
     "deit_small": {"embed_dim": 384, "num_heads": 6},
     "deit_base": {"embed_dim": 768, "num_heads": 12},
 }
+
 
 _TWINS: dict[str, dict[str, Any]] = {
     # Twins-SVT with every width in tenths. Reconstructed: the ViTAS paper's own numbers for Twins were not at hand; stage 3

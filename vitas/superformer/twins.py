@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 from torch import nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, are_several, as_count
+from vitas.checks import are_several, as_count, check_flags, check_numbers, check_rates
+from vitas.choice import Choice, Dim
 from vitas.cost import Cost, Map, cost_of, params_of
 from vitas.errors import ChoiceError, ShapeError, is_one_of, one_of, shown
 from vitas.nn import (
@@ -18,26 +19,17 @@ from vitas.nn import (
     ElasticWindowAttention,
     ShiftableIdentity,
 )
-from vitas.nn.base import rebuilt
-from vitas.nn.embed import pixels
-from vitas.nn.identity import check_rates, lay_drop_path
+from vitas.nn.depth import lay_drop_path
+from vitas.nn.layer import rebuilt
+from vitas.nn.patches import pixels
 from vitas.sharing import Sharing
-from vitas.superformer.arguments import (
-    Count,
-    Ratio,
-    Width,
-    block_of,
-    check_flags,
-    check_numbers,
-    choice_of,
-    depths_of,
-    dim_of,
-    hidden_of,
-    reusable,
-)
+from vitas.superformer.arguments import Count, Ratio, Width, choice_of, depths_of, dim_of, reusable
 from vitas.superformer.base import Superformer
+from vitas.superformer.blocks import block_of, hidden_of
 
 _MOST_STAGES = 16  # each halves the sides of the map, at the least
+
+
 T = TypeVar("T")
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitas.checks import is_number
 from vitas.errors import ChoiceError, ShapeError, shown
 
 
@@ -49,23 +50,19 @@ def distill_loss(
             raise ShapeError(f"{what}: expected a tensor of logits, got {shown(logits)}")
     if student.shape != teacher.shape or student.ndim == 0 or student.numel() == 0:
         raise ShapeError(f"distill_loss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} have to agree")
-    if not _is_number(temperature) or not 0 < temperature < 1e6:
+    if not is_number(temperature) or not 0 < temperature < 1e6:
         raise ChoiceError(f"temperature: expected a positive number, got {shown(temperature)}")
     classes = student.shape[-1]
     log_q = F.log_softmax(student.reshape(-1, classes) / temperature, dim=-1)
     log_p = F.log_softmax(teacher.detach().reshape(-1, classes) / temperature, dim=-1)
     if alpha is None:
         return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
-    if not isinstance(alpha, (tuple, list)) or len(alpha) != 2 or not all(_is_number(a) and abs(a) < 1e3 for a in alpha):
+    if not isinstance(alpha, (tuple, list)) or len(alpha) != 2 or not all(is_number(a) and abs(a) < 1e3 for a in alpha):
         raise ChoiceError(f"alpha: expected two numbers such as (-1, 1), or None, got {shown(alpha)}")
-    if not _is_number(clip) or not clip > 1:
+    if not is_number(clip) or not clip > 1:
         raise ChoiceError(f"clip: expected a number above 1, got {shown(clip)}")
     divergences = torch.stack([_alpha_divergence(log_q, log_p, float(a), clip) for a in alpha])
     return divergences.max(dim=0).values.mean() * temperature**2
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _alpha_divergence(log_q: Tensor, log_p: Tensor, alpha: float, clip: float) -> Tensor:

@@ -6,8 +6,7 @@ from torch import nn
 
 from vitas.choice import SIDES, Choice, Dim
 from vitas.errors import ChoiceError
-from vitas.space import SearchSpace, search_space
-from vitas.subnet import Subnet
+from vitas.space import SearchSpace, Subnet, search_space
 
 
 def bilateral(model: nn.Module) -> Iterator[tuple[str, float]]:

@@ -7,14 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from vitas.choice import SIDES
-from vitas.errors import ChoiceError, shown
+from vitas.checks import as_count
+from vitas.choice import SIDES, outside_graphs
+from vitas.errors import ChoiceError
 from vitas.sample import SubnetSampler
-from vitas.slicing import outside_graphs
-from vitas.space import search_space
-from vitas.subnet import Subnet
+from vitas.space import AnyChoice, Subnet, search_space, unwrap
 from vitas.train.unused import Hooks
-from vitas.walk import AnyChoice, unwrap
 
 
 def deciding(model: nn.Module) -> dict[str, AnyChoice]:
@@ -50,9 +48,7 @@ class RankSampler:
     def __init__(self, model: nn.Module, *, seed: int = 0, rank: int | None = None) -> None:
         if rank is None:
             rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise ChoiceError(f"rank: expected an int of at least 0, got {shown(rank)}")
-        self.sampler, self.rank = SubnetSampler(model, seed=seed), rank
+        self.sampler, self.rank = SubnetSampler(model, seed=seed), as_count(rank, "rank", 0)
         self._common = set(deciding(model))
 
     def sample(self, step: int, activate: bool = True) -> Subnet:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from vitas.choice import as_count, plain_number
+from vitas.checks import as_count, as_number
 from vitas.errors import ChoiceError, shown
 
 
@@ -71,16 +71,16 @@ class Recipe:
         if not as_count(self.warmup_epochs, "warmup_epochs", least=0) < self.epochs:
             raise ChoiceError(f"warmup_epochs: expected fewer than the {self.epochs} epochs, got {self.warmup_epochs}")
         for name in ("hflip", "random_erasing", "switch_prob", "smoothing", "drop_path", *given("ema_decay")):
-            if not 0 <= plain_number(getattr(self, name), name) <= 1:
+            if not 0 <= as_number(getattr(self, name), name) <= 1:
                 raise ChoiceError(f"{name}: expected a number in [0, 1], got {shown(getattr(self, name))}")
         for name in ("lr", "crop_pct", *given("clip_grad")):
-            if not plain_number(getattr(self, name), name) > 0:
+            if not as_number(getattr(self, name), name) > 0:
                 raise ChoiceError(f"{name}: expected a positive number, got {shown(getattr(self, name))}")
         for name in ("weight_decay", "mixup", "cutmix", *given("color_jitter")):
-            if plain_number(getattr(self, name), name) < 0:
+            if as_number(getattr(self, name), name) < 0:
                 raise ChoiceError(f"{name}: expected a number of at least 0, got {shown(getattr(self, name))}")
         pair = isinstance(self.scale, (tuple, list)) and len(self.scale) == 2
-        if not pair or not 0 < plain_number(self.scale[0], "scale") <= plain_number(self.scale[1], "scale") <= 1:
+        if not pair or not 0 < as_number(self.scale[0], "scale") <= as_number(self.scale[1], "scale") <= 1:
             raise ChoiceError(
                 "scale: expected the smallest and the largest part of the image, 0 < smallest <= largest <= 1, got"
                 f" {shown(self.scale)}"
@@ -161,8 +161,10 @@ class Recipe:
 SUPERFORMER = Recipe(cutmix=1.0)
 """Weak augmentation and regularisation: no RandAugment, colour jitter, mixup or drop path; CutMix on every batch."""
 
+
 RETRAIN = Recipe(auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, drop_path=0.1)
 """Full augmentation; no mixing, as for the published networks up to 1.3 GMACs."""
+
 
 RETRAIN_LARGE = replace(RETRAIN, mixup=0.8, cutmix=1.0)
 """As RETRAIN, with mixup and CutMix, as for the published networks of 2.7 and 4.9 GMACs."""

@@ -11,15 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vitas.checks import as_count
 from vitas.choice import Dim
 from vitas.errors import ChoiceError, needs, shown
-from vitas.nn.private import Private
-from vitas.plot import displayed
+from vitas.nn import Private
+from vitas.plot.pictures import displayed
 from vitas.sample import use_subnet
 from vitas.sharing import coverage
-from vitas.space import SearchSpace, search_space
-from vitas.subnet import Number, Subnet
-from vitas.walk import AnyChoice, held, unwrap
+from vitas.space import AnyChoice, Number, SearchSpace, Subnet, held, search_space, unwrap
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 
@@ -211,8 +210,7 @@ def supernet_report(
         ChoiceError: a model without choices, subnets of another space, a score or `n_random` that is no number, an
             `evaluate` that is no function.
     """
-    if isinstance(n_random, bool) or not isinstance(n_random, int) or n_random < 0:
-        raise ChoiceError(f"n_random: expected an int of at least 0, got {shown(n_random)}")
+    n_random = as_count(n_random, "n_random", 0)
     if not callable(evaluate):
         raise ChoiceError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
     space = search_space(model)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from vitas.checks import ANY_INT, as_count
 from vitas.choice import SIDES
 from vitas.errors import ChoiceError, shown
 from vitas.sample import SubnetSampler
-from vitas.subnet import Subnet
-from vitas.walk import unwrap
+from vitas.space import Subnet, unwrap
 
 
 def sandwich(
@@ -50,9 +50,7 @@ def sandwich(
     Raises:
         ChoiceError: a model without choices; numbers that are not ints of at least 0; a sampler of another model.
     """
-    for name, number in (("n_random", n_random), ("step", step)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ChoiceError(f"{name}: expected an int of at least 0, got {shown(number)}")
+    n_random, step = as_count(n_random, "n_random", 0), as_count(step, "step", 0, ANY_INT)
     if sampler is None:
         sampler = SubnetSampler(model, seed=seed)
     elif not isinstance(sampler, SubnetSampler) or sampler.model is not unwrap(model):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from vitas.choice import outside_graphs
 from vitas.errors import ChoiceError, is_one_of, one_of, shown
-from vitas.slicing import outside_graphs
 
 
 class Hooks:
@@ -23,9 +23,6 @@ class Hooks:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
-
-
-# -- the optimiser ------------------------------------------------------------------------------------------------------
 
 
 def skip_unused(optimizer: Optimizer, *, per: str = "element") -> Hooks:
@@ -117,9 +114,6 @@ def _put_back(now: Tensor, mask: Tensor, before: Tensor | None) -> None:
         now.masked_fill_(mask, 0)
     else:
         torch.where(mask, before, now, out=now)
-
-
-# -- DistributedDataParallel --------------------------------------------------------------------------------------------
 
 
 def touch_unused(model: nn.Module) -> Hooks:

@@ -1,0 +1,81 @@
+"""The values of a choice and their probabilities, checked and put in order."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+from vitas.checks import MOST_CHANNELS, MOST_VALUES, are_several, as_number
+from vitas.errors import ChoiceError, shown
+
+_MOST_INT = 2**31  # of a Choice: an empty tensor of that size has to exist
+
+
+V = TypeVar("V", int, float)
+
+
+def refuse_too_many(channels: float, what: str) -> None:
+    """Refuse more channels than any network has.
+
+    Raises:
+        ChoiceError: more than 2**24.
+    """
+    if channels > MOST_CHANNELS:
+        raise ChoiceError(f"{what}: expected at most {MOST_CHANNELS} channels, got {shown(channels)}")
+
+
+def in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[V], Sequence[float] | None]:
+    """Return values in ascending order and their probabilities with them; values that are no numbers are refused later."""
+    if p is None or not are_several(values) or not are_several(p):
+        return values, p
+    weights = list(islice(p, MOST_VALUES + 2))
+    listed = [value.item() if isinstance(value, np.generic) else value for value in islice(values, MOST_VALUES + 1)]
+    if not all(isinstance(value, (int, float)) for value in listed):
+        return listed, weights
+    order = sorted(range(len(listed)), key=lambda i: listed[i])
+    return [listed[i] for i in order], [weights[i] for i in order] if len(weights) == len(listed) else weights
+
+
+def checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ...]:
+    """Return the values of a choice as ascending numbers, numpy's made Python's.
+
+    Raises:
+        ChoiceError: no values, repeated ones, values below `least`, or values that are not numbers.
+    """
+    if not are_several(values):
+        raise ChoiceError(f"{what}: expected several values, got {shown(values)}")
+    numbers = [as_number(value, what) for value in islice(values, MOST_VALUES + 1)]
+    if len(numbers) > MOST_VALUES:
+        raise ChoiceError(f"{what}: expected at most {MOST_VALUES} values, got more")
+    if not numbers:
+        raise ChoiceError(f"{what}: expected at least one value, got none")
+    if len(set(numbers)) < len(numbers):
+        twice = Counter(numbers).most_common(1)[0][0]
+        raise ChoiceError(f"{what}: {twice} is given twice in {shown(numbers)}")
+    if any(isinstance(number, int) and number > _MOST_INT for number in numbers):
+        raise ChoiceError(f"{what}: expected ints of at most {_MOST_INT}, got {shown(max(numbers))}")
+    if min(numbers) < least:
+        wanted = "positive values" if least else "values of at least 0"
+        raise ChoiceError(f"{what}: expected {wanted}, got {min(numbers)}")
+    return tuple(sorted(numbers))  # type: ignore[arg-type]
+
+
+def checked_p(p: Sequence[float] | None, n: int, what: str) -> tuple[float, ...]:
+    """Return `n` probabilities that add up to 1; None: equal ones.
+
+    Raises:
+        ChoiceError: another number of them, negative ones, or all 0.
+    """
+    if p is None:
+        return (1 / n,) * n
+    if not are_several(p):
+        raise ChoiceError(f"p of {what}: expected {n} probabilities, got {shown(p)}")
+    weights = [float(as_number(weight, f"p of {what}")) for weight in islice(p, MOST_VALUES + 1)]
+    if len(weights) != n:
+        raise ChoiceError(f"p of {what}: expected {n} probabilities, one for each value, got {len(weights)}")
+    if min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise ChoiceError(f"p of {what}: expected probabilities of at least 0 that are not all 0, got {shown(weights)}")
+    return tuple(weight / sum(weights) for weight in weights)

@@ -1,0 +1,29 @@
+"""What a subnet costs: an algebra of small integer tables over choices.
+
+    expression.py  Cost: sums and products of ints, Choices and tables
+    stated.py      what a model and its parts say that they cost
+    count.py       the cost of one subnet, in parts: count_flops, count_params
+    model.py       the costs of a million subnets: cost_model
+
+Layers state their cost in these words, so no layer is imported here. Imports space, plain and what stands before them.
+"""
+
+from vitas.cost.count import FlopCount, count_flops, count_params
+from vitas.cost.expression import Cost, Map, as_map, product_of
+from vitas.cost.model import CostModel, cost_model
+from vitas.cost.stated import cost_of, params_of, stated_cost
+
+__all__ = [
+    "Cost",
+    "CostModel",
+    "FlopCount",
+    "Map",
+    "as_map",
+    "cost_model",
+    "cost_of",
+    "count_flops",
+    "count_params",
+    "params_of",
+    "product_of",
+    "stated_cost",
+]

@@ -1,0 +1,155 @@
+"""The multiply-adds and parameters of one subnet: added up from what its parts state, or counted by running it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitas.choice import Choice
+from vitas.cost.expression import ActiveIndices
+from vitas.cost.stated import params_of, stated_cost
+from vitas.errors import ChoiceError, shown
+from vitas.space import Number, State, arguments_of, eval_mode, holders, search_space, unwrap
+
+
+def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, convention: str) -> FlopCount:
+    """Count by running the active path."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import, and seldom used
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if convention != "exact":
+        raise ChoiceError(f"convention: a count by running is exact, got {shown(convention)}")
+    arguments = arguments_of(inputs)
+    state = State.of_module(model)
+    try:
+        if subnet is not None:
+            search_space(model).activate(subnet)
+        # With gradients on: the counter fails on views of parameters that have no gradient function (torch 2.14).
+        counting = FlopCounterMode(display=False)
+        with eval_mode(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counting as counter:
+            model(*arguments)
+    finally:
+        state.put_back()
+    by_module: dict[str, int] = {}
+    counts = {path: {op: n // 2 for op, n in ops.items()} for path, ops in counter.get_flop_counts().items()}
+    root = type(model).__name__
+    for path, ops in counts.items():
+        inside = [sum(other.values()) for name, other in counts.items() if name.rpartition(".")[0] == path]
+        own = sum(ops.values()) - (sum(inside) if path != "Global" else sum(ops.values()))
+        if own:
+            by_module[path.removeprefix(root).removeprefix(".")] = own
+    by_operator: dict[str, int] = {}
+    for op, n in counts.get("Global", {}).items():
+        word = _OPERATORS.get(str(op).split(".")[-1], str(op))
+        by_operator[word] = by_operator.get(word, 0) + n
+    return FlopCount(sum(by_operator.values()), by_operator, by_module, NOT_COUNTED)
+
+
+_OPERATORS = {"mm": "linear", "addmm": "linear", "bmm": "matmul", "baddbmm": "matmul", "convolution": "conv"}
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """Multiply-adds of one subnet for one image.
+
+    Attributes:
+        total: Sum of all parts.
+        by_operator: Parts by fvcore's names: "linear", "conv", "matmul".
+        by_module: Parts by module path; only leaves stand here.
+        not_counted: What costs time but is left out.
+    """
+
+    total: int
+    by_operator: dict[str, int]
+    by_module: dict[str, int]
+    not_counted: tuple[str, ...]
+
+    def __int__(self) -> int:
+        return self.total
+
+    def _rows(self) -> list[tuple[str, int]]:
+        """Return the parts as a table shows them: a row for each block, one for each other module."""
+        rows: dict[str, int] = {}
+        for path, amount in self.by_module.items():
+            numbered = re.match(r"(.*?\bblocks(\.\d+)+)\.", path)
+            name = (numbered[1] if numbered else path) or "model"
+            rows[name] = rows.get(name, 0) + amount
+        return list(rows.items())
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name, _ in [*rows, ("total", 0)])
+        lines = [f"{name:<{width}}  {amount:>15,}  {amount / (self.total or 1):6.1%}" for name, amount in rows]
+        lines.append(f"{'total':<{width}}  {self.total:>15,}  multiply-adds")
+        lines.append(f"not counted: {', '.join(self.not_counted)}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [(escape(name), f"{amount:,}", f"{amount / (self.total or 1):.1%}") for name, amount in self._rows()]
+        rows.append(("total", f"{self.total:,}", "multiply-adds"))
+        cells = "".join(f"<tr><th>{name}</th><td>{amount}</td><td>{share}</td></tr>" for name, amount, share in rows)
+        return f"<table>{cells}</table>"
+
+
+NOT_COUNTED = ("bias", "layer norm", "softmax", "activation", "scaling", "residual add", "positions", "pooling")
+
+
+def _indices(model: nn.Module, subnet: Mapping[str, Number] | None) -> Mapping[Choice[Any], int]:
+    """Return the number of every choice's value in `subnet`, or in the active one."""
+    nothing = isinstance(subnet, Mapping) and not subnet and not any(holders(model))  # to choose
+    if subnet is None or nothing:
+        return ActiveIndices()
+    return search_space(model).indices(subnet)
+
+
+def count_flops(
+    model: nn.Module,
+    subnet: Mapping[str, Number] | None = None,
+    *,
+    inputs: Any = None,
+    convention: str = "exact",
+) -> FlopCount:
+    """Return the multiply-adds of a subnet for one image, whichever attention kernel runs.
+
+    Args:
+        model: A model that states its cost, such as a superformer; possibly wrapped by DDP or torch.compile.
+        subnet: A subnet of its space; None: the active one.
+        inputs: A tensor or a tuple of arguments for a model that states no cost: the active path is run on them with
+            unfused attention and counted by torch's FlopCounterMode; the count is for all of `inputs`.
+        convention: "exact": all linear layers, convolutions and matrix products that run. "vitas" (DeiT only): as the
+            method's authors count, see DeiTSuperformer.cost.
+
+    Raises:
+        ChoiceError: not a subnet of the model's space, or another convention.
+        VitasError: a model that states no cost; inputs without a tensor among them.
+    """
+    model = unwrap(model)
+    if inputs is not None:
+        return _traced(model, subnet, inputs, convention)
+    cost = stated_cost(model, convention)
+    by_operator: dict[str, int] = {}
+    by_module: dict[str, int] = {}
+    for path, operator, amount in cost.parts(_indices(model, subnet)):
+        if amount:
+            by_operator[operator] = by_operator.get(operator, 0) + amount
+            by_module[path] = by_module.get(path, 0) + amount
+    return FlopCount(sum(by_module.values()), by_operator, by_module, NOT_COUNTED)
+
+
+def count_params(model: nn.Module, subnet: Mapping[str, Number] | None = None) -> int:
+    """Return the number of parameters of a subnet: those of its export.
+
+    Args:
+        model: A model with or without elastic layers, possibly wrapped by DDP or torch.compile.
+        subnet: A subnet of its space; None: the active one.
+
+    Raises:
+        ChoiceError: not a subnet of the model's space.
+    """
+    return params_of(model).at(_indices(unwrap(model), subnet))

@@ -1,0 +1,27 @@
+"""From a searchable model to a plain network, and to files.
+
+    subnet.py        export_subnet and build_subnet
+    network.py       plain networks as folders: save_subnet, load_subnet
+    checkpoint.py    superformers as files: save_superformer, load_superformer
+    plain_format.py  what a file may say of a network of vitas.plain
+    timm_format.py   what a file may say of a network of timm; imports timm, so it is imported when needed
+    positions.py     position tables for another image size
+    files.py         files that appear complete or not at all
+
+Imports measure, superformer and what stands before them.
+"""
+
+from vitas.export.checkpoint import load_superformer, save_superformer
+from vitas.export.files import as_path
+from vitas.export.network import load_subnet, save_subnet
+from vitas.export.subnet import build_subnet, export_subnet
+
+__all__ = [
+    "as_path",
+    "build_subnet",
+    "export_subnet",
+    "load_subnet",
+    "load_superformer",
+    "save_subnet",
+    "save_superformer",
+]

@@ -1,0 +1,23 @@
+"""Position tables for another image size."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitas import plain
+from vitas.errors import FileError
+
+
+def resampled_positions(table: Tensor, old: Any, new: Any, patch: int, prefix: Any, where: Path) -> Tensor:
+    """Return a table of positions, (1, prefix + N, D), for images of another size.
+
+    Raises:
+        FileError: patches that do not divide the image.
+    """
+    if any(n % patch for n in new):
+        raise FileError(f"{where}: img_size: patches of {patch} pixels do not divide an image of {new[0]} x {new[1]}")
+    grids = [(size[0] // patch, size[1] // patch) for size in (old, new)]
+    if table.shape[1] != prefix + grids[0][0] * grids[0][1]:
+        raise FileError(f"{where}: pos_embed: {table.shape[1]} positions do not fit an image of {old[0]} x {old[1]} pixels")
+    return plain.resample_positions(table, grids[0], grids[1], prefix)

@@ -1,0 +1,151 @@
+"""From a searchable model to the plain torch network of one subnet."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitas.errors import ChoiceError, ExportError, is_one_of, one_of, shown
+from vitas.nn.layer import exported
+from vitas.sample import use_subnet
+from vitas.space import Number, Subnet, arguments_of, device_of, eval_mode, holders, search_space, unwrap
+from vitas.superformer import create_superformer
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest max|a - b| / max|b| that `verify` accepts."""
+
+
+_MOST_BYTES = 2**40
+
+
+def export_subnet(
+    model: nn.Module,
+    subnet: Mapping[str, Number] | None = None,
+    *,
+    weights: str = "inherit",
+    verify: Tensor | tuple[Any, ...] | None = None,
+    side: str | None = None,
+) -> nn.Module:
+    """Return the plain network of a subnet: torch.nn layers inside the classes of vitas.plain, no choices left.
+
+    Device, dtype, training mode and requires_grad are the model's; the weights are contiguous copies of their own. Hooks on
+    elastic layers stay behind. The model's active subnet is untouched.
+
+    Args:
+        model: A model with elastic layers, possibly wrapped by DDP or torch.compile.
+        subnet: A subnet of its space; None: the active one.
+        weights: "inherit" copies the active weights, "fresh" draws new ones by each layer's `reset_parameters`.
+        verify: A batch, or a tuple of all inputs, on which export and active path are compared, in eval mode.
+        side: "left" or "right", for bilateral sharing; None: "left", or the active side where `subnet` is None.
+
+    Raises:
+        ChoiceError: not a subnet of the model's space, or no space, such as one with a broken tie; an unknown word for
+            `weights` or `side`; nothing that `verify` could compare.
+        ExportError: `verify` found a difference; a part that is still searchable, that overrides the forward pass of an
+            elastic layer, or that cannot draw fresh weights; a model without elastic layers.
+        VitasError: `verify` on the meta device.
+    """
+    if not is_one_of(["inherit", "fresh"], weights):
+        raise ChoiceError(f"weights: {one_of(['inherit', 'fresh'], weights)}")
+    if weights == "fresh" and verify is not None:
+        raise ChoiceError("verify: fresh weights have nothing to be compared with")
+    inner = unwrap(model)
+    if not any(type(part).__module__.startswith("vitas.") or hasattr(part, "export") for part in inner.modules()):
+        raise ExportError(f"{type(inner).__name__} has no elastic layers to export")
+    if verify is not None:
+        device_of(inner)  # refuses the meta device, before anything is copied
+    if isinstance(subnet, Mapping) and not subnet and not any(holders(inner)):
+        subnet = None  # nothing to choose
+    if subnet is None and any(holders(inner)):
+        active = search_space(inner).active()  # in any case: this refuses broken ties
+        subnet = None if side is None else active
+    with use_subnet(model, subnet, side=side) if subnet is not None else nullcontext():
+        with torch.inference_mode(False), torch.no_grad():  # weights made in inference mode could not be trained
+            plain = exported(inner)
+        if weights == "fresh":
+            _reset(plain)
+        if verify is not None:
+            _verify(inner, plain, verify)
+    return plain
+
+
+def build_subnet(
+    name: str,
+    subnet: Mapping[str, Number],
+    *,
+    num_classes: int = 1000,
+    img_size: int | tuple[int, int] = 224,
+    in_chans: int = 3,
+    **overrides: Any,
+) -> nn.Module:
+    """Return the plain network of a subnet with fresh weights; no weights of the superformer are ever allocated.
+
+    Args:
+        name: Superformer in whose space the subnet lies, see `list_superformers`.
+        subnet: Such as `published_subnet("vitas_c")`.
+        num_classes: Classes; 0: no classifier.
+        img_size: Height and width in pixels, or one int for both.
+        in_chans: Image channels.
+        overrides: Other arguments of the superformer.
+
+    Raises:
+        ChoiceError: an unknown name or argument, not a subnet of the space.
+        ExportError: a network of more than a terabyte.
+    """
+    with torch.device("meta"):
+        model = create_superformer(name, num_classes=num_classes, img_size=img_size, in_chans=in_chans, **overrides)
+    plain = export_subnet(model, Subnet(subnet))
+    size = sum(parameter.nbytes for parameter in plain.parameters())
+    if size > _MOST_BYTES:
+        raise ExportError(f"{name}: this subnet needs {size / 2**40:.1f} TiB")
+    plain = plain.to_empty(device=torch.get_default_device())
+    _reset(plain)
+    return plain
+
+
+def _reset(module: nn.Module, path: str = "") -> None:
+    """Draw fresh weights, the parts before the whole, so that a model may have the last word over its layers."""
+    for name, child in module.named_children():
+        _reset(child, f"{path}.{name}" if path else name)
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "init_weights", None)  # timm's word
+    if reset is not None:
+        reset()
+    elif any(True for _ in module.parameters(recurse=False)):
+        raise ExportError(f"{path or 'model'}: {type(module).__name__} has weights but no reset_parameters() to draw anew")
+
+
+@torch.no_grad()
+def _verify(model: nn.Module, plain: nn.Module, inputs: Tensor | tuple[Any, ...]) -> None:
+    if not isinstance(inputs, (Tensor, tuple)):
+        raise ChoiceError(f"verify: expected a batch or a tuple of inputs, got {shown(inputs)}")
+    arguments = arguments_of(inputs, "verify")
+    with eval_mode(model, plain):
+        expected, got = list(_tensors(model(*arguments))), list(_tensors(plain(*arguments)))
+    if not sum(tensor.numel() for tensor in expected):
+        raise ChoiceError("verify: the outputs hold no numbers to compare, for these inputs")
+    if len(got) != len(expected):
+        raise ExportError(f"the export returns {len(got)} tensors, the active path {len(expected)}")
+    for a, b in zip(got, expected, strict=True):
+        error = relative_error(a, b)
+        if not error <= TOLERANCE.get(b.dtype, 0.0):
+            raise ExportError(f"export and active path differ by {error:.2g} (max|a - b| / max|b|) on the given inputs")
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    """Yield the tensors that a model returned, alone or in tuples, lists and dicts."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (tuple, list, Mapping)):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """Return max|a - b| / max|b|; infinity where shapes, or numbers that are not real, differ."""
+    if a.shape != b.shape:
+        return float("inf")
+    if not b.is_floating_point() or not b.numel():
+        return 0.0 if torch.equal(a, b) else float("inf")
+    return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny))

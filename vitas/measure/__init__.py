@@ -1,0 +1,24 @@
+"""How good a subnet is and how long it takes.
+
+    accuracy.py       the fraction of images that it classifies right
+    zero_cost.py      an indicator that needs no training
+    latency.py        the time of a network, measured
+    parts.py          the parts of a model that are timed one by one
+    latency_table.py  the time of any subnet, predicted from those of its parts
+
+Functions of a model that a search, or anyone, calls. Imports nn and what stands before it.
+"""
+
+from vitas.measure.accuracy import accuracy
+from vitas.measure.latency import Latency, measure_latency
+from vitas.measure.latency_table import LatencyTable, latency_table
+from vitas.measure.zero_cost import zero_cost
+
+__all__ = [
+    "Latency",
+    "LatencyTable",
+    "accuracy",
+    "latency_table",
+    "measure_latency",
+    "zero_cost",
+]

@@ -1,0 +1,98 @@
+"""Stochastic depth whose rate follows the place of a block among those that run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitas import plain
+from vitas.checks import check_rates
+from vitas.choice import Choice, mark, marked
+from vitas.cost import Cost
+from vitas.nn.layer import like
+
+
+class DropPath(plain.DropPath):
+    """Stochastic depth whose rate depends on where the block stands among those that run.
+
+    Shapes: (B, ...) -> (B, ...).
+    Cost: 0 MACs.
+    Source: linear decay, Huang et al., arXiv:1603.09382v3, section 3; laying it over the blocks that run is ours (the
+    public ViTAS code counts identities too).
+
+    Args:
+        drop_prob: Probability of dropping a sample's branch, until a ShiftableIdentity lays its rates.
+    """
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__(drop_prob)
+        self.lay(drop_prob, 0, (), ())
+
+    def lay(self, rate: float, slot: int, before: Sequence[Choice[int]], total: Sequence[Choice[int]]) -> None:
+        """Take the rate from the block's place among those that run: 0 for the first, `rate` for the last.
+
+        Args:
+            rate: Rate of the last block.
+            slot: Blocks that always run before this one whenever it runs.
+            before: Choices whose values add up to the number of other blocks that run before it.
+            total: Choices whose values add up to the number of blocks that run.
+
+        Raises:
+            ChoiceError: a rate that is no number in [0, 1).
+        """
+        self.drop_prob = rate
+        self._slot, self._before, self._total = slot, tuple(before), tuple(total)
+        self._mark = mark(slot)
+
+    @property
+    def drop_prob(self) -> float:
+        """The rate in the active subnet.
+
+        Raises:
+            ChoiceError: on setting what is no number in [0, 1).
+        """
+        if not self._total:
+            return self._rate
+        place = self._slot + sum(choice.active for choice in self._before)
+        last = sum(choice.active for choice in self._total) - 1
+        return self._rate * place / last if last > 0 else 0.0
+
+    @drop_prob.setter
+    def drop_prob(self, rate: float) -> None:
+        check_rates(drop_prob=rate)
+        self._rate = rate
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._mark = mark(self._slot)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
+        if not torch.compiler.is_compiling() or not self._total:
+            return super().forward(x)
+        if not self.training:
+            return x
+        place = marked(self._mark, 0) + sum(choice.active for choice in self._before)
+        last = sum(choice.active for choice in self._total) - 1
+        keep = 1 - self._rate * place / torch.sym_max(last, 1)
+        return drop_samples(x, keep)
+
+    def cost(self, tokens: Cost) -> Cost:
+        """Return nothing."""
+        return Cost()
+
+    def param_count(self) -> Cost:
+        """Return nothing."""
+        return Cost()
+
+    def export(self) -> nn.Module:
+        """Return plain drop path at the rate that it has in the active subnet; an identity where that is 0."""
+        return like(self, plain.DropPath(self.drop_prob) if self.drop_prob else nn.Identity())
+
+
+def drop_samples(x: Tensor, keep: Any, scale_by_keep: bool = True) -> Tensor:
+    """Zero whole samples and divide the others by `keep`, the probability of being kept: a number, symbol or tensor."""
+    mask = torch.empty((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device).uniform_() < keep
+    scale: Tensor = mask / keep if scale_by_keep else mask
+    return x * scale.to(x.dtype)

@@ -1,0 +1,95 @@
+"""Class token and positions, with a table for each patch size."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vitas import plain
+from vitas.choice import Choice, Dim, as_choice, as_dim
+from vitas.cost import Cost
+from vitas.errors import ShapeError
+from vitas.nn.layer import filled
+from vitas.nn.patches import check_patches, patch_count, patches, pixels
+
+Table = nn.Parameter | nn.ParameterDict
+
+
+class ElasticTokens(plain.Tokens):
+    """Class token and learned positions, one of each for every patch size; for models of one's own.
+
+    Shapes: (B, N, D) -> (B, 1 + N, D), D = embed_dim.active, N the patches of the active patch size.
+    Cost: 0 MACs; adding positions is listed as not counted.
+    Source: private class token and positions for each patch size, public ViTAS code (Su et al., July 2021).
+
+    Args:
+        img_size: Height and width in pixels, or one int for both.
+        patch_size: Pixels of a patch's side, an int or a Choice.
+        embed_dim: Channels D, an int or a Dim shared with the layers around.
+
+    Raises:
+        ChoiceError: a patch size that does not divide the image; channels that are neither a positive int nor a Dim.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | Choice[int] = 16,
+        embed_dim: int | Dim = 768,
+    ) -> None:
+        size = pixels(img_size)
+        patch_size, embed_dim = as_choice(patch_size, "patch_size"), as_dim(embed_dim, "embed_dim")
+        check_patches(patch_size, size)
+        nn.Module.__init__(self)
+        self.patch_size, self.embed_dim, self.img_size = patch_size, embed_dim, size
+        self.cls_token = make_table(patch_size, embed_dim, lambda patch: 1)  # type: ignore[assignment]
+        self.pos_embed = make_table(patch_size, embed_dim, lambda patch: 1 + patch_count(size, patch))  # type: ignore[assignment]
+        self.reset_parameters()
+
+    def active_weights(self) -> dict[str, Tensor]:
+        """Return the class token (1, 1, D) and positions (1, 1 + N, D) in use; nothing else slices."""
+        names = ("cls_token", "pos_embed")
+        return {name: active_table(getattr(self, name), self.patch_size, self.embed_dim) for name in names}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add token and positions.
+
+        Raises:
+            ShapeError: x does not have N tokens and D channels.
+        """
+        weights = self.active_weights()
+        expected = (weights["pos_embed"].shape[1] - 1, self.embed_dim.active)
+        if tuple(x.shape[1:]) != expected:
+            raise ShapeError(f"tokens: expected shape (batch, {expected[0]}, {expected[1]}), got {tuple(x.shape)}")
+        return plain.add_tokens(x, [weights["cls_token"]], weights["pos_embed"])
+
+    def cost(self, tokens: Cost) -> Cost:
+        """Return nothing: adding positions is listed as not counted."""
+        return Cost()
+
+    def param_count(self) -> Cost:
+        """Return (2 + N) * D."""
+        return (patches(self.patch_size, self.img_size) + 2) * self.embed_dim
+
+    def export(self) -> plain.Tokens:
+        """Return plain token and positions with their own copies of the tables."""
+        weights = self.active_weights()
+        empty = {name: torch.empty_like(table, device="meta") for name, table in weights.items()}
+        return filled(self, plain.Tokens(**empty), weights)
+
+
+def make_table(patch_size: Choice[int], dim: Dim, length: Callable[[int], int]) -> Table:
+    """Return a table (1, length, L) of zeros, or one for each patch size."""
+
+    def table(patch: int) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(1, length(patch), dim.largest))
+
+    if patch_size.fixed:
+        return table(patch_size.largest)
+    return nn.ParameterDict({str(patch): table(patch) for patch in patch_size.values})
+
+
+def active_table(table: Table, patch_size: Choice[int], dim: Dim) -> Tensor:
+    """Return the table in use, (1, length, D)."""
+    chosen = table[str(patch_size.active)] if isinstance(table, nn.ParameterDict) else table
+    return dim.take(chosen, axis=2)

@@ -1,0 +1,165 @@
+"""How many subnets lie inside windows of cost: exact where that can be had, else an estimate that says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from vitas.sample.budget import Window
+from vitas.sample.chain import Chain, Step
+from vitas.sample.conditional import Conditional
+from vitas.sample.rows import Rows, additions_in, narrowed, points_of
+
+_FEW = 10**6
+"""So many subnets, or costs of subnets, may be remembered one by one."""
+
+
+class SubnetCount(int):
+    """A number of subnets, an int.
+
+    Attributes:
+        exact: Whether it is the number itself; else an estimate by sampling.
+        standard_error: Of the estimate; 0.0 where exact.
+    """
+
+    exact: bool
+    standard_error: float
+
+    def __new__(cls, number: int, standard_error: float | None = None) -> SubnetCount:
+        """Make a count; with a standard error it is an estimate."""
+        count = super().__new__(cls, number)
+        count.exact = standard_error is None
+        count.standard_error = standard_error or 0.0
+        return count
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return int(self), None if self.exact else self.standard_error
+
+    def __repr__(self) -> str:
+        if self.exact:
+            return f"{int(self):,}"
+        return f"about {Decimal(int(self)):.4e} (estimated, standard error {self.standard_error:.1e})"
+
+    __str__ = __repr__
+
+
+def count_inside(chain: Chain, windows: Sequence[Window], *, work: float = 4e10, seed: int = 0) -> SubnetCount:
+    """Return the number of subnets inside all windows.
+
+    Args:
+        chain: The decisions of the space, made with counting=True.
+        windows: One for each measure of the chain.
+        work: Bytes that exact counting may touch before an estimate is made instead.
+        seed: Of the estimate.
+    """
+    rows = narrowed(chain, windows)
+    if chain.space.size <= _FEW:  # then going through them one by one may be quicker, and always ends
+        work = min(work, 1e4 * chain.space.size)
+    if len(windows) == 1 and _work(chain, rows) <= work:
+        return SubnetCount(_dense(chain, rows, windows[0]) * chain.times)
+    if (len(windows) != 1 or chain.space.size <= _FEW) and (found := _sparse(chain, rows)) is not None:
+        return SubnetCount(found * chain.times)
+    return _estimate(chain, windows, seed)
+
+
+def _digit_bytes(chain: Chain) -> int:
+    return (chain.space.size.bit_length() + 8) // 8
+
+
+def _work(chain: Chain, rows: Sequence[Rows]) -> float:
+    """Return the bytes that `_dense` goes through."""
+    return additions_in(chain, rows) * _digit_bytes(chain)
+
+
+def _dense(chain: Chain, rows: Sequence[Rows], window: Window) -> int:
+    """Count backwards: for each row and each cost so far, in how many ways the rest ends inside the window.
+
+    The counts of a row, one digit for each cost of its lattice, make one Python int, so that adding the counts of the
+    next row a cost further is one shift and one addition.
+    """
+    size = _digit_bytes(chain)
+    counts: list[int] = []
+    for t in reversed(range(len(chain.steps))):
+        here, step = rows[t], chain.steps[t]
+        if t + 1 == len(chain.steps):
+            counts = [_inside(here, step, row, window, size) for row in range(len(step.weight))]
+        else:
+            counts = [_ahead(here, step, row, rows[t + 1], counts, size) for row in range(len(step.weight))]
+    return counts[0] if chain.steps else int(window.low <= chain.start[0] <= window.high)
+
+
+def _inside(here: Rows, step: Step, row: int, window: Window, size: int) -> int:
+    """Return the counts of a row before the last step."""
+    n = int(points_of(here)[row])
+    costs = here.low[0, row] + np.arange(n) * here.gcd[0, row]
+    ways = np.zeros(n, dtype=np.int64)
+    for weight, cost in zip(step.weight[row], step.cost[0, row], strict=True):
+        ways += int(weight) * ((costs + cost >= window.low) & (costs + cost <= window.high))
+    digits = np.zeros((n, max(size, 8)), dtype=np.uint8)
+    digits[:, :8] = ways.astype("<i8").view(np.uint8).reshape(n, 8)
+    return int.from_bytes(digits[:, :size].tobytes(), "little")
+
+
+def _ahead(here: Rows, step: Step, row: int, after: Rows, counts: Sequence[int], size: int) -> int:
+    """Return the counts of a row from those of the next ones."""
+    n, total = int(points_of(here)[row]), 0
+    if not n:
+        return 0
+    for value in np.flatnonzero(step.weight[row]):
+        target = int(step.target[row, value])
+        if not counts[target]:
+            continue
+        unit = int(max(after.gcd[0, target], 1))
+        first = int(here.low[0, row] + step.cost[0, row, value] - after.low[0, target]) // unit
+        stride = int(here.gcd[0, row]) // unit
+        ahead = counts[target] >> (8 * size * first) if first >= 0 else counts[target] << (8 * size * -first)
+        if n > 1 and stride > 1:
+            length = max((ahead.bit_length() + 7) // 8, 1)
+            digits = -(-length // size)
+            strided = np.frombuffer(ahead.to_bytes(digits * size, "little"), np.uint8).reshape(digits, size)[::stride]
+            ahead = int.from_bytes(strided.tobytes(), "little")
+        total += int(step.weight[row, value]) * ahead
+    return total & ((1 << (8 * size * n)) - 1)
+
+
+def _sparse(chain: Chain, rows: Sequence[Rows], most: int = _FEW) -> int | None:
+    """Count forwards: for each row how many subnets cost how much so far; None where that is too much to remember."""
+    counts: list[dict[tuple[int, ...], int]] = [{tuple(chain.start.tolist()): 1}]
+    for step, after in zip(chain.steps, rows[1:], strict=True):
+        further: list[dict[tuple[int, ...], int]] = [{} for _ in range(step.rows)]
+        least, greatest = after.low.T.tolist(), after.high.T.tolist()
+        for row, value in zip(*np.nonzero(step.weight), strict=True):
+            times, target, cost = (
+                int(step.weight[row, value]),
+                int(step.target[row, value]),
+                step.cost[:, row, value].tolist(),
+            )
+            there = further[target]
+            for so_far, ways in counts[row].items():
+                ends = tuple(a + b for a, b in zip(so_far, cost, strict=True))
+                if all(a <= c <= b for a, c, b in zip(least[target], ends, greatest[target], strict=True)):
+                    there[ends] = there.get(ends, 0) + ways * times
+        counts = further
+        if sum(map(len, counts)) > most:
+            return None
+    return sum(counts[0].values())
+
+
+def _estimate(chain: Chain, windows: Sequence[Window], seed: int, enough: int = 4000, most: int = 400_000) -> SubnetCount:
+    """Return the bound on the number of subnets times the share of proposals that arrive."""
+    conditional = Conditional(chain, windows)
+    if not conditional.bound:
+        return SubnetCount(0)
+    rng = np.random.default_rng(seed)
+    arrived = proposals = 0
+    while proposals < most and arrived < enough:
+        arrived += len(conditional.propose(4000, rng)[0])
+        proposals += 4000
+    share = arrived / proposals
+    bound = Decimal(conditional.log_bound).exp() * chain.times
+    error = math.sqrt(max(share * (1 - share), 1 / proposals) / proposals)
+    return SubnetCount(int(bound * Decimal(share)), float(bound * Decimal(error)))

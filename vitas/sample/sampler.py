@@ -1,0 +1,222 @@
+"""Subnets as a function of seed and step, inside a budget or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vitas.checks import ANY_INT, as_count
+from vitas.choice import SIDES
+from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
+from vitas.errors import BudgetError, ChoiceError, VitasError, shown
+from vitas.sample.budget import Window, window_of
+from vitas.sample.chain import Chain, TooManyRows
+from vitas.sample.conditional import BINS, Conditional
+from vitas.sample.nearest import explain_empty, is_empty
+from vitas.sample.rows import extremes
+from vitas.space import SearchSpace, Subnet, codes_of, search_space, unwrap
+
+_BLOCK = 64  # subnets that a sampler draws at once
+
+
+def draw_from_prior(space: SearchSpace, generator: torch.Generator | None, activate: bool) -> Subnet:
+    """Draw a subnet from the prior; under bilateral sharing it is activated with a random side."""
+    subnet = space.sample(generator)
+    side = None
+    if space.bilateral:
+        device = generator.device if generator is not None else "cpu"
+        side = SIDES[int(torch.randint(2, (), generator=generator, device=device))]
+    if activate:
+        space.activate(subnet, side=side)
+    return subnet
+
+
+class SubnetSampler:
+    """Draws subnets as a pure function of (seed, step): the same on all ranks and after a resume.
+
+    A budget is set up once, here; draws inside it are then exact and quick.
+
+    Source: ours; see vitas.conditional.
+
+    Args:
+        model: A model with choices, possibly wrapped by DDP or torch.compile.
+        flops: As in sample_subnet.
+        params: As in sample_subnet.
+        seed: Any int of at least 0.
+        inputs: As in sample_subnet.
+
+    Attributes:
+        model: The model, without DDP or torch.compile.
+        space: The search space.
+        windows: Measure -> (low, high), both included, of the budgets given.
+
+    Raises:
+        ChoiceError: a model without choices, or a seed that is not such an int.
+        BudgetError: a malformed budget, or an empty window.
+        VitasError: a FLOPs budget for a model that states no cost, without `inputs`.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, flops: Any = None, params: Any = None, seed: int = 0, inputs: Any = None
+    ) -> None:
+        self.seed = as_count(seed, "seed", 0, ANY_INT)
+        self.space = search_space(model)
+        self.model = unwrap(model)
+        budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
+        self._traced = inputs if "flops" in budgets and getattr(self.model, "cost", None) is None else None
+        self._conditional: Conditional | None = None
+        self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 0), dtype=np.int64))
+        self.windows: dict[str, Window] = {}
+        if not budgets:
+            return
+        chain = self._chain(budgets)
+        if chain is not None:
+            greatest = dict(zip(budgets, extremes(chain)[1].tolist(), strict=True))
+        else:
+            largest = self.space.encode(self.space.largest())[None]
+            greatest = {name: int(self._measure(name, largest)[0]) for name in budgets}
+        self.windows = {name: window_of(budget, name, greatest[name]) for name, budget in budgets.items()}
+        if chain is not None:
+            self._conditional = conditional_of(chain, self.windows)
+
+    def _chain(self, measures: Iterable[str]) -> Chain | None:
+        """Return the space as a chain of decisions; None where it is none, or a cost is only known by running the model."""
+        if self._traced is not None:
+            return None
+        costs = [stated_cost(self.model) if name == "flops" else params_of(self.model) for name in measures]
+        try:
+            return Chain(self.space, costs)
+        except TooManyRows:
+            return None
+
+    def sample(self, step: int, activate: bool = True) -> Subnet:
+        """Return the subnet of a step and make it the active one; in bilateral sharing with the step's side.
+
+        Args:
+            step: Number of the step, an int of at least 0.
+            activate: Whether to activate the subnet.
+
+        Raises:
+            ChoiceError: a step that is not such an int.
+            BudgetError: no subnet inside the budget was found in a bounded number of proposals.
+        """
+        step = as_count(step, "step", 0, ANY_INT)
+        if not self.windows:
+            words = np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)
+            return draw_from_prior(self.space, torch.Generator().manual_seed(int(words[0]) >> 1), activate)
+        number, place = divmod(step, _BLOCK)
+        if self._block[0] != number:
+            self._block = (number, self.draw(_BLOCK, np.random.default_rng([self.seed, number])))
+        return self._activated(self._block[1][place], np.random.default_rng([self.seed, step, 1]), activate)
+
+    def _activated(self, codes: NDArray[np.int64], rng: np.random.Generator, activate: bool) -> Subnet:
+        subnet = self.space.decode(codes)
+        if activate:
+            side = SIDES[int(rng.integers(2))] if self.space.bilateral else None
+            self.space.activate(subnet, side=side)
+        return subnet
+
+    def draw(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return `n` subnets inside the budget, encoded as by `space.encode`, (n, choices); nothing is activated.
+
+        Raises:
+            ChoiceError: n is not an int of at least 0, or rng no numpy Generator.
+            BudgetError: not found in a bounded number of proposals.
+        """
+        n = as_count(n, "n", 0, ANY_INT)
+        if not isinstance(rng, np.random.Generator):
+            raise ChoiceError(f"rng: expected a numpy.random.Generator, got {shown(rng)}")
+        found: list[NDArray[np.int64]] = [np.empty((0, len(self.space)), dtype=np.int64)]
+        arrived, proposed, batch = 0, 0, n
+        most = _PROPOSALS_BY_RUNNING if self._traced is not None else 10**6 + 1000 * n
+        while arrived < n:
+            if proposed >= most:
+                raise BudgetError(self._not_found(proposed, arrived))
+            batch = min(max(batch, 16), 8192, most - proposed)
+            codes = self._propose(batch, rng)
+            proposed += batch
+            found.append(codes)
+            arrived += len(codes)
+            batch = int(1.2 * (n - arrived) * proposed / max(arrived, 1)) + 1
+        return np.concatenate(found)[:n]
+
+    def _propose(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        if self._conditional is not None:
+            codes, _ = self._conditional.propose(n, rng)
+            return self.space.completed(codes, self._conditional.chain.free, rng)
+        codes = self.space.completed(np.zeros((n, len(self.space)), dtype=np.int64), range(len(self.space)), rng)
+        return codes[self.contains(codes)]
+
+    def _not_found(self, proposed: int, arrived: int) -> str:
+        asked = " and ".join(f"{name} from {window}" for name, window in self.windows.items())
+        share = f"; at most {self._conditional.bound:.1e} of the prior lies there" if self._conditional else ""
+        return f"{asked}: {arrived} subnets found in {proposed:,} proposals{share}; widen the budget"
+
+    def contains(self, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which encoded subnets, (n, choices), are inside the budget, (n,).
+
+        Raises:
+            ChoiceError: not encoded subnets of the space.
+        """
+        codes = codes_of(codes, len(self.space), "codes")
+        inside = np.ones(len(codes), dtype=bool)
+        for name, (low, high) in self.windows.items():
+            costs = self._measure(name, codes)
+            inside &= (costs >= low) & (costs <= high)
+        return inside
+
+    def costs(self, codes: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """Return what encoded subnets, (n, choices), cost: "flops" where the model states it, and "params", (n,) each.
+
+        Raises:
+            ChoiceError: not encoded subnets of the space.
+        """
+        names = ["flops", "params"] if self._traced is not None or self._stated is not None else ["params"]
+        return {name: self._measure(name, codes) for name in names}
+
+    @cached_property
+    def _stated(self) -> Cost | None:
+        try:
+            return stated_cost(self.model)
+        except VitasError:  # a module that states none, or a layer, whose cost depends on its tokens
+            return None
+
+    @cached_property
+    def _costs(self) -> CostModel:
+        return CostModel(self.space, self._stated or Cost(), params_of(self.model))
+
+    def _measure(self, name: str, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        if name == "params":
+            return self._costs.params(codes)  # type: ignore[no-any-return]
+        if self._traced is None:
+            return self._costs.flops(codes)  # type: ignore[no-any-return]
+        subnets = [self.space.decode(code) for code in codes]
+        return np.array([int(count_flops(self.model, subnet, inputs=self._traced)) for subnet in subnets], np.int64)
+
+
+_PROPOSALS_BY_RUNNING = 500
+
+
+def conditional_of(chain: Chain, windows: Mapping[str, Window]) -> Conditional:
+    """Return the prior inside the windows, with bins fine enough that a fair share of proposals arrives.
+
+    Raises:
+        BudgetError: the windows are empty.
+    """
+    conditional = Conditional(chain, list(windows.values()))
+    for finer in (4, 16):
+        if not conditional.bound:
+            raise BudgetError(explain_empty(chain, windows))
+        arrived = len(conditional.propose(512, np.random.default_rng(0))[0])
+        if arrived >= 16 or not windows:
+            return conditional
+        conditional = Conditional(chain, list(windows.values()), bins=finer * BINS[len(windows)], memory=40_000_000)
+    if not conditional.bound or is_empty(chain, list(windows.values())):
+        raise BudgetError(explain_empty(chain, windows))
+    return conditional

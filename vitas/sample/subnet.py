@@ -1,0 +1,150 @@
+"""One subnet of a model: drawn, made active, asked for, counted among those inside a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitas.cost import params_of, stated_cost
+from vitas.errors import BudgetError, ChoiceError, is_one_of, one_of, shown
+from vitas.sample.budget import window_of
+from vitas.sample.chain import Chain
+from vitas.sample.counting import SubnetCount, count_inside
+from vitas.sample.rows import extremes
+from vitas.sample.sampler import SubnetSampler, draw_from_prior
+from vitas.space import Number, Subnet, search_space, unwrap
+
+
+def sample_subnet(
+    model: nn.Module,
+    *,
+    flops: Any = None,
+    params: Any = None,
+    generator: torch.Generator | None = None,
+    policy: str = "random",
+    activate: bool = True,
+    inputs: Any = None,
+) -> Subnet:
+    """Draw a subnet and make it the active one; in bilateral sharing a random side of it.
+
+    With a budget the draw is exact: from the prior conditioned on the window. Every call sets the budget up anew, since the
+    model may have changed meanwhile: 0.3 s on `vitas_deit`. For many draws make a SubnetSampler, which does it once.
+
+    Args:
+        model: A model with choices, possibly wrapped by DDP or torch.compile.
+        flops: Budget in multiply-adds for one image: an upper bound, (low, high) of which either may be None, or
+            percentages of the costliest subnet such as "60%" or ("40%", "60%"). Bounds are included.
+        params: Budget in parameters, spelled likewise; with both, both hold.
+        generator: Source of randomness; None: torch's default one.
+        policy: "random", "largest" or "smallest"; the latter two take no budget.
+        activate: Whether to activate the subnet.
+        inputs: For a model that states no cost: tensors on which a subnet is run and counted, see count_flops. Percentages
+            are then of the subnet with the largest values, and a draw is a bounded search.
+
+    Raises:
+        ChoiceError: a model without choices, or another policy.
+        BudgetError: a malformed budget; an empty window, with the nearest costs that can be reached.
+        VitasError: a FLOPs budget for a model that states no cost, without `inputs`.
+
+    Example:
+        >>> sampler = vitas.SubnetSampler(model, flops="50%")  # in a training loop: once, before it
+        >>> sampler.sample(step)  # and this in place of sample_subnet(model, flops="50%")
+    """
+    if not is_one_of(["random", "largest", "smallest"], policy):
+        raise ChoiceError(f"policy: {one_of(['random', 'largest', 'smallest'], policy)}")
+    if policy != "random" and (flops is not None or params is not None):
+        raise BudgetError(f"policy {shown(policy)} takes no budget; draw at random, or leave the budget out")
+    if flops is not None or params is not None:
+        sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs)
+        rng = np.random.default_rng(_word(generator))
+        return sampler._activated(sampler.draw(1, rng)[0], rng, activate)
+    space = search_space(model)
+    if policy == "random":
+        return draw_from_prior(space, generator, activate)
+    subnet = space.largest() if policy == "largest" else space.smallest()
+    if activate:
+        space.activate(subnet)
+    return subnet
+
+
+def _word(generator: torch.Generator | None) -> int:
+    """Draw a seed from a generator."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ChoiceError(f"generator: expected a torch.Generator or None, got {shown(generator)}")
+    device = generator.device if generator is not None else "cpu"
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+
+
+def count_subnets(model: nn.Module, *, flops: Any = None, params: Any = None) -> SubnetCount:
+    """Return the number of distinct networks inside a budget, whatever their prior.
+
+    Args:
+        model: A model with choices that states its cost, possibly wrapped by DDP or torch.compile.
+        flops: As in sample_subnet.
+        params: As in sample_subnet.
+
+    Returns:
+        An int; its `exact` says whether it is the number itself, else an estimate with a `standard_error`.
+
+    Raises:
+        ChoiceError: a model without choices.
+        BudgetError: a malformed budget. An empty window is no error: 0.
+        VitasError: a model that states no cost, or so many choices that interact that it cannot be counted.
+    """
+    space = search_space(model)
+    model = unwrap(model)
+    budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
+    costs = [stated_cost(model) if name == "flops" else params_of(model) for name in budgets]
+    ends = extremes(Chain(space, costs, counting=True))
+    windows = [window_of(budget, name, top) for (name, budget), top in zip(budgets.items(), ends[1].tolist(), strict=True)]
+    binding = [k for k, w in enumerate(windows) if w.low > ends[0][k] or w.high < ends[1][k]]
+    if not binding:
+        return SubnetCount(space.size)
+    return count_inside(Chain(space, [costs[k] for k in binding], counting=True), [windows[k] for k in binding])
+
+
+def activate_subnet(model: nn.Module, subnet: Mapping[str, Number], *, side: str | None = None) -> None:
+    """Make `subnet` the active one, all of it or, on an error, nothing.
+
+    Args:
+        model: A model with choices, possibly wrapped by DDP or torch.compile.
+        subnet: A subnet of the model's space.
+        side: "left" or "right", for bilateral sharing; None: "left".
+
+    Raises:
+        ChoiceError: a model without choices, not a subnet of its space, a side where no Dim has two.
+    """
+    search_space(model).activate(subnet, side=side)
+
+
+def active_subnet(model: nn.Module) -> Subnet:
+    """Return the active subnet.
+
+    Raises:
+        ChoiceError: a model without choices.
+    """
+    return search_space(model).active()
+
+
+@contextmanager
+def use_subnet(model: nn.Module, subnet: Mapping[str, Number], *, side: str | None = None) -> Iterator[Subnet]:
+    """Activate `subnet` for the length of a with block; what was active comes back, also after an exception.
+
+    Args:
+        model: A model with choices, possibly wrapped by DDP or torch.compile.
+        subnet: A subnet of the model's space.
+        side: "left" or "right", for bilateral sharing; None: "left".
+
+    Yields:
+        The active subnet.
+
+    Raises:
+        ChoiceError: as activate_subnet.
+    """
+    with search_space(model).use(subnet, side=side) as active:
+        yield active

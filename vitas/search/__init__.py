@@ -1,0 +1,27 @@
+"""The best subnets under a budget, by evolution; Optuna keeps what was evaluated.
+
+    run.py        evolve: a search from the first draw to the result
+    evolution.py  Evolution: asks for subnets and is told their scores
+    genetic.py    crossover, mutation, repair, ranks: pure functions of encoded subnets
+    aims.py       objectives and limits, read out of scores
+    result.py     what was found
+    worker.py     one process of a search: claims, evaluates, stores
+    ledger.py     claims on subnets in a study
+    storage.py    memory, journal file or database
+    progress.py   the progress bar
+    suggest.py    subnets for an Optuna study of one's own
+
+Imports sample, measure, plot and what stands before them; never train.
+"""
+
+from vitas.search.evolution import Evolution
+from vitas.search.result import SearchResult
+from vitas.search.run import evolve
+from vitas.search.suggest import suggest_subnet
+
+__all__ = [
+    "Evolution",
+    "SearchResult",
+    "evolve",
+    "suggest_subnet",
+]

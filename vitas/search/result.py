@@ -1,0 +1,144 @@
+"""What a search found: every evaluation, the front, the best subnet, a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vitas.errors import SearchError, needs
+from vitas.plot import pictures
+from vitas.search.aims import Aims
+from vitas.search.genetic import hypervolume, nondominated
+from vitas.space import SearchSpace, Subnet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A subnet and what was measured of it."""
+
+    subnet: Subnet
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Everything that `evaluate` returned, and the counts that the model states; without the former if it failed."""
+    error: str | None = None
+    """Why there are no scores; None: there are."""
+
+
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        space: The search space.
+        objectives: Name -> "max" or "min".
+        windows: Measure -> (low, high), both included, of the budgets given.
+    """
+
+    def __init__(
+        self,
+        history: list[Evaluation],
+        space: SearchSpace,
+        aims: Aims,
+        population: int,
+        windows: Mapping[str, tuple[int, int]],
+        study: Any,
+    ) -> None:
+        self.history = history
+        """Every evaluation, in the order in which the subnets were asked for; failed ones too."""
+        self.study = study
+        """The Optuna study, for its own reports and pictures; None from `Evolution`."""
+        self.space, self.objectives, self.windows = space, aims.objectives, windows
+        self._aims, self._population = aims, population
+
+    @property
+    def _good(self) -> list[Evaluation]:
+        """Evaluations with scores that meet every limit."""
+        return [e for e in self.history if e.error is None and self._aims.violation(e.scores) == 0]
+
+    @property
+    def front(self) -> list[Evaluation]:
+        """Of the evaluations that meet every limit those that no other one dominates, best first on the first objective."""
+        good = self._good
+        if not good:
+            return []
+        values = np.stack([self._aims.values(evaluation.scores) for evaluation in good])
+        best = np.flatnonzero(nondominated(values))
+        return [good[place] for place in best[np.argsort(values[best, 0], kind="stable")]]
+
+    @property
+    def best(self) -> Subnet:
+        """The best subnet on the first objective; of equal ones the best on the other objectives, then the earliest.
+
+        Raises:
+            SearchError: nothing was evaluated, every evaluation failed, or no subnet met the limits.
+        """
+        front = self.front
+        if front:
+            return front[0].subnet
+        scored = [evaluation for evaluation in self.history if evaluation.error is None]
+        if scored:
+            least = min(scored, key=lambda evaluation: self._aims.violation(evaluation.scores))
+            found = ", ".join(f"{name} {least.scores[name]:g}" for name in self._aims.limits)
+            raise SearchError(f"none of {len(scored)} subnets met the limits; the nearest had {found}")
+        if self.history:
+            raise SearchError(f"all {len(self.history)} evaluations failed; the last: {self.history[-1].error}")
+        raise SearchError("nothing was evaluated")
+
+    @property
+    def scores(self) -> dict[Subnet, Mapping[str, float]]:
+        """The scores of every subnet that has some."""
+        return {evaluation.subnet: evaluation.scores for evaluation in self.history if evaluation.error is None}
+
+    @property
+    def hypervolume(self) -> float:
+        """The volume between the front and the worst value of each objective among the first `population` evaluations."""
+        values = [self._aims.values(evaluation.scores) for evaluation in self._good]
+        if not values:
+            return 0.0
+        return hypervolume(np.stack(values)[nondominated(np.stack(values))], np.max(values[: self._population], axis=0))
+
+    def to_pandas(self) -> Any:
+        """Return the history as a pandas.DataFrame: a row for each evaluation with its choices, scores and error.
+
+        Raises:
+            VitasError: pandas is not installed.
+        """
+        with needs("search"):
+            import pandas
+
+        rows = [{**evaluation.subnet, **evaluation.scores, "error": evaluation.error} for evaluation in self.history]
+        return pandas.DataFrame(rows)
+
+    def plot(self) -> Any:
+        """Return a matplotlib Figure: progress, the front (or score against cost), widths of the best subnet by block.
+
+        Raises:
+            VitasError: matplotlib is not installed.
+        """
+        names = list(self.objectives)
+        scored = [evaluation for evaluation in self.history if evaluation.error is None]
+        good = np.array([self._aims.violation(evaluation.scores) == 0 for evaluation in scored], dtype=bool)
+        cost = next((name for name in ("flops", "params") if scored and name in scored[0].scores), None)
+        across = names[1] if len(names) > 1 else cost
+        figure = pictures.figure(3 if across is not None else 2)
+        axes = list(figure.axes)
+        first = np.array([evaluation.scores[names[0]] for evaluation in scored])
+        pictures.progress(axes.pop(0), first, good, names[0], self.objectives[names[0]])
+        if across is not None:
+            x = np.array([evaluation.scores[across] for evaluation in scored])
+            best = {evaluation.subnet for evaluation in self.front}
+            marked = np.array([evaluation.subnet in best for evaluation in scored], dtype=bool)
+            pictures.front(axes.pop(0), x, first, good, marked, across, names[0])
+        if good.any():
+            pictures.widths(axes.pop(0), self.best)
+        else:
+            axes.pop(0).set_axis_off()
+        return figure
+
+    def __repr__(self) -> str:
+        failed = sum(evaluation.error is not None for evaluation in self.history)
+        lines = [f"SearchResult of {len(self.history)} evaluations" + (f", {failed} failed" if failed else "")]
+        for evaluation in self.front[:1]:
+            lines.append("  best: " + ", ".join(f"{name} {value:,.6g}" for name, value in evaluation.scores.items()))
+        return "\n".join(lines)

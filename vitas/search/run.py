@@ -1,0 +1,140 @@
+"""A search from the first draw to the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitas.checks import LONGEST_NAME, as_count
+from vitas.errors import SearchError, fault_of_name, shown
+from vitas.search.aims import checked_number
+from vitas.search.evolution import Evolution
+from vitas.search.ledger import Ledger
+from vitas.search.progress import ProgressBar
+from vitas.search.result import SearchResult
+from vitas.search.storage import open_storage
+from vitas.search.worker import Evaluate, Worker
+from vitas.space import unwrap
+
+
+def evolve(
+    model: nn.Module,
+    evaluate: Evaluate,
+    *,
+    flops: Any = None,
+    params: Any = None,
+    inputs: Any = None,
+    limits: Mapping[str, Any] | None = None,
+    objectives: Mapping[str, str] | None = None,
+    population: int = 50,
+    generations: int = 40,
+    seed: int = 0,
+    storage: Any = None,
+    name: str = "vitas",
+    max_failures: int = 20,
+    stale_after: float | None = None,
+    progress: bool = True,
+) -> SearchResult:
+    """Search for the best subnets inside a budget; see `Evolution` for how.
+
+    A search with a storage goes on where it stopped: no stored evaluation is lost or repeated, and an evaluation
+    that was running when its process died is done again. Several processes, on one machine or many, that make the same call
+    with the same storage and name work on one search. Ctrl-C returns what was found so far.
+
+    Args:
+        model: A model with choices, possibly wrapped by DDP or torch.compile; left as it was.
+        evaluate: Called with the model while the subnet to be scored is active. Returns a number where one objective or
+            limited value is measured, else a mapping with all of them and whatever else is to be kept; "flops" or "params"
+            in it replace the counts. If it raises or returns NaN the evaluation is recorded as failed, the search goes on.
+        flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the costliest subnet as strings.
+        params: Budget of parameters, likewise.
+        inputs: For a FLOPs budget of a model that states no cost: what it is run on to be counted, see `count_flops`.
+        limits: Name of a measured value -> an upper bound or (low, high), either may be None: {"latency_ms": (None, 12)}.
+        objectives: Name -> "max" or "min"; None: {"accuracy": "max"}. "flops" and "params" need not be measured.
+        population: How many of the best subnets may be parents; also how many are drawn at random first.
+        generations: population * generations evaluations are done in all, failed ones included. A search that is done
+            goes on with a larger number.
+        seed: Any int of at least 0. Same seed, same search, with one worker.
+        storage: None (memory), the path of a journal file, a URL that Optuna takes, or an Optuna storage.
+        name: Name of the search in the storage, at most 500 characters.
+        max_failures: After so many failed evaluations in a row the search stops.
+        stale_after: A worker on another machine is taken for dead, and its evaluation done again, when that has taken this
+            many seconds; None: ten times the longest evaluation so far, and at least a minute. Dead processes of this
+            machine are noticed at once. 0: there is no other worker.
+        progress: Whether to show a progress bar: best score, hypervolume, evaluations a minute.
+
+    Raises:
+        BudgetError: a budget that cannot be read or that no subnet meets.
+        ChoiceError: a model without choices.
+        FileError: a storage file that is no journal.
+        SearchError: objectives, limits or numbers that cannot be used; a storage made for another space, window, objectives,
+            limits, settings or weights; what `evaluate` returned is no number or lacks an objective; too many failures.
+
+    Example:
+        >>> result = vitas.evolve(model, vitas.accuracy(loader), flops="50%", storage="search.log")
+        >>> small = vitas.export_subnet(model, result.best)
+    """
+    if not callable(evaluate):
+        raise SearchError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
+    if fault := fault_of_name(name, LONGEST_NAME):
+        raise SearchError(f"name: {fault}")
+    if stale_after is not None and not checked_number("stale_after", stale_after) >= 0:
+        raise SearchError(f"stale_after: expected seconds, at least 0, got {shown(stale_after)}")
+    total = as_count(population, "population", 2, error=SearchError) * as_count(
+        generations, "generations", error=SearchError
+    )
+    as_count(max_failures, "max_failures", error=SearchError)
+    evolution = Evolution(
+        model,
+        flops=flops,
+        params=params,
+        inputs=inputs,
+        limits=limits,
+        objectives=objectives,
+        population=population,
+        seed=seed,
+    )
+    facts = _facts(evolution, model if storage is not None else None)
+    ledger = Ledger(open_storage(storage), name, evolution._aims.objectives, facts)
+    worker = Worker(evolution, ledger, total, stale_after)
+    worker.work(model, evaluate, max_failures, ProgressBar(evolution, total, name) if progress else None)
+    result = evolution.result()
+    result.study = ledger.study
+    return result
+
+
+def _facts(evolution: Evolution, model: nn.Module | None) -> dict[str, Any]:
+    """Return what a search is made for, as JSON values; None for the model: without its weights."""
+    space = evolution.space
+    described = {"choices": space.description(), "priors": {name: list(c.p) for name, c in space.choices.items()}}
+    return {
+        "search space": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16],
+        "objectives": evolution._aims.objectives,
+        "limits": {name: [_finite(low), _finite(high)] for name, (low, high) in evolution._aims.limits.items()},
+        "budget": {name: [int(bound) for bound in window] for name, window in evolution._sampler.windows.items()},
+        "population": evolution.population,
+        "seed": evolution.seed,
+        "weights": _fingerprint(model) if model is not None else None,
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Return a hash of the names, types, shapes and values of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(unwrap(model).state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            if not value.is_meta:
+                data = value.detach().cpu().contiguous().reshape(-1)
+                digest.update(data.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,138 @@
+"""Where a search is kept: in memory, in a journal file, in a database."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vitas.errors import FileError, SearchError, brief, needs, shown
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class FileLock:
+    """Excludes other writers of an Optuna journal, and cuts off what a killed one left of its last line.
+
+    The kernel holds the lock on the journal itself and drops it when its process dies, so nothing is ever left behind.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: Any = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock; nobody else is writing then, so a last line without an end is a killed writer's."""
+        self._file = open(self._path, "rb+")  # noqa: SIM115
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        _cut_torn_line(self._file)
+        return True
+
+    def release(self) -> None:
+        """Let the next one in."""
+        self._file.close()
+
+
+def _cut_torn_line(file: Any) -> None:
+    size = end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65536)
+        file.seek(start)
+        line_end = file.read(end - start).rfind(b"\n")
+        if line_end >= 0:
+            end = start + line_end + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
+
+
+def _can_be_path(text: str | bytes) -> bool:
+    try:
+        return isinstance(text, str) and text != "" and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def open_storage(where: Any) -> Any:
+    """Return the Optuna storage at a place: None for memory, a path for a journal file, a URL, or an Optuna storage itself.
+
+    Raises:
+        FileError: a file that is no journal or cannot be opened, a folder that does not exist.
+        SearchError: a database that cannot be opened; something else than a place.
+        VitasError: optuna is not installed.
+    """
+    with needs("search"):
+        import optuna
+
+    if where is None or isinstance(where, optuna.storages.BaseStorage):
+        return optuna.storages.get_storage(where)
+    if isinstance(where, str) and "://" in where:
+        return _database(where)
+    if not isinstance(where, (str, os.PathLike)) or not _can_be_path(os.fspath(where)):
+        raise SearchError(f"storage: expected None, a path or a URL, got {shown(where)}")
+    path = Path(where)
+    if not path.parent.is_dir():
+        raise FileError(f"storage: there is no folder {path.parent}")
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        if path.exists():
+            _refuse_other_files(path)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise FileError(f"storage: {path} cannot be written")
+        lock = FileLock(str(path)) if fcntl is not None else None
+        backend = JournalFileBackend(str(path), lock_obj=lock)  # type: ignore[arg-type]
+        return optuna.storages.JournalStorage(backend)
+    except FileError:
+        raise
+    except (ValueError, KeyError, AssertionError) as error:
+        raise FileError(f"storage: {path} is damaged: {brief(error)}") from error
+    except OSError as error:
+        raise FileError(f"storage: {shown(str(path))} cannot be opened: {error.strerror or error}") from error
+
+
+def _database(url: str) -> Any:
+    import optuna
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+
+    try:
+        return patiently(lambda: optuna.storages.get_storage(url), DatabaseError, StorageInternalError)
+    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
+        # Not the URL itself: it may hold a password.
+        raise SearchError(f"storage: the database cannot be opened: {str(error).splitlines()[0]}") from error
+
+
+def patiently(step: Callable[[], Any], *errors: type[Exception]) -> Any:
+    """Try a step on a database again when another worker takes the same one: both make the tables, or the study."""
+    for pause in (0.1, 0.3, 1.0, 3.0):
+        try:
+            return step()
+        except errors:
+            time.sleep(pause)
+    return step()
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse a file that does not begin as Optuna's journals do: appending to it, or cutting it, would spoil it."""
+    if not path.is_file():
+        raise FileError(f"storage: {path} is not a file")
+    with path.open("rb") as file:
+        line = file.readline(1 << 20)
+    start = b'{"op_code":'
+    if line.endswith(b"\n"):
+        try:
+            fits = "op_code" in json.loads(line)
+        except (ValueError, TypeError):
+            fits = False
+    else:
+        fits = line[: len(start)] == start[: len(line)]
+    if not fits:
+        raise FileError(f"storage: {path} is not a journal of Optuna's; name a file of its own for the search")

@@ -1,0 +1,161 @@
+"""One of the processes that work on a search."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from torch import nn
+
+from vitas.errors import SearchError, brief
+from vitas.search.evolution import Evolution
+from vitas.search.genetic import Codes
+from vitas.search.ledger import Claim, Ledger
+from vitas.search.progress import ProgressBar
+from vitas.search.result import Evaluation
+from vitas.space import Subnet
+
+Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
+
+
+class _Job(NamedTuple):
+    """A subnet that this worker has claimed."""
+
+    trial_id: int
+    subnet: Subnet
+    counts: Mapping[str, int]
+
+
+def _described(error: Exception | str | None) -> str:
+    return f"{type(error).__name__}: {brief(error, 1500)}" if isinstance(error, Exception) else str(error)
+
+
+class Worker:
+    """One of the processes that work on a search: keeps its evolution in step with the storage."""
+
+    def __init__(self, evolution: Evolution, ledger: Ledger, total: int, stale_after: float | None) -> None:
+        self.evolution, self.ledger, self.total, self.stale_after = evolution, ledger, total, stale_after
+        self._values = {name: choice.values for name, choice in evolution.space.choices.items()}
+        self._holders: dict[bytes, set[int]] = {}  # subnet -> numbers of its claims that stand
+        self._orphans: dict[bytes, Codes] = {}  # claimed once, given up, not claimed since
+        self._salt = int(ledger.token, 16)
+        self.read()
+
+    def read(self) -> None:
+        """Take in what this and other workers have stored."""
+        evolution = self.evolution
+        for claim in self.ledger.news():
+            code = evolution.space.encode(claim.params)
+            key = code.tobytes()
+            holders = self._holders.setdefault(key, set())
+            if claim.state == "PRUNED":
+                holders.discard(claim.number)
+                if not holders:
+                    self._orphans[key] = code
+                    if key in evolution._told:
+                        evolution._forget(code)
+                continue
+            holders.add(claim.number)
+            self._orphans.pop(key, None)
+            evolution._told.setdefault(key, None)
+            if claim.state != "RUNNING" and evolution._told[key] is None:
+                evolution._record(code, self._evaluation(claim, code))
+
+    def _evaluation(self, claim: Claim, code: Codes) -> Evaluation:
+        subnet = self.evolution.space.decode(code)
+        counts = {name: claim.attrs[name] for name in ("flops", "params") if name in claim.attrs}
+        if claim.state == "FAIL":
+            return Evaluation(subnet, counts, claim.attrs.get("error", "no error was stored"))
+        more = {name: math.nan if value is None else value for name, value in claim.attrs.get("scores", {}).items()}
+        return Evaluation(
+            subnet, {**counts, **more, **dict(zip(self.evolution._aims.objectives, claim.values or (), strict=True))}
+        )
+
+    def work(self, model: nn.Module, evaluate: Evaluate, max_failures: int, bar: ProgressBar | None) -> None:
+        """Evaluate subnets until the search is over or is interrupted.
+
+        Raises:
+            SearchError: a mistake in what `evaluate` returns; `max_failures` failures in a row.
+        """
+        failures = 0
+        try:
+            while (job := self.next()) is not None:
+                error = self.evaluate(model, evaluate, job)
+                failures = failures + 1 if error is not None else 0
+                if bar is not None:
+                    bar.update()
+                if failures >= max_failures:
+                    cause = error if isinstance(error, Exception) else None
+                    raise SearchError(f"{failures} evaluations failed in a row; the last: {_described(error)}") from cause
+        except KeyboardInterrupt:
+            pass  # what there is, is returned
+        finally:
+            self.ledger.withdraw_own()  # interrupted, or a mistake in what evaluate returns: to be done again
+            self.read()
+            if bar is not None:
+                bar.close()
+
+    def evaluate(self, model: nn.Module, evaluate: Evaluate, job: _Job) -> Exception | str | None:
+        """Evaluate a claimed subnet and store what came of it; return the error if it failed."""
+        try:
+            with self.evolution.space.use(job.subnet):
+                returned = evaluate(model)
+        except Exception as error:
+            self.ledger.fail(job.trial_id, _described(error))
+            return error
+        aims = self.evolution._aims
+        scores = aims.read(returned, job.counts)
+        failure = aims.failure(scores)
+        if failure is not None:
+            self.ledger.fail(job.trial_id, failure)
+            return failure
+        known = {*aims.objectives, *(name for name, count in job.counts.items() if scores[name] == count)}
+        more = {name: value if math.isfinite(value) else None for name, value in scores.items() if name not in known}
+        kept = {"scores": more} if more else {}  # None: JSON has no NaN and no infinity
+        self.ledger.complete(job.trial_id, [scores[name] for name in aims.objectives], kept, aims.excesses(scores))
+        return None
+
+    def next(self) -> _Job | None:
+        """Claim a subnet; None when the search is over."""
+        salt: tuple[int, ...] = ()
+        pause = 0.01
+        while True:
+            self.read()
+            if self.ledger.running:
+                self.ledger.withdraw_dead(self.stale_after)
+                self.read()
+            code = self._candidate(salt) if len(self.evolution._told) < self.total else None
+            if code is not None:
+                job = self._claim(code)
+                if job is not None:
+                    return job
+                salt = (self._salt,)  # somebody was quicker: take another way than everybody who knows the same
+            elif self.ledger.running:  # others are at work on the last ones; should they die, these are ours
+                time.sleep(pause)
+                pause = min(1.0, 1.5 * pause)
+            else:
+                return None
+
+    def _candidate(self, salt: tuple[int, ...]) -> Codes | None:
+        if self._orphans:
+            waiting = list(self._orphans.values())
+            return waiting[salt[0] % len(waiting) if salt else 0]
+        return self.evolution._next(salt)
+
+    def _claim(self, code: Codes) -> _Job | None:
+        """Claim a subnet; None if another worker's claim on it is older, or if the search was full before."""
+        subnet, counts = self.evolution.space.decode(code), self.evolution._counts(code)
+        trial_id, number = self.ledger.claim(subnet, self._values, counts)
+        self.read()
+        if min(self._holders[code.tobytes()]) == number and not self._is_beyond(number):
+            return _Job(trial_id, subnet, counts)
+        self.ledger.withdraw(trial_id)
+        return None
+
+    def _is_beyond(self, number: int) -> bool:
+        """Whether the claims before this one make up the whole search."""
+        if len(self.evolution._told) <= self.total:
+            return False
+        return sum(min(holders, default=number) < number for holders in self._holders.values()) >= self.total

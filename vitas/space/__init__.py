@@ -1,0 +1,42 @@
+"""All choices of a model: found, named, drawn, activated.
+
+    subnet.py    Subnet: one value for each live choice, a frozen mapping that travels as JSON
+    model.py     a model from outside: its wrappers, device, mode and arguments
+    walk.py      the one walk over modules: who holds which choice, and when does it run
+    naming.py    names and ties: what stands twice, or in two models, is refused
+    liveness.py  which choices are live
+    codes.py     subnets as vectors of ints
+    state.py     what is active, to be put back
+    space.py     SearchSpace and search_space, the only door to all choices
+    table.py     the space as a table
+
+Knows no layer: whoever holds a Choice is found by walking. Imports choice and what stands before it.
+"""
+
+from vitas.space.codes import codes_of
+from vitas.space.model import arguments_of, device_of, eval_mode, unwrap
+from vitas.space.space import SearchSpace, search_space
+from vitas.space.state import State
+from vitas.space.subnet import Number, Subnet
+from vitas.space.table import readable_amount, readable_size
+from vitas.space.walk import AnyChoice, Gate, gated_children, held, holders
+
+__all__ = [
+    "AnyChoice",
+    "Gate",
+    "Number",
+    "SearchSpace",
+    "State",
+    "Subnet",
+    "arguments_of",
+    "codes_of",
+    "device_of",
+    "eval_mode",
+    "gated_children",
+    "held",
+    "holders",
+    "readable_amount",
+    "readable_size",
+    "search_space",
+    "unwrap",
+]

@@ -1,0 +1,72 @@
+"""A model from outside: without its wrappers, in eval mode, on its device; and the arguments it is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from vitas.errors import ChoiceError, VitasError, shown
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel, torch.compile, AveragedModel and the like."""
+    if not isinstance(model, nn.Module):
+        raise ChoiceError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """Return the only child of a wrapper of torch or timm: it has just one, and calls it `module` or `_orig_mod`."""
+    if looks_like_a_wrapper(module) and type(module).__module__.partition(".")[0] in ("torch", "timm"):
+        return next(iter(module._modules.values()))
+    return None
+
+
+def looks_like_a_wrapper(module: nn.Module) -> bool:
+    """Say whether a module has just one child, and calls it as wrappers do."""
+    return list(module._modules) in (["module"], ["_orig_mod"])
+
+
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put modules in eval mode for the length of a with block; then each of their parts gets its own flag back."""
+    training = {part: part.training for module in modules for part in module.modules()}
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, flag in training.items():
+            part.training = flag
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device that a module runs on, that of its first parameter or buffer; the CPU where there is none.
+
+    Raises:
+        VitasError: something lies on the meta device, where there are no numbers.
+    """
+    tensors = list(chain(module.parameters(), module.buffers()))
+    if any(tensor.is_meta for tensor in tensors):
+        raise VitasError(f"{type(module).__name__} is on the meta device, without numbers; build or load it on a real one")
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def arguments_of(inputs: Any, what: str = "inputs") -> tuple[Any, ...]:
+    """Return the positional arguments that `inputs` stands for: a tuple as it is, anything else alone.
+
+    Raises:
+        ChoiceError: no tensor among them.
+    """
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(arguments)):
+        raise ChoiceError(f"{what}: expected a tensor, or a tuple with a tensor among them, got {shown(inputs)}")
+    return arguments

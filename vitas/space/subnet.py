@@ -1,0 +1,123 @@
+"""One value for each live choice of a search space: a frozen mapping that travels as JSON."""
+
+import json
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any, NoReturn
+
+from vitas.checks import LONGEST_NAME, as_number
+from vitas.errors import ChoiceError, brief, fault_of_name, shown
+
+Number = int | float
+
+
+_MOST_CHARACTERS = 2**20
+"""Of a subnet's JSON, which has some thousand."""
+
+
+class Subnet(Mapping[str, Number]):
+    """Names of choices and their values; equal and hashable by content, whatever the order.
+
+    `SearchSpace.subnet` makes one that is complete and canonical; this class only checks that it is well formed.
+
+    Args:
+        values: Name -> int or float; numpy's numbers become Python's.
+
+    Raises:
+        ChoiceError: names that are not strings; bools, NaN, strings or other things as values.
+    """
+
+    __slots__ = ("_hash", "_values")
+
+    def __init__(self, values: Mapping[str, Number]) -> None:
+        if not isinstance(values, Mapping):
+            raise ChoiceError(f"subnet: expected a mapping of names to numbers, got {shown(values)}")
+        for name in values:
+            if fault := fault_of_name(name, LONGEST_NAME):
+                raise ChoiceError(f"subnet: a name: {fault}")
+        self._values = {name: as_number(value, name) for name, value in values.items()}
+        self._hash = hash(frozenset(self._values.items()))
+
+    def __getitem__(self, name: str) -> Number:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Subnet, (self._values,)
+
+    def to_json(self) -> str:
+        """Return a JSON object of names and numbers."""
+        return json.dumps(self._values)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Subnet":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ChoiceError: not JSON, not an object, a name twice, a value that is not a finite number, beyond 2**20 characters.
+        """
+        if isinstance(text, (str, bytes, bytearray)) and len(text) > _MOST_CHARACTERS:
+            raise ChoiceError(f"subnet: a text of length {len(text):,}, more than {_MOST_CHARACTERS:,}")
+        try:
+            values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        except (ValueError, TypeError, RecursionError) as error:
+            if isinstance(error, ChoiceError):
+                raise
+            raise ChoiceError(f"subnet: not a JSON object of names and numbers ({brief(error)})") from None
+        return cls(values)
+
+    def _table(self) -> tuple[dict[str, Number], list[str], dict[str, dict[str, Number]]]:
+        """Return values of their own, and for the rest columns (last words) and rows (what stands before)."""
+        single: dict[str, Number] = {}
+        rows: dict[str, dict[str, Number]] = {}
+        for name, value in self._values.items():
+            before, _, word = name.rpartition(".")
+            if before:
+                rows.setdefault(before, {})[word] = value
+            else:
+                single[name] = value
+        columns = list(dict.fromkeys(word for row in rows.values() for word in row))
+        return single, columns, rows
+
+    def __repr__(self) -> str:
+        single, columns, rows = self._table()
+        first = max(map(len, [*single, *rows]), default=0)
+        lines = [f"{name:<{first}}  {value}" for name, value in single.items()]
+        if rows:
+            widths = [max(len(word), *(len(str(row.get(word, ""))) for row in rows.values())) for word in columns]
+            lines.append(" " * first + "".join(f"  {word:>{n}}" for word, n in zip(columns, widths, strict=True)))
+            for before, row in rows.items():
+                cells = (f"  {row.get(word, '')!s:>{n}}" for word, n in zip(columns, widths, strict=True))
+                lines.append(f"{before:<{first}}{''.join(cells)}")
+        return "\n".join([f"Subnet of {len(self)} choices", *lines])
+
+    def _repr_html_(self) -> str:
+        single, columns, rows = self._table()
+        parts = ["<table>"]
+        parts += [f"<tr><th>{escape(name)}</th><td>{value}</td></tr>" for name, value in single.items()]
+        if rows:
+            parts.append("<tr><th></th>" + "".join(f"<th>{escape(word)}</th>" for word in columns) + "</tr>")
+            for before, row in rows.items():
+                cells = "".join(f"<td>{row.get(word, '')}</td>" for word in columns)
+                parts.append(f"<tr><th>{escape(before)}</th>{cells}</tr>")
+        return "".join([*parts, "</table>"])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(name for name in values if sum(name == other for other, _ in pairs) > 1)
+        raise ChoiceError(f"subnet: {shown(twice)} stands twice")
+    return values
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ChoiceError(f"subnet: expected finite numbers, got {word}")
