@@ -66,7 +66,7 @@ def cut(tensors: Sequence[Tensor], cuts: Sequence[Sequence[Cut]], marks: Sequenc
     if torch.is_grad_enabled():
         if any(tensor.requires_grad for tensor in tensors):
             return _Cut.apply(cuts, len(tensors), *tensors, *marks)  # type: ignore[no-any-return]
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        if tensors_are_hooked():
             # Inside a checkpoint frozen weights leave a mark too, by way of an input that wants a gradient.
             anchor = torch.empty(0, requires_grad=True)
             return _Cut.apply(cuts, len(tensors), *tensors, *marks, anchor)  # type: ignore[no-any-return]
@@ -82,7 +82,7 @@ def select(tensor: Tensor, axis: int, mark: Tensor) -> Tensor:
 
 def noted(x: Tensor, *marks: Tensor | None) -> Tensor:
     """Return `x`, having left `marks` for a checkpoint around it to compare with those of its recomputation."""
-    if by_selection() or not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+    if by_selection() or not torch.is_grad_enabled() or not tensors_are_hooked():
         return x
     anchor = torch.empty(0, requires_grad=True)
     return _Noted.apply(x, anchor, *(mark for mark in marks if mark is not None))  # type: ignore[no-any-return]
@@ -178,6 +178,15 @@ def by_selection() -> bool:
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def tensors_are_hooked() -> bool:
+    """Say whether hooks see what is saved for the backward pass, as inside a (non-reentrant) checkpoint."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("no hooks are set"):  # refused while there are hooks
+            return False
+    except RuntimeError:
+        return True
+
+
 def refuse_reentrant() -> None:
     """Refuse to run in the recomputation of reentrant checkpointing, which uses whatever subnet is active by then.
 
@@ -187,7 +196,7 @@ def refuse_reentrant() -> None:
     """
     if torch._C._current_graph_task_id() == -1 or not torch.is_grad_enabled():
         return
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+    if not tensors_are_hooked():
         raise CheckpointError(
             "reentrant checkpointing recomputes with whatever subnet is active by then, not with the one that ran;"
             " use model.set_grad_checkpointing() or torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
