@@ -42,12 +42,12 @@ def seconds_per_pass(settings: Settings) -> tuple[float, float]:
 
 
 def expected(cell: Cell, settings: Settings) -> tuple[float, float]:
-    """Return the passes of a batch that a cell makes, a forward one alone as a third, and their mean multiply-adds, roughly."""
+    """Return the passes of a batch that a cell makes (one without backward is a third), and their mean multiply-adds."""
     images_scored, batch = settings.held_out, settings.recipe.batch
-    model, typical = networks.superformer(), 4e6
+    typical = 4e6  # the mean over random networks of the space
     if cell.part == "ground":
         subnet = networks.ground_networks(settings.inside, settings.others)[int(cell.what[0])]
-        return settings.ground_passes + images_scored / batch / 3, vitas.count_flops(model, subnet).total
+        return settings.ground_passes + images_scored / batch / 3, vitas.count_flops(networks.superformer(), subnet).total
     if cell.part == "scores":
         passes = settings.short if cell.what[0] == "short" else settings.long
         return passes + (settings.inside + settings.others + settings.random) * images_scored / batch / 3, typical
