@@ -28,22 +28,8 @@ class Settings(NamedTuple):
 
 
 FULL = Settings()
-SMOKE = Settings(
-    "",
-    200,
-    2,
-    2,
-    3,
-    ground_passes=8,
-    short=8,
-    long=16,
-    headline_passes=8,
-    candidates=2,
-    population=3,
-    generations=2,
-    seeds=1,
-    every=False,
-)._replace(recipe=training.Recipe(batch=16))
+_FEW = {"ground_passes": 8, "short": 8, "long": 16, "headline_passes": 8, "candidates": 2, "population": 3, "generations": 2}
+SMOKE = Settings("", 60, 2, 2, 2, **_FEW, seeds=1, every=False, recipe=training.Recipe(batch=16))
 
 
 class Cell(NamedTuple):

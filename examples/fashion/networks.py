@@ -96,7 +96,8 @@ def window(budget: int) -> tuple[int, int]:
 
 @lru_cache
 def _drawn(number: int, seed: int, flops: Any = None) -> list[vitas.Subnet]:
-    model, generator = superformer(), torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():  # what is drawn once and kept must not change what comes after it
+        model, generator = superformer(), torch.Generator().manual_seed(seed)
     drawn: dict[vitas.Subnet, None] = {}
     while len(drawn) < number:
         drawn[vitas.sample_subnet(model, flops=flops, generator=generator, activate=False)] = None

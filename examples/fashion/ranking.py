@@ -28,13 +28,13 @@ def chosen_superformer(results: Results) -> str | None:
     return max(taus, key=lambda name: taus[name])
 
 
-def ground_truth(results: Results) -> list[float]:
-    """Return the mean accuracy of both trainings of each ground network; nothing while one is missing."""
-    numbers = {int(name.split("/")[1]) for name in results if name.startswith("ground/")}
-    names = [(f"ground/{number}/0", f"ground/{number}/1") for number in sorted(numbers)]
-    if not all(name in results for pair in names for name in pair):
+def ground_truth(results: Results, trainings: int = 2) -> list[float]:
+    """Return the mean accuracy of so many trainings of each ground network; nothing while one is missing."""
+    numbers = sorted({int(name.split("/")[1]) for name in results if name.startswith("ground/")})
+    names = [[f"ground/{number}/{seed}" for seed in range(trainings)] for number in numbers]
+    if not all(name in results for row in names for name in row):
         return []
-    return [statistics.fmean(results[name]["accuracy"] for name in pair) for pair in names]
+    return [statistics.fmean(results[name]["accuracy"] for name in row) for row in names]
 
 
 def kendall_tau(x: list[float], y: list[float]) -> float:

@@ -17,7 +17,7 @@ import torch
 import training
 from cells import FULL, SMOKE, Cell, Settings, ordered
 from store import Store
-from work import images, run
+from work import PARTS, images, run
 
 import vitas
 
@@ -98,12 +98,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--data", default=FULL.data, help="folder with the four idx files")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which parts to do")
     parser.add_argument("--plan", action="store_true", help="only say what would be done and how long it would take")
     parser.add_argument("--smoke", action="store_true", help="a miniature on generated images")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings = SMOKE if arguments.smoke else FULL._replace(data=arguments.data)
-    cells = ordered(settings)
+    cells = [cell for cell in ordered(settings) if cell.part in arguments.parts]
     kept = {**settings._asdict(), "recipe": settings.recipe._asdict()}
     kept.pop("data")  # the same files wherever they lie
     store = Store(arguments.results, kept)
