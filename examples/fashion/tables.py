@@ -31,7 +31,8 @@ def groups(results: Results) -> dict[str, list[int]]:
     truth = truth_of(results)
     one_cost = [k for k in range(len(truth)) if networks.WINDOW[0] <= results[f"ground/{k}/0"]["macs"] <= networks.WINDOW[1]]
     better = sorted(one_cost, key=lambda k: -truth[k])[: len(one_cost) // 2]
-    return {"all": list(range(len(truth))), "one cost": one_cost, "its better half": sorted(better)} if truth else {}
+    found = {"all": list(range(len(truth))), "one cost": one_cost, "its better half": sorted(better)}
+    return {name: chosen for name, chosen in found.items() if len(chosen) > 1}
 
 
 def tau_with_interval(x: Sequence[float], y: Sequence[float], draws: int = 2000) -> str:
@@ -40,7 +41,9 @@ def tau_with_interval(x: Sequence[float], y: Sequence[float], draws: int = 2000)
     times = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), size=draws).astype(float)
     same, first, second = (np.einsum("bi,ij,bj->b", times, m, times, optimize=True) for m in (a * b, a * a, b * b))
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = np.nanquantile(same / np.sqrt(first * second), [0.025, 0.975])
+        taus = same / np.sqrt(first * second)
+    taus = taus[np.isfinite(taus)]  # where a resample ties all there is none
+    low, high = np.quantile(taus, [0.025, 0.975]) if len(taus) else (math.nan, math.nan)
     return f"{kendall_tau(list(x), list(y)):.2f} [{low:.2f}, {high:.2f}]"
 
 
