@@ -63,7 +63,7 @@ GROUPS = {
     "Choices and subnets": "Choice Dim search_space SearchSpace Subnet",
     "Superformers": "create_superformer list_superformers published_subnet list_published_subnets",
     "Sampling and budgets": "sample_subnet SubnetSampler activate_subnet active_subnet use_subnet count_subnets",
-    "Counting": "count_flops FlopCount count_params cost_model CostModel",
+    "Counting": "count_flops FlopCount count_params cost_model CostModel flop_analysis",
     "Scores and latency": "accuracy zero_cost measure_latency Latency latency_table LatencyTable",
     "Searching": "evolve SearchResult Evolution suggest_subnet",
     "Exporting, saving, loading": ("export_subnet build_subnet save_subnet load_subnet save_superformer load_superformer"),

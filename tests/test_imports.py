@@ -3,8 +3,10 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -98,7 +100,7 @@ def test_plain_imports_torch_only():
     assert roots - sys.stdlib_module_names == {"torch"}
 
 
-def test_what_is_imported_is_declared_as_a_core_need():
+def test_what_is_imported_is_declared_as_a_core_need_and_each_need_is_imported():
     # imported, or importing it, when used
     about_timm = {name for name in FILES if room(name) == "wrapping"} | {"vitas.export.timm_format"}
     of_extras = {
@@ -106,6 +108,8 @@ def test_what_is_imported_is_declared_as_a_core_need():
         "vitas.search.storage": {"optuna", "sqlalchemy"},
         "vitas.search.ledger": {"optuna"},
         "vitas.search.progress": {"tqdm"},
+        "vitas.plot.pictures": {"matplotlib"},
+        "vitas.train.report": {"matplotlib"},
     }
     roots = {
         module.split(".")[0]
@@ -113,7 +117,14 @@ def test_what_is_imported_is_declared_as_a_core_need():
         for module in imported_by(name)
         if module.split(".")[0] not in of_extras.get(name, ())
     }
-    assert roots - sys.stdlib_module_names <= {"vitas", "torch", "einops", "fvcore", "numpy", "safetensors", "matplotlib"}
+    assert roots - sys.stdlib_module_names - {"vitas"} == core_needs()
+
+
+def core_needs():
+    """Return the names of the packages that the library declares to need."""
+    settings = ConfigParser()
+    settings.read(Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")
+    return {re.match(r"\w+", line)[0] for line in settings["options"]["install_requires"].split()}
 
 
 ADDED = """
@@ -133,6 +144,6 @@ def test_import_adds_little_to_that_of_torch_and_no_extra(tmp_path):
     assert done.returncode == 0, done.stderr
     file, added = json.loads(done.stdout)
     assert file == vitas.__file__
-    assert {module.split(".")[0] for module in added} - sys.stdlib_module_names <= {"vitas", "torch", "numpy", "safetensors"}
+    assert {module.split(".")[0] for module in added} - sys.stdlib_module_names <= {"vitas", *core_needs()} - {"fvcore"}
     heavy = ("torch._dynamo", "torch._inductor", "torch.distributed.", "torch.fx.experimental", "numpy.testing")
     assert not [module for module in added if module.startswith(heavy)]

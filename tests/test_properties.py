@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.contract import macs, randomize, relative_error
-from vitas import Subnet, activate_subnet, count_flops, count_params, export_subnet, search_space
+from vitas import Subnet, activate_subnet, count_flops, count_params, export_subnet, flop_analysis, search_space
 from vitas.superformer.deit import DeiTSuperformer
 
 
@@ -62,7 +62,7 @@ def test_exports_are_exact_and_counts_too(model_and_images, seed):
         plain = export_subnet(model)
         assert relative_error(plain(images), model(images)) <= 1e-12
         assert count_params(model) == sum(parameter.numel() for parameter in plain.parameters())
-        assert count_flops(model).total == macs(plain, images[:1])
+        assert count_flops(model).total == macs(plain, images[:1]) == flop_analysis(model).total()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -5,7 +5,7 @@ from vitas.choice import Choice, Dim
 from vitas.cost import CostModel, FlopCount, cost_model, count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, VitasError
 from vitas.export import build_subnet, export_subnet, load_subnet, load_superformer, save_subnet, save_superformer
-from vitas.measure import Latency, LatencyTable, accuracy, latency_table, measure_latency, zero_cost
+from vitas.measure import Latency, LatencyTable, accuracy, flop_analysis, latency_table, measure_latency, zero_cost
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
 from vitas.search import Evolution, SearchResult, evolve, suggest_subnet
 from vitas.space import SearchSpace, Subnet, search_space
@@ -41,6 +41,7 @@ __all__ = [
     "evolve",
     "export_report",
     "export_subnet",
+    "flop_analysis",
     "latency_table",
     "list_published_subnets",
     "list_superformers",

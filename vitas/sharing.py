@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise
 from typing import Protocol
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
 from vitas.errors import ChoiceError, one_of, shown
@@ -199,7 +200,7 @@ def coverage(dim: _HasRuns) -> Coverage:
     pair_use = paths.T.astype(float) @ (weights[:, None] * paths)
     counts = pair_use.diagonal().copy()
     pairs = pair_use[~np.eye(largest, dtype=bool)] if largest > 1 else np.zeros(1)
-    per_side = paths.reshape(len(sides), len(dim.values), largest)
+    per_side = rearrange(paths, "(side width) channel -> side width channel", side=len(sides))
     overlap = sum(int((a & b).sum()) for side in per_side for a, b in pairwise(side)) / len(sides)
     return Coverage(
         paths=paths,

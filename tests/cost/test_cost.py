@@ -1,12 +1,10 @@
 import itertools
 import random
 import re
-import warnings
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,23 +46,6 @@ SIZES = {  # images that the patches of a space divide
 
 def generator_of(seed):
     return torch.Generator().manual_seed(seed)
-
-
-def unfused(q, k, v, dropout_p=0.0):
-    """Attention in matrix products that every counter sees."""
-    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
-
-
-def fvcore_count(model, x, monkeypatch):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fvcore imports torch.jit and asks tensors for their truth while tracing
-        from fvcore.nn import FlopCountAnalysis
-
-        monkeypatch.setattr(F, "scaled_dot_product_attention", unfused)
-        analysis = FlopCountAnalysis(model, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        counts = analysis.by_operator()
-    monkeypatch.undo()
-    return {word: int(counts[word]) for word in ("linear", "conv", "matmul")}
 
 
 # -- expressions -------------------------------------------------------------------------------------------------------
@@ -179,30 +160,6 @@ def test_counts_are_torchs(name):
 @pytest.mark.parametrize("size", [224, 160, 384])
 def test_counts_are_torchs_on_many_subnets(name, size):
     assert_counts_are_torchs(name, 17, size, 7, **dividing(name, size))
-
-
-def assert_counts_are_fvcores(name, subnets, size, seed, monkeypatch, **options):
-    model = create_superformer(name, img_size=size, num_classes=11, **options).eval()
-    space, generator = search_space(model), generator_of(seed)
-    for _ in range(subnets):
-        subnet = space.sample(generator)
-        count = count_flops(model, subnet)
-        got = fvcore_count(export_subnet(model, subnet), torch.randn(1, 3, size, size), monkeypatch)
-        assert count.by_operator == got, (name, size, subnet)
-        assert count.total == sum(got.values())
-
-
-@pytest.mark.parametrize(("name", "size"), [("deit_micro", 32), ("deit_micro", 64), ("autoformer_tiny", 64)])
-def test_counts_by_operator_are_fvcores(name, size, monkeypatch):
-    assert_counts_are_fvcores(name, 3, size, 0, monkeypatch)
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize(("size", "subnets"), [(224, 17), (160, 6), (384, 6)])  # fvcore runs the network
-@pytest.mark.parametrize("name", SIZES)
-def test_counts_by_operator_are_fvcores_on_many_subnets(name, size, subnets, monkeypatch):
-    options = dividing(name, size) | ({"patch_size": [8, 16]} if name == "deit_micro" else {})
-    assert_counts_are_fvcores(name, subnets, size, 1, monkeypatch, **options)
 
 
 PUBLISHED = {  # METHOD 7.2: authors' count, exact, parameters

@@ -18,6 +18,7 @@ from vitas import (
     count_params,
     export_report,
     export_subnet,
+    flop_analysis,
     load_subnet,
     plain,
     register,
@@ -126,6 +127,7 @@ def test_exports_equal_the_active_path_and_cost_what_was_counted(kind):
         assert [len(row) for row in export.blocks] == export.depths == wrapped.depths
         assert export.embed_dims == wrapped.embed_dims
         assert b"vitas.nn" not in pickle.dumps(export)
+    assert flop_analysis(wrapped).total() == count_flops(wrapped).total
 
 
 def test_attention_is_timms_wherever_timm_can_express_it():

@@ -20,6 +20,7 @@ from vitas import (
     count_params,
     export_report,
     export_subnet,
+    flop_analysis,
     sample_subnet,
     search_space,
     use_subnet,
@@ -127,6 +128,7 @@ def test_exports_are_timms_equal_the_active_path_and_cost_what_was_counted(kind)
             assert relative_error(export(x), wrapped(x)) <= 1e-5
         assert count_params(wrapped) == sum(parameter.numel() for parameter in export.parameters())
         assert count_flops(wrapped).total == macs(export, x[:1])
+    assert flop_analysis(wrapped).total() == count_flops(wrapped).total
 
 
 def test_exports_are_exact_in_double_precision():

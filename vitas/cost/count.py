@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -18,10 +19,23 @@ from vitas.errors import ChoiceError, shown
 from vitas.space import Number, State, arguments_of, eval_mode, holders, search_space, unwrap
 
 
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Have attention run as the matrix products that a counter sees, for the length of a with block."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import, and seldom used
+
+    fast = torch.backends.mha.get_fastpath_enabled()  # of nn.MultiheadAttention, where no gradient is wanted
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, convention: str) -> FlopCount:
     """Count by running the active path."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import, and seldom used
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and seldom used
 
     if convention != "exact":
         raise ChoiceError(f"convention: a count by running is exact, got {shown(convention)}")
@@ -32,7 +46,7 @@ def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, 
             search_space(model).activate(subnet)
         # With gradients on: the counter fails on views of parameters that have no gradient function (torch 2.14).
         counting = FlopCounterMode(display=False)
-        with eval_mode(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counting as counter:
+        with eval_mode(model), torch.enable_grad(), unfused(), counting as counter:
             model(*arguments)
     finally:
         state.put_back()

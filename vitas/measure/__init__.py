@@ -1,23 +1,26 @@
-"""How good a subnet is and how long it takes.
+"""How good a subnet is, how long it takes, and what another library counts.
 
-    accuracy.py       the fraction of images that it classifies right
-    zero_cost.py      an indicator that needs no training
-    latency.py        the time of a network, measured
-    parts.py          the parts of a model that are timed one by one
-    latency_table.py  the time of any subnet, predicted from those of its parts
+    accuracy.py        the fraction of images that it classifies right
+    zero_cost.py       an indicator that needs no training
+    latency.py         the time of a network, measured
+    parts.py           the parts of a model that are timed one by one
+    latency_table.py   the time of any subnet, predicted from those of its parts
+    second_opinion.py  its multiply-adds, counted by fvcore
 
-Functions of a model that a search, or anyone, calls. Imports nn and what stands before it.
+Functions of a model that a search, or anyone, calls. Imports superformer and what stands before it.
 """
 
 from vitas.measure.accuracy import accuracy
 from vitas.measure.latency import Latency, measure_latency
 from vitas.measure.latency_table import LatencyTable, latency_table
+from vitas.measure.second_opinion import flop_analysis
 from vitas.measure.zero_cost import zero_cost
 
 __all__ = [
     "Latency",
     "LatencyTable",
     "accuracy",
+    "flop_analysis",
     "latency_table",
     "measure_latency",
     "zero_cost",

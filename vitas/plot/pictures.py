@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from einops import reduce
 from numpy.typing import NDArray
 
 from vitas.checks import as_count
@@ -170,7 +171,8 @@ def coverage_map(dims: Dim | Mapping[str, Dim]) -> Any:
     axes = made.subplots(2, len(named), sharex="col", squeeze=False, height_ratios=[3, 1])
     for (name, dim), (runs, uses) in zip(named.items(), axes.T, strict=True):
         fairness, widths, channels = coverage(dim), len(dim.values), dim.largest
-        paths = fairness.paths.reshape(-1, widths, channels).mean(axis=0)  # bilateral: the mean of two sides
+        # bilateral: the mean of two sides
+        paths = reduce(fairness.paths.astype(float), "(side width) channel -> width channel", "mean", width=widths)
         runs.imshow(paths, cmap="Blues", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest", origin="upper")
         runs.set_yticks(np.arange(0.5, widths - 1), minor=True)
         runs.grid(which="minor", axis="y", color="white", linewidth=1.5 if widths <= 20 else 0)

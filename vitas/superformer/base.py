@@ -8,7 +8,15 @@ from vitas.errors import ChoiceError
 from vitas.space import holders, search_space
 
 
-class Superformer(nn.Module):
+class OfImages(nn.Module):
+    """Put before a model for images of one size, which counts are about."""
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return the channels, height and width of an image."""
+        raise NotImplementedError
+
+
+class Superformer(OfImages):
     """Put before a plain model: its features are those of the active subnet, which it shows when printed."""
 
     def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:

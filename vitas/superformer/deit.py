@@ -1,7 +1,7 @@
 """The DeiT family as one searchable model."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -173,6 +173,11 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     def width(self) -> int:
         """Return the channels of the tokens."""
         return self.embed_dim.active
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return the channels, height and width of an image."""
+        embed = cast(plain.PatchEmbed, self.patch_embed)
+        return embed.in_chans, *embed.img_size
 
     def cost(self, tokens: Cost | None = None, *, convention: str = "exact") -> Cost:
         """Return the multiply-adds for one image.

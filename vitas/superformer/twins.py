@@ -198,6 +198,11 @@ class TwinsSuperformer(Superformer, plain.Twins):
         """Return the channels of each stage."""
         return [dim.active for dim in self.embed_dims]
 
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return the channels, height and width of an image; only counts depend on the size."""
+        first: Any = self.patch_embeds[0]
+        return first.proj.in_channels, *self.img_size
+
     def maps(self) -> list[Map]:
         """Return the size of each stage's map, for images of `img_size`."""
         height, width = self.img_size

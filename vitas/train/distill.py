@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from vitas.checks import is_number
@@ -52,9 +53,9 @@ def distill_loss(
         raise ShapeError(f"distill_loss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} have to agree")
     if not is_number(temperature) or not 0 < temperature < 1e6:
         raise ChoiceError(f"temperature: expected a positive number, got {shown(temperature)}")
-    classes = student.shape[-1]
-    log_q = F.log_softmax(student.reshape(-1, classes) / temperature, dim=-1)
-    log_p = F.log_softmax(teacher.detach().reshape(-1, classes) / temperature, dim=-1)
+    student, teacher = (rearrange(logits, "... classes -> (...) classes") for logits in (student, teacher.detach()))
+    log_q = F.log_softmax(student / temperature, dim=-1)
+    log_p = F.log_softmax(teacher / temperature, dim=-1)
     if alpha is None:
         return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
     if not isinstance(alpha, (tuple, list)) or len(alpha) != 2 or not all(is_number(a) and abs(a) < 1e3 for a in alpha):

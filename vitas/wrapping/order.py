@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vitas.choice import Choice, Dim
@@ -83,7 +84,8 @@ def _uses_in(module: nn.Module) -> Iterator[tuple[Dim, _Use]]:
 
 def _importance(use: _Use) -> Tensor:
     """Return the share of each unit in the squares of a tensor, (units,)."""
-    squares = use.tensor.detach().double().square().movedim(use.axis, 0).flatten(1).sum(dim=1).cpu()
+    ahead = " ".join(f"axis{number}" for number in range(use.axis))
+    squares = rearrange(use.tensor.detach().double().square(), f"{ahead} unit ... -> unit ({ahead} ...)").sum(dim=1).cpu()
     return squares / squares.sum().clamp_min(torch.finfo(torch.double).tiny)
 
 

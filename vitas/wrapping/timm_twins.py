@@ -162,6 +162,11 @@ class ElasticTwins(Model, twins.Twins):
         """What `forward_intermediates` returns: for each stage its channels and how many pixels a position stands for."""
         return [{**info, "num_chs": dim.active} for info, dim in zip(vars(self)["feature_info"], self.widths, strict=True)]
 
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return the channels, height and width of an image; only counts depend on the size."""
+        first = self.patch_embeds[0]
+        return first.proj.in_channels, *first.img_size
+
     def cost(self, tokens: Cost | None = None) -> Cost:
         """Return the multiply-adds for one image of the model's size; `tokens` is not used."""
         return cost_of_stages(self, [Map(embed.H, embed.W) for embed in self.patch_embeds])

@@ -30,6 +30,7 @@ from vitas.nn.drop_path import drop_samples
 from vitas.nn.layer import exported, like
 from vitas.nn.stacked import StackedLinear
 from vitas.space import State
+from vitas.superformer.base import OfImages
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -319,7 +320,7 @@ def whole(narrowed: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-class Model(Narrowed):
+class Model(Narrowed, OfImages):
     """What searchable models have in common: methods that read or write whole parameters, or make layers."""
 
     reset_classifier = whole(VisionTransformer.reset_classifier)
@@ -387,15 +388,25 @@ class ElasticVisionTransformer(Model, VisionTransformer):
         """Return `width` for the channels of tokens and positions."""
         return dict.fromkeys(self._parameters, (None, None, self.width))
 
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return the channels, height and width of an image.
+
+        Raises:
+            VitasError: a model that does not know the size of its images.
+        """
+        size = self.patch_embed.img_size
+        if size is None:
+            raise VitasError("this model does not know the size of its images; give it one by set_input_size")
+        return self.patch_embed.proj.in_channels, *size
+
     def cost(self, tokens: Cost | None = None) -> Cost:
         """Return the multiply-adds for one image of the model's size; `tokens` is not used.
 
         Raises:
             VitasError: a model that does not know the size of its images.
         """
+        self.image_shape()
         patches = self.patch_embed.num_patches
-        if patches is None:
-            raise VitasError("cost: this model does not know the size of its images; give it one by set_input_size")
         cost = cost_of(self.patch_embed.proj, Cost(patches)).under("patch_embed.proj")
         inside = Cost(patches + self.num_prefix_tokens)
         cost += cost_of(cast(nn.Module, self._modules["blocks"]), inside).under("blocks")
