@@ -18,6 +18,7 @@ PACKAGE = Path(vitas.__file__).parent
 ORDER = (
     "errors",
     "checks",
+    "tables",
     "sharing",
     "plain",
     "choice",
