@@ -1,6 +1,6 @@
 """Small tables as text and as HTML."""
 
-from vitas.tables import by_block, html_table, text_table
+from vitas.tables import by_block, html_table, pattern_of, text_table
 
 
 def test_columns_of_text_line_up_and_short_rows_end_early():
@@ -21,3 +21,8 @@ def test_blocks_are_what_stands_before_the_last_dot():
     values = {"depth": 2, "blocks.0.heads": 3, "blocks.0.mlp": 4, "blocks.1.mlp": 5}
     rows = {"blocks.0": {"heads": 3, "mlp": 4}, "blocks.1": {"mlp": 5}}
     assert by_block(values) == ({"depth": 2}, ["heads", "mlp"], rows)
+
+
+def test_a_pattern_has_a_star_for_each_number():
+    assert pattern_of("stages.0.blocks.12.mlp_dim") == "stages.*.blocks.*.mlp_dim"
+    assert pattern_of("embed_dim") == "embed_dim"

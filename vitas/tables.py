@@ -47,3 +47,8 @@ def by_block(
         else:
             single[name] = value
     return single, list(dict.fromkeys(word for row in blocks.values() for word in row)), blocks
+
+
+def pattern_of(name: str) -> str:
+    """Return a dotted name with a star for each number: "blocks.*.mlp_dim"."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))

@@ -19,6 +19,7 @@ from vitas.plot.pictures import displayed
 from vitas.sample import use_subnet
 from vitas.sharing import coverage
 from vitas.space import AnyChoice, Number, SearchSpace, Subnet, held, search_space, unwrap
+from vitas.tables import html_table, pattern_of, text_table
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 
@@ -111,7 +112,7 @@ class SupernetReport:
         kind = "updates" if self.counted else "expected updates"
         groups: dict[str, list[str]] = {}
         for name in self.updates:
-            groups.setdefault(".".join("*" if part.isdigit() else part for part in name.split(".")), []).append(name)
+            groups.setdefault(pattern_of(name), []).append(name)
         for pattern, names in groups.items():
             low, high = min(self.updates[name].min() for name in names), max(self.updates[name].max() for name in names)
             spread = max(self.spread[name] for name in names)
@@ -121,13 +122,10 @@ class SupernetReport:
         return rows
 
     def __repr__(self) -> str:
-        rows = self._rows()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join([*(f"{name:<{width}}  {value}" for name, value in rows), self.verdict])
+        return f"{text_table(self._rows())}\n{self.verdict}"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in self._rows())
-        return f"<table>{rows}</table><p>{escape(self.verdict)}</p>"
+        return f"{html_table(self._rows())}<p>{escape(self.verdict)}</p>"
 
     def plot(self) -> Any:
         """Return a matplotlib Figure: scores, updates of each channel, inherited against retrained scores where given.
