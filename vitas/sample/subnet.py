@@ -15,7 +15,7 @@ from vitas.errors import BudgetError, ChoiceError, is_one_of, one_of, shown
 from vitas.sample.budget import window_of
 from vitas.sample.chain import Chain
 from vitas.sample.counting import SubnetCount, count_inside
-from vitas.sample.rows import extremes
+from vitas.sample.lattice import extremes
 from vitas.sample.sampler import SubnetSampler, draw_from_prior
 from vitas.space import Number, Subnet, search_space, unwrap
 
