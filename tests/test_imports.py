@@ -114,7 +114,16 @@ def test_what_is_imported_is_declared_as_a_core_need():
         for module in imported_by(name)
         if module.split(".")[0] not in of_extras.get(name, ())
     }
-    assert roots - sys.stdlib_module_names <= {"vitas", "torch", "einops", "fvcore", "numpy", "safetensors", "jinja2", "matplotlib"}
+    assert roots - sys.stdlib_module_names <= {
+        "vitas",
+        "torch",
+        "einops",
+        "fvcore",
+        "numpy",
+        "safetensors",
+        "jinja2",
+        "matplotlib",
+    }
 
 
 ADDED = """

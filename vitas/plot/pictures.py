@@ -109,9 +109,9 @@ def _name_values(axis: Any, name: str) -> None:
         axis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _legend(axes: Any, **place: Any) -> None:
+def _legend(axes: Any, **where: Any) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(framealpha=0.8, edgecolor="none", fontsize="small", markerscale=1.5, **place)
+        axes.legend(framealpha=0.8, edgecolor="none", fontsize="small", markerscale=1.5, **where)
 
 
 def widths(axes: Any, subnet: Subnet) -> None:
@@ -128,9 +128,9 @@ def widths(axes: Any, subnet: Subnet) -> None:
     numbered = all(numbers.values())
     blocks = sorted(rows, key=numbers.__getitem__) if numbered else list(rows)
     for number, word in enumerate(words):
-        places = [place for place, block in enumerate(blocks) if word in rows[block]]
-        values = [rows[blocks[place]][word] for place in places]
-        axes.plot(places, values, "o-", color=f"C{number}", markersize=4, linewidth=1, label=word)
+        x = [position for position, block in enumerate(blocks) if word in rows[block]]
+        values = [rows[block][word] for block in blocks if word in rows[block]]
+        axes.plot(x, values, "o-", color=f"C{number}", markersize=4, linewidth=1, label=word)
     labels = [".".join(map(str, numbers[block])) if numbered else block for block in blocks]
     upright = max(map(len, labels), default=0) <= 2
     axes.set_xticks(range(len(blocks)), labels, rotation=0 if upright else 90, fontsize="small")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.checks import as_count
-from vitas.choice import Dim
+from vitas.choice import SIDES, Dim
 from vitas.errors import ChoiceError, needs, shown
 from vitas.nn import Private
 from vitas.plot.pictures import displayed
@@ -149,9 +149,9 @@ class SupernetReport:
 
 
 def _draw_scores(axes: Any, report: SupernetReport) -> None:
-    for place, score in enumerate(report.scores.values()):
-        axes.bar(place, score, width=0.6, color="#56B4E9")
-        axes.annotate(f"{score:.3g}", (place, score), ha="center", va="bottom")
+    for x, score in enumerate(report.scores.values()):
+        axes.bar(x, score, width=0.6, color="#56B4E9")
+        axes.annotate(f"{score:.3g}", (x, score), ha="center", va="bottom")
     names = list(report.scores)
     if report.random:
         jitter = np.linspace(-0.2, 0.2, len(report.random))
@@ -222,12 +222,7 @@ def supernet_report(
     updates, passes, untouched = _expected(dims) if trained is None else _counts(space, dims, trained)
 
     def score(subnet: Subnet) -> float:
-        sides = ("left", "right") if space.bilateral else (None,)
-        scores = []
-        for side in sides:
-            with use_subnet(model, subnet, side=side):
-                scores.append(_number(evaluate(model)))
-        return sum(scores) / len(scores)
+        return _mean_of_sides(model, space, subnet, evaluate)
 
     pairs = tuple(
         (score(subnet), float(value)) for subnet, value in zip(inherited.values(), (retrained or {}).values(), strict=True)
@@ -242,6 +237,15 @@ def supernet_report(
         retrained=pairs,
         tau=kendall_tau(*zip(*pairs, strict=True)) if len(pairs) > 1 else None,
     )
+
+
+def _mean_of_sides(model: nn.Module, space: SearchSpace, subnet: Subnet, evaluate: Evaluate) -> float:
+    """Return the score of a subnet; of a bilateral one the mean over its sides."""
+    scores = []
+    for side in SIDES if space.bilateral else (None,):
+        with use_subnet(model, subnet, side=side):
+            scores.append(_number(evaluate(model)))
+    return sum(scores) / len(scores)
 
 
 def _sliced(model: nn.Module) -> set[AnyChoice]:
