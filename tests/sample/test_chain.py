@@ -9,12 +9,15 @@ from torch import nn
 from vitas import Choice, Dim, search_space
 from vitas.cost.expression import Cost
 from vitas.nn.linear import CyclicLinear
+from vitas.sample import nearest
 from vitas.sample.budget import Window
 from vitas.sample.chain import Chain
 from vitas.sample.conditional import Conditional
 from vitas.sample.counting import count_inside
 from vitas.sample.decisions import Decisions
 from vitas.sample.lattice import narrowed, reach
+from vitas.sample.nearest import Beside, beside, explain_empty, is_empty
+from vitas.sample.outermost import TooManyCosts
 from vitas.space import Gate
 
 WINDOW = Window(6, 15)
@@ -85,6 +88,26 @@ def test_what_cannot_reach_the_window_is_cut_off(two_layers):
     lattices = narrowed(Chain(space, [cost]), [Window(36, 40)])
     assert lattices[2].alive.tolist() == [False, False, True]
     assert (lattices[2].low[0, 2], lattices[2].high[0, 2]) == (20, 20)
+
+
+def test_what_lies_beside_an_empty_window(two_layers, monkeypatch):
+    """The costs are 4, 10, 16 at w = 2, 6, 15, 24 at w = 3 and 10, 25, 40 at w = 5."""
+    space, cost = two_layers
+    chain = Chain(space, [cost])
+    assert beside(chain, [Window(11, 14)], 0) == Beside(4, 40, below=10, above=15, exact=True)
+    assert beside(chain, [Window(0, 3)], 0) == Beside(4, 40, below=None, above=4, exact=True)
+    assert beside(chain, [Window(41, 99)], 0) == Beside(4, 40, below=40, above=None, exact=True)
+    assert explain_empty(chain, {"flops": Window(11, 14)}) == (
+        "no subnet has flops from 11 to 14: the subnets reach from 4 to 40, nearest: 10 below and 15 above"
+    )
+
+    def too_many(*arguments):
+        raise TooManyCosts("too many")
+
+    monkeypatch.setattr(nearest, "outermost", too_many)
+    assert beside(chain, [Window(11, 14)], 0) == Beside(4, 40, below=10, above=15, exact=False)
+    assert "4 to 40, near: 10 below" in explain_empty(chain, {"flops": Window(11, 14)})
+    assert not is_empty(chain, [Window(11, 14)])  # it cannot be told
 
 
 class Slots(nn.Module):

@@ -37,6 +37,14 @@ def draw_from_prior(space: SearchSpace, generator: torch.Generator | None, activ
     return subnet
 
 
+def decoded(space: SearchSpace, code: NDArray[np.int64], rng: np.random.Generator, activate: bool) -> Subnet:
+    """Return the subnet of a code, (choices,); under bilateral sharing it is activated with a random side."""
+    subnet = space.decode(code)
+    if activate:
+        space.activate(subnet, side=SIDES[int(rng.integers(2))] if space.bilateral else None)
+    return subnet
+
+
 class SubnetSampler:
     """Draws subnets as a pure function of (seed, step): the same on all ranks and after a resume.
 
@@ -113,14 +121,7 @@ class SubnetSampler:
         number, position = divmod(step, _BLOCK)
         if self._block[0] != number:
             self._block = (number, self.draw(_BLOCK, np.random.default_rng([self.seed, number])))
-        return self._activated(self._block[1][position], np.random.default_rng([self.seed, step, 1]), activate)
-
-    def _activated(self, codes: NDArray[np.int64], rng: np.random.Generator, activate: bool) -> Subnet:
-        subnet = self.space.decode(codes)
-        if activate:
-            side = SIDES[int(rng.integers(2))] if self.space.bilateral else None
-            self.space.activate(subnet, side=side)
-        return subnet
+        return decoded(self.space, self._block[1][position], np.random.default_rng([self.seed, step, 1]), activate)
 
     def draw(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return `n` subnets inside the budget, encoded as by `space.encode`, (n, choices); nothing is activated.
