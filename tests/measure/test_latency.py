@@ -162,7 +162,7 @@ def test_inputs_without_tensors_are_refused(inputs):
 
 @pytest.mark.parametrize(("name", "number"), [("runs", 0), ("runs", 2.0), ("warmup", -1), ("warmup", True)])
 def test_numbers_of_runs_are_checked(name, number):
-    with pytest.raises(VitasError, match=rf"{name}: expected an int of at least \d, got {number}"):
+    with pytest.raises(VitasError, match=rf"{name}: expected (a positive int|an int of at least 0), got {number}"):
         measure_latency(nn.Identity(), torch.zeros(1), **{name: number})
 
 

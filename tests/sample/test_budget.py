@@ -35,7 +35,7 @@ from vitas.sample.budget import Window, window_of
 from vitas.sample.chain import Chain
 from vitas.sample.conditional import Conditional
 from vitas.sample.counting import _estimate, count_inside
-from vitas.sample.outermost import outermost
+from vitas.sample.outermost import DOWN, UP, outermost
 
 # -- spelling ----------------------------------------------------------------------------------------------------------
 
@@ -296,11 +296,11 @@ def test_draws_and_counts_of_spaces_made_at_random(seed):
             (name,) = measures
             cost, chain = costs[name][priors > 0], Chain(space, [model.costs[name]])
             within = cost[(cost >= windows[name][0]) & (cost <= windows[name][1])]
-            assert outermost(chain, Window(*windows[name]), 1) == within.min()
-            assert outermost(chain, Window(*windows[name]), -1) == within.max()
+            assert outermost(chain, Window(*windows[name]), UP) == within.min()
+            assert outermost(chain, Window(*windows[name]), DOWN) == within.max()
             above = cost[cost > windows[name][1]]
             end = int(costs[name].max())
-            assert outermost(chain, Window(windows[name][1] + 1, end), 1) == (above.min() if len(above) else None)
+            assert outermost(chain, Window(windows[name][1] + 1, end), UP) == (above.min() if len(above) else None)
         draws = SubnetSampler(model, **windows).draw(5000, rng)
         expected = dict(zip((code.tobytes() for code in codes[inside]), priors[inside] / priors[inside].sum(), strict=True))
         seen = {key: 0 for key, p in expected.items() if p}

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from vitas.cost.expression import ActiveIndices
 from vitas.cost.stated import params_of, stated_cost
 from vitas.errors import ChoiceError, shown
 from vitas.space import Number, State, arguments_of, eval_mode, holders, search_space, unwrap
+from vitas.tables import html_table, text_table
 
 
 @contextmanager
@@ -87,28 +87,26 @@ class FlopCount:
     def __int__(self) -> int:
         return self.total
 
-    def _rows(self) -> list[tuple[str, int]]:
-        """Return the parts as a table shows them: a row for each block, one for each other module."""
-        rows: dict[str, int] = {}
-        for path, amount in self.by_module.items():
-            numbered = re.match(r"(.*?\bblocks(\.\d+)+)\.", path)
-            name = (numbered[1] if numbered else path) or "model"
-            rows[name] = rows.get(name, 0) + amount
-        return list(rows.items())
+    def _rows(self) -> list[tuple[str, str, str]]:
+        whole = self.total or 1
+        rows = [(name, f"{amount:,}", f"{amount / whole:.1%}") for name, amount in amounts_by_block(self).items()]
+        return [*rows, ("total", f"{self.total:,}", "multiply-adds")]
 
     def __str__(self) -> str:
-        rows = self._rows()
-        width = max(len(name) for name, _ in [*rows, ("total", 0)])
-        lines = [f"{name:<{width}}  {amount:>15,}  {amount / (self.total or 1):6.1%}" for name, amount in rows]
-        lines.append(f"{'total':<{width}}  {self.total:>15,}  multiply-adds")
-        lines.append(f"not counted: {', '.join(self.not_counted)}")
-        return "\n".join(lines)
+        return f"{text_table(self._rows(), '<>')}\nnot counted: {', '.join(self.not_counted)}"
 
     def _repr_html_(self) -> str:
-        rows = [(escape(name), f"{amount:,}", f"{amount / (self.total or 1):.1%}") for name, amount in self._rows()]
-        rows.append(("total", f"{self.total:,}", "multiply-adds"))
-        cells = "".join(f"<tr><th>{name}</th><td>{amount}</td><td>{share}</td></tr>" for name, amount, share in rows)
-        return f"<table>{cells}</table>"
+        return html_table(self._rows())
+
+
+def amounts_by_block(count: FlopCount) -> dict[str, int]:
+    """Return the parts as tables show them: one for each block, one for each other module."""
+    amounts: dict[str, int] = {}
+    for path, amount in count.by_module.items():
+        numbered = re.match(r"(.*?\bblocks(\.\d+)+)\.", path)
+        name = (numbered[1] if numbered else path) or "model"
+        amounts[name] = amounts.get(name, 0) + amount
+    return amounts
 
 
 NOT_COUNTED = ("bias", "layer norm", "softmax", "activation", "scaling", "residual add", "positions", "pooling")

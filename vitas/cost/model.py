@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from vitas.choice import Choice
 from vitas.cost.expression import Cost
 from vitas.cost.stated import params_of, stated_cost
 from vitas.errors import ChoiceError
@@ -27,9 +26,7 @@ class CostModel:
 
     def __init__(self, space: SearchSpace, flops: Cost, params: Cost) -> None:
         self.space = space
-        place = {choice: k for k, choice in enumerate(space.choices.values())}
-        self._smallest = space.encode(space.smallest())
-        self._flops, self._params = _Tables(flops, place), _Tables(params, place)
+        self._flops, self._params = TableSum(space, flops), TableSum(space, params)
 
     def flops(self, codes: Codes) -> Any:
         """Return the multiply-adds of encoded subnets, (n, choices) -> (n,) int64, or of one Subnet as an int.
@@ -40,7 +37,7 @@ class CostModel:
         Raises:
             ChoiceError: not a subnet of the space; an array of another width, of no ints, or with numbers out of range.
         """
-        return self._evaluate(self._flops, codes)
+        return self._flops.of(codes)
 
     def params(self, codes: Codes) -> Any:
         """Return the parameters of encoded subnets, (n, choices) -> (n,) int64, or of one Subnet as an int.
@@ -51,69 +48,80 @@ class CostModel:
         Raises:
             ChoiceError: as `flops`.
         """
-        return self._evaluate(self._params, codes)
+        return self._params.of(codes)
 
-    def _evaluate(self, tables: _Tables, codes: Codes) -> Any:
+
+class TableSum:
+    """A sum of integer tables over the choices of a space, for one subnet or for many at once, whatever it counts.
+
+    Two forms of the tables are kept: nested lists, quick for one subnet, and flat arrays, quick for many. Choices that many
+    tables share come first in each, so that their part of the index is computed once.
+    """
+
+    def __init__(self, space: SearchSpace, cost: Cost) -> None:
+        self.space = space
+        self._smallest = space.encode(space.smallest())
+        entry_of = {choice: k for k, choice in enumerate(space.choices.values())}
+        merged = cost.merged()
+        times = Counter(base for bases in merged for base in bases)
+        groups: dict[tuple[int, ...], list[tuple[int, NDArray[np.int64]]]] = {}
+        self._constant = 0
+        self._flat: list[tuple[tuple[int, ...], tuple[int, ...], NDArray[np.int64]]] = []
+        for bases, table in merged.items():
+            order = sorted(range(len(bases)), key=lambda axis: (-times[bases[axis]], entry_of[bases[axis]]))
+            entries, table = tuple(entry_of[bases[axis]] for axis in order), table.transpose(order)
+            if entries:
+                groups.setdefault(entries[:-1], []).append((entries[-1], table))
+            else:
+                self._constant = int(table)
+            self._flat.append((entries, table.shape, np.ascontiguousarray(table).ravel()))
+        # For each combination of the shared choices a list with what all tables that go on from there hold.
+        self._nested = []
+        for shared, group in groups.items():
+            lists = np.empty(group[0][1].shape[:-1], dtype=object)
+            for index in np.ndindex(lists.shape):
+                lists[index] = [table[index].tolist() for _, table in group]
+            self._nested.append((shared, [last for last, _ in group], lists.tolist()))
+
+    def of(self, codes: Codes) -> Any:
+        """Return the sums of encoded subnets, (n, choices) -> (n,) int64, or of one Subnet as an int.
+
+        Raises:
+            ChoiceError: not a subnet of the space; an array of another width, of no ints, or with numbers out of range.
+        """
         if isinstance(codes, Mapping):
-            return tables.one(self.space.numbers(codes))
+            return self.one(self.space.numbers(codes))
         codes = codes_of(codes, len(self.space), "codes")
         most = np.array([len(choice.values) for choice in self.space.choices.values()])
         least = np.minimum(self._smallest, 0)  # -1 for choices that are not live in some subnet
         if codes.size and ((codes.min(axis=0) < least).any() or (codes.max(axis=0) >= most).any()):
             raise ChoiceError("codes: numbers out of range; space.encode makes them")
-        return tables.many(codes)
-
-
-class _Tables:
-    """A sum of tables, ready for one subnet (nested lists) and for many (flat arrays).
-
-    Choices that many tables share come first in each, so that their part of the index is computed once.
-    """
-
-    def __init__(self, cost: Cost, place: Mapping[Choice[Any], int]) -> None:
-        merged = cost.merged()
-        shared = Counter(base for bases in merged for base in bases)
-        groups: dict[tuple[int, ...], list[tuple[int, NDArray[np.int64]]]] = {}
-        self._constant = 0
-        self._flat: list[tuple[tuple[int, ...], tuple[int, ...], NDArray[np.int64]]] = []
-        for bases, table in merged.items():
-            order = sorted(range(len(bases)), key=lambda axis: (-shared[bases[axis]], place[bases[axis]]))
-            places, table = tuple(place[bases[axis]] for axis in order), table.transpose(order)
-            if places:
-                groups.setdefault(places[:-1], []).append((places[-1], table))
-            else:
-                self._constant = int(table)
-            self._flat.append((places, table.shape, np.ascontiguousarray(table).ravel()))
-        # For each combination of the shared choices a row with the lists of all tables that go on from there.
-        self._rows = []
-        for prefix, group in groups.items():
-            rows = np.empty(group[0][1].shape[:-1], dtype=object)
-            for index in np.ndindex(rows.shape):
-                rows[index] = [table[index].tolist() for _, table in group]
-            self._rows.append((prefix, [last for last, _ in group], rows.tolist()))
+        return self.many(codes)
 
     def one(self, numbers: Sequence[int]) -> int:
+        """Return the sum for one subnet: the number of each choice's value, 0 for those that are not live."""
         total = self._constant
-        for prefix, last, row in self._rows:
-            for place in prefix:
-                row = row[numbers[place]]
-            for amounts, place in zip(row, last, strict=True):
-                total += amounts[numbers[place]]
+        for shared, last, amounts in self._nested:
+            for entry in shared:
+                amounts = amounts[numbers[entry]]
+            for column, entry in zip(amounts, last, strict=True):
+                total += column[numbers[entry]]
         return total
 
     def many(self, codes: NDArray[Any], chunk: int = 8192) -> NDArray[np.int64]:
+        """Return the sums for encoded subnets, (n, choices) -> (n,); -1, not live, counts as any number: its gate is 0."""
         totals = np.zeros(len(codes), dtype=np.int64)
         for start in range(0, len(codes), chunk):
             columns = np.array(codes[start : start + chunk].T, dtype=np.int64, order="C")  # a copy of our own
-            np.maximum(columns, 0, out=columns)  # not live: any number, its gate is 0
+            np.maximum(columns, 0, out=columns)
             total = totals[start : start + chunk]
             amounts = np.empty_like(total)
             prefixes: dict[tuple[int, ...], NDArray[np.int64]] = {(): np.zeros_like(total)}
-            for places, shape, table in self._flat:
-                for n in range(1, len(places) + 1):
-                    if places[:n] not in prefixes:
-                        prefixes[places[:n]] = prefixes[places[: n - 1]] * shape[n - 1] + columns[places[n - 1]]
-                np.take(table, prefixes[places], out=amounts, mode="clip")
+            for entries, shape, table in self._flat:
+                for n in range(1, len(entries) + 1):
+                    if entries[:n] not in prefixes:
+                        prefixes[entries[:n]] = prefixes[entries[: n - 1]] * shape[n - 1] + columns[entries[n - 1]]
+                np.take(table, prefixes[entries], out=amounts, mode="clip")
                 total += amounts
         return totals
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vitas.checks import as_count
-from vitas.cost import Cost, CostModel
-from vitas.cost.model import Codes
+from vitas.cost import Cost
+from vitas.cost.model import Codes, TableSum
 from vitas.errors import VitasError
 from vitas.measure.latency import batch_arguments, measure_latency
 from vitas.measure.parts import Parts, PartTimer
@@ -30,7 +30,7 @@ class LatencyTable:
 
     def __init__(self, space: SearchSpace, cost: Cost, configurations: int) -> None:
         self.space, self.cost, self.configurations = space, cost, configurations
-        self._tables = CostModel(space, cost, Cost())
+        self._nanoseconds = TableSum(space, cost)
 
     def latency_ms(self, codes: Codes) -> Any:
         """Return the milliseconds of encoded subnets, (n, choices) -> (n,) float64, or of one Subnet as a float.
@@ -41,7 +41,7 @@ class LatencyTable:
         Raises:
             ChoiceError: as CostModel.flops.
         """
-        return self._tables.flops(codes) / 1e6
+        return self._nanoseconds.of(codes) / 1e6
 
     def by_module(self, subnet: Mapping[str, Number]) -> dict[str, float]:
         """Return the milliseconds of each part that runs, by module path; "" is what belongs to no part.
@@ -127,7 +127,6 @@ def _fitted(
     offset, factor = np.linalg.lstsq(relative, np.ones(len(subnets)), rcond=None)[0]
     if offset < 0 or factor <= 0:
         offset, factor = 0.0, relative[:, 1].sum() / np.square(relative[:, 1]).sum()
-    fitted = Cost(round(offset))
-    for (path, operator, bases), table in cost.terms.items():
-        fitted._add(path, operator, bases, np.rint(table * factor))
-    return fitted
+    fitted = Cost()
+    fitted.terms = {key: np.rint(table * factor).astype(np.int64) for key, table in cost.terms.items()}
+    return fitted + Cost(round(offset))

@@ -1,30 +1,21 @@
-"""Cards for notebooks: a subnet, a search space, the difference of two subnets, as HTML that needs nothing else.
-
-Colours work on light and dark pages: text takes the page's own, bars lie on a translucent grey.
-"""
+"""Cards for notebooks: a subnet, a search space, the difference of two subnets, as HTML that needs nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from vitas.cost import count_flops, count_params
+from vitas.cost.count import amounts_by_block
 from vitas.errors import FileError, VitasError, brief
 from vitas.export import as_path
+from vitas.plot.template import BLUE, GREEN, ORANGE, Cell, Table, card_html
 from vitas.space import AnyChoice, Number, SearchSpace, Subnet, readable_amount, readable_size, search_space
-
-BLUE, ORANGE, GREEN = "#3f86c6", "#d9822b", "#3a9d74"  # at least 3 : 1 on white and on black
-
-
-_TRACK = "rgba(128,128,128,.22)"
-
-
-_CELL = "padding:2px 10px 2px 0;text-align:left;border:0;background:none;vertical-align:middle;white-space:nowrap"
+from vitas.tables import by_block, pattern_of
 
 
 @dataclass(frozen=True)
@@ -75,26 +66,28 @@ def subnet_card(model: nn.Module, subnet: Mapping[str, Number] | None = None) ->
     """
     space = search_space(model)
     subnet = space.active() if subnet is None else space.subnet(subnet)
-    single, words, rows = subnet._table()
+    single, words, blocks = by_block(subnet)
     shares, total = _shares(model, subnet)
-    shown = [word for word in words if any(word in row for row in rows.values())]
-    header = ["", *shown, *(["share of the cost"] if shares else [])]
+    parameters = count_params(model, subnet)
     body = []
-    for before, row in rows.items():
-        cells = [escape(before)]
-        cells += [_bar(row[word], space.choices[f"{before}.{word}"], BLUE) if word in row else "" for word in shown]
+    for block, row in blocks.items():
+        cells = [_bar(row[word], space.choices[f"{block}.{word}"], BLUE) if word in row else Cell() for word in words]
         if shares:
-            share = shares.pop(before, 0.0)
-            cells.append(_measure(share, f"{share:.1%}", ORANGE) if share else "")
-        body.append(cells)
-    lines = [_title("Subnet", [total, f"{readable_amount(count_params(model, subnet))} parameters"])]
-    lines.append(_chips(single, space))
-    lines.append(_table(header, body))
-    rest = [f"{name} {share:.1%}" for name, share in shares.items() if share >= 0.0005]
-    lines.append(_note("elsewhere: " + ", ".join(rest)) if rest else "")
-    left_out = [before for before in _rows_of(space) if before not in rows]
-    lines.append(_note(f"left out: {_ranges(left_out)}") if left_out else "")
-    return Card(_framed(lines), f"{subnet!r}\n{total}, {count_params(model, subnet):,} parameters".strip())
+            share = shares.pop(block, 0.0)
+            cells.append(Cell(f"{share:.1%}", share=share, colour=ORANGE) if share else Cell())
+        body.append([Cell(block), *cells])
+    tables = [Table(["", *words, *(["share of the cost"] if total else [])], body)]
+    if single:
+        tables.insert(
+            0, Table([], [[Cell(name), _bar(value, space.choices[name], GREEN)] for name, value in single.items()])
+        )
+    notes = []
+    if rest := [f"{name} {share:.1%}" for name, share in shares.items() if share >= 0.0005]:
+        notes.append("elsewhere: " + ", ".join(rest))
+    if left_out := [block for block in _blocks_of(space) if block not in blocks]:
+        notes.append(f"left out: {_ranges(left_out)}")
+    html = card_html("Subnet", [total, f"{readable_amount(parameters)} parameters"], tables, notes)
+    return Card(html, f"{subnet!r}\n{total}, {parameters:,} parameters".strip())
 
 
 def difference_card(model: nn.Module, a: Mapping[str, Number], b: Mapping[str, Number]) -> Card:
@@ -110,33 +103,37 @@ def difference_card(model: nn.Module, a: Mapping[str, Number], b: Mapping[str, N
     """
     space = search_space(model)
     first, second = space.subnet(a), space.subnet(b)
-    costs = [(_total(model, subnet), count_params(model, subnet)) for subnet in (first, second)]
     differing = [name for name in space.choices if first.get(name) != second.get(name)]
-    body = []
-    blocks = [{name.rpartition(".")[0] for name in subnet} for subnet in (first, second)]
-    alone = [[block for block in _rows_of(space) if block in own - other] for own, other in (blocks, blocks[::-1])]
-    for name in differing:
-        if any(name.rpartition(".")[0] in block for block in alone):
-            continue  # said in one row below
-        bars = [
-            _bar(subnet[name], space.choices[name], colour) if name in subnet else _muted("left out")
-            for subnet, colour in ((first, BLUE), (second, ORANGE))
-        ]
-        body.append([escape(name), *bars])
-    for block, cells in zip(alone, (["runs", "left out"], ["left out", "runs"]), strict=True):
-        if block:
-            body.append([_ranges(block), *map(_muted, cells)])
-    alike = len({*first, *second}) - len(differing)
-    facts = [f"{len(differing)} choices differ, {alike} are alike"]
-    totals = [("parameters", costs[0][1], costs[1][1])]
-    if costs[0][0] is not None and costs[1][0] is not None:
-        totals.insert(0, ("multiply-adds", costs[0][0], costs[1][0]))
+    totals = [("parameters", count_params(model, first), count_params(model, second))]
+    flops = _total(model, first), _total(model, second)
+    if flops[0] is not None and flops[1] is not None:
+        totals.insert(0, ("multiply-adds", flops[0], flops[1]))
+    facts = [f"{len(differing)} choices differ, {len({*first, *second}) - len(differing)} are alike"]
+    rows = _differences(space, first, second, differing)
     for word, one, other in totals:
-        body.append([f"<b>{word}</b>", readable_amount(one), f"{readable_amount(other)} {_muted(_change(one, other))}"])
-    text = [facts[0], *(f"{name}: {first.get(name, '-')} -> {second.get(name, '-')}" for name in differing)]
+        change = Cell(f"{readable_amount(other)} ", faint=_change(one, other))
+        rows.append([Cell(word, bold=True), Cell(readable_amount(one)), change])
+    text = [*facts, *(f"{name}: {first.get(name, '-')} -> {second.get(name, '-')}" for name in differing)]
     text += [f"{word}: {one:,} -> {other:,} ({_change(one, other)})" for word, one, other in totals]
-    html = _framed([_title("Difference", facts), _table(["", "first", "second"], body)])
-    return Card(html, "\n".join(text))
+    return Card(card_html("Difference", facts, [Table(["", "first", "second"], rows)]), "\n".join(text))
+
+
+def _differences(space: SearchSpace, first: Subnet, second: Subnet, differing: Sequence[str]) -> list[list[Cell]]:
+    """Return a row for each choice that differs; blocks that one subnet leaves out share a row."""
+    blocks = [set(by_block(subnet)[2]) for subnet in (first, second)]
+    alone = [[block for block in _blocks_of(space) if block in own - other] for own, other in (blocks, blocks[::-1])]
+    rows = []
+    for name in differing:
+        if not any(name.rpartition(".")[0] in block for block in alone):
+            bars = [
+                _bar(subnet[name], space.choices[name], colour) if name in subnet else Cell(faint="left out")
+                for subnet, colour in ((first, BLUE), (second, ORANGE))
+            ]
+            rows.append([Cell(name), *bars])
+    for block, words in zip(alone, (["runs", "left out"], ["left out", "runs"]), strict=True):
+        if block:
+            rows.append([Cell(_ranges(block)), *(Cell(faint=word) for word in words)])
+    return rows
 
 
 def space_card(model: nn.Module) -> Card:
@@ -153,18 +150,21 @@ def space_card(model: nn.Module) -> Card:
     space = search_space(model)
     groups: dict[tuple[str, tuple[Any, ...], tuple[float, ...]], int] = {}
     for name, choice in space.choices.items():
-        pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
-        key = (pattern, choice.values, choice.p)
+        key = (pattern_of(name), choice.values, choice.p)
         groups[key] = groups.get(key, 0) + 1
-    body = []
-    for (pattern, values, p), times in groups.items():
-        several = _muted(f"&times; {times}") if times > 1 else ""
-        body.append([f"{escape(pattern)} {several}", _prior(p), escape(_listed(values))])
+    rows = [
+        [
+            Cell(f"{pattern} ", faint=f"\u00d7 {times}" if times > 1 else ""),
+            Cell(columns=[weight / max(p) for weight in p[:32]]),
+            Cell(_listed(values)),
+        ]
+        for (pattern, values, p), times in groups.items()
+    ]
     facts = [f"{len(space)} choices", f"{_power(space.size)} networks"]
     costs = space.costs()
     if costs is not None:
         facts.append(f"{' / '.join(map(readable_amount, costs))} multiply-adds (cheapest / median / costliest)")
-    return Card(_framed([_title("Search space", facts), _table(["choice", "prior", "values"], body)]), repr(space))
+    return Card(card_html("Search space", facts, [Table(["choice", "prior", "values"], rows)]), repr(space))
 
 
 def _total(model: nn.Module, subnet: Subnet) -> int | None:
@@ -180,29 +180,34 @@ def _shares(model: nn.Module, subnet: Subnet) -> tuple[dict[str, float], str]:
         return {}, ""
     count = count_flops(model, subnet)
     largest = count.total or 1
-    return {name: amount / largest for name, amount in count._rows()}, f"{readable_amount(count.total)} multiply-adds"
+    return {
+        name: amount / largest for name, amount in amounts_by_block(count).items()
+    }, f"{readable_amount(count.total)} multiply-adds"
 
 
-def _rows_of(space: SearchSpace) -> list[str]:
+def _blocks_of(space: SearchSpace) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in space.choices if "." in name))
 
 
 def _ranges(names: Sequence[str]) -> str:
     """Return "blocks.3 to blocks.7" for neighbours."""
-    runs: list[list[str]] = []
+    spans: list[list[str]] = []
     for name in names:
         before, _, number = name.rpartition(".")
-        last = runs[-1][-1] if runs else ""
+        last = spans[-1][-1] if spans else ""
         if number.isdigit() and last == f"{before}.{int(number) - 1}":
-            runs[-1].append(name)
+            spans[-1].append(name)
         else:
-            runs.append([name])
-    return ", ".join(escape(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}") for run in runs)
+            spans.append([name])
+    return ", ".join(span[0] if len(span) == 1 else f"{span[0]} to {span[-1]}" for span in spans)
+
+
+_SUPERSCRIPTS = str.maketrans("0123456789", "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
 
 def _power(size: int) -> str:
     digits, e, exponent = readable_size(size).partition("e+")
-    return f"{digits} &middot; 10<sup>{exponent}</sup>" if e else digits
+    return f"{digits} \u00b7 10{exponent.translate(_SUPERSCRIPTS)}" if e else digits
 
 
 def _change(one: int, other: int) -> str:
@@ -215,56 +220,6 @@ def _listed(values: Sequence[Any], most: int = 12) -> str:
     return f"{', '.join(map(str, values[: most - 2]))}, ... {values[-1]} ({len(values)} values)"
 
 
-def _framed(parts: Iterable[str]) -> str:
-    style = "font-size:13px;line-height:1.45;max-width:100%;overflow-x:auto;font-variant-numeric:tabular-nums"
-    return f'<div style="{style}">{"".join(parts)}</div>'
-
-
-def _title(name: str, facts: Iterable[str]) -> str:
-    said = " &middot; ".join(fact for fact in facts if fact)
-    return f'<div style="margin:0 0 6px"><b>{name}</b> &ensp;{said}</div>'
-
-
-def _note(text: str) -> str:
-    return f'<div style="margin-top:6px;opacity:.75;max-width:70em">{text}</div>'
-
-
-def _muted(text: str) -> str:
-    return f'<span style="opacity:.65">{text}</span>'
-
-
-def _chips(single: Mapping[str, Number], space: SearchSpace) -> str:
-    cells = [[escape(name), _bar(value, space.choices[name], GREEN)] for name, value in single.items()]
-    return _table([], cells) if cells else ""
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    bold = f"{_CELL};font-weight:600;opacity:.75"
-    head = "".join(f'<th style="{bold}">{escape(word)}</th>' for word in header)
-    lines = [f'<tr style="background:none;border:0">{head}</tr>'] if any(header) else []
-    for row in rows:
-        cells = "".join(f'<td style="{_CELL}">{cell}</td>' for cell in row)
-        lines.append(f'<tr style="background:none;border:0">{cells}</tr>')
-    style = "border-collapse:collapse;border:0;margin:0 0 4px;font-size:inherit;color:inherit"
-    return f'<table style="{style}">{"".join(lines)}</table>'
-
-
-def _measure(share: float, label: str, colour: str, of: str = "") -> str:
-    """Return a bar of a share in 0..1 with its label beside it."""
-    inner = f'<span style="display:block;height:9px;width:{100 * share:.0f}%;min-width:2px;background:{colour}"></span>'
-    bar = f'<span style="display:inline-block;width:84px;background:{_TRACK};vertical-align:middle">{inner}</span>'
-    return f"{bar} {label}{_muted(of) if of else ''}"
-
-
-def _bar(value: Number, choice: AnyChoice, colour: str) -> str:
+def _bar(value: Number, choice: AnyChoice, colour: str) -> Cell:
     share = value / choice.largest if choice.largest else 0.0
-    return _measure(share, str(value), colour, f" of {choice.largest}")
-
-
-def _prior(p: Sequence[float], most: int = 32) -> str:
-    """Return a small column chart of probabilities."""
-    step: Callable[[float], str] = lambda weight: (  # noqa: E731
-        f'<span style="display:inline-block;width:5px;margin-right:1px;vertical-align:bottom;'
-        f'height:{max(1, round(18 * weight / max(p)))}px;background:{BLUE}"></span>'
-    )
-    return f'<span style="display:inline-block;height:18px;line-height:18px">{"".join(map(step, p[:most]))}</span>'
+    return Cell(str(value), faint=f" of {choice.largest}", share=share, colour=colour)

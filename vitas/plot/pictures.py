@@ -17,6 +17,7 @@ from vitas.errors import ChoiceError, brief, needs, shown
 from vitas.plot.cards import Card, difference_card, space_card, subnet_card
 from vitas.sharing import coverage
 from vitas.space import Subnet
+from vitas.tables import by_block
 
 __all__ = ["Card", "coverage_map", "difference_card", "space_card", "subnet_card", "training_curves"]
 
@@ -109,9 +110,9 @@ def _name_values(axis: Any, name: str) -> None:
         axis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _legend(axes: Any, **place: Any) -> None:
+def _legend(axes: Any, **where: Any) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(framealpha=0.8, edgecolor="none", fontsize="small", markerscale=1.5, **place)
+        axes.legend(framealpha=0.8, edgecolor="none", fontsize="small", markerscale=1.5, **where)
 
 
 def widths(axes: Any, subnet: Subnet) -> None:
@@ -121,16 +122,16 @@ def widths(axes: Any, subnet: Subnet) -> None:
     """
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-    single, words, rows = subnet._table()
+    single, words, rows = by_block(subnet)
     if not rows:
         single, words, rows = {}, ["value"], {name: {"value": value} for name, value in single.items()}
     numbers = {row: tuple(int(part) for part in row.split(".") if part.isdecimal()) for row in rows}
     numbered = all(numbers.values())
     blocks = sorted(rows, key=numbers.__getitem__) if numbered else list(rows)
     for number, word in enumerate(words):
-        places = [place for place, block in enumerate(blocks) if word in rows[block]]
-        values = [rows[blocks[place]][word] for place in places]
-        axes.plot(places, values, "o-", color=f"C{number}", markersize=4, linewidth=1, label=word)
+        x = [position for position, block in enumerate(blocks) if word in rows[block]]
+        values = [rows[block][word] for block in blocks if word in rows[block]]
+        axes.plot(x, values, "o-", color=f"C{number}", markersize=4, linewidth=1, label=word)
     labels = [".".join(map(str, numbers[block])) if numbered else block for block in blocks]
     upright = max(map(len, labels), default=0) <= 2
     axes.set_xticks(range(len(blocks)), labels, rotation=0 if upright else 90, fontsize="small")

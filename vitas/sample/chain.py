@@ -1,9 +1,30 @@
-"""A search space as a chain of small decisions, each charged where the last choice that it depends on is made.
+"""A search space as a chain of decisions, each charged where the last decision that it depends on is made.
 
-The prior and the cost of a subnet are products and sums of tables over a few choices. Making the choices in order, and
-remembering only those that later tables need, turns the space into a chain of steps; what is remembered is a *row*. A
-stage's depth is one decision a slot, "one more block?", so that a row says whether the present slot runs instead of how
-many will. Global choices, blocks and stages need no names here: they appear by themselves.
+The prior and the cost of a subnet are products and sums of tables over a few decisions. Making the decisions in order, and
+remembering only those that later tables need, turns the space into a layered graph: what is remembered before a step is a
+*node*, and each value that the step can decide leads to a node of the next step, with a weight (the prior) and a cost. A
+path through the graph is a subnet. Global choices, blocks and stages need no names here: they appear by themselves.
+
+Example: two linear layers share their input, `w` channels wide (2, 3 or 5), and have `a` and `b` outputs (1 or 4 each), so
+that a subnet costs w * a + w * b. The table w * a is charged when w is settled, and a is forgotten; w * b when b is::
+
+    step 1: a         step 2: w                      step 3: b                     end
+    1 node            2 nodes, a = 1, 4              3 nodes, w = 2, 3, 5          1 node
+    weight 1/2        weight 1/3                     weight 1/2
+    cost 0            cost 2,  3,  5  after a = 1    cost 2,  8  after w = 2
+                           8, 12, 20  after a = 4         3, 12  after w = 3
+                                                          5, 20  after w = 5
+
+Every draw and count walks this graph. The costs so far before step 3 are 2 and 8 at w = 2, 3 and 12 at w = 3, 5 and 20 at
+w = 5 (lattice.py). How likely is it to end inside a window from 6 to 15? Going back from the end (bins.py)::
+
+    before step 3     w = 2: 1/2 at cost 2, 1/2 at 8      w = 3: 1 at 3, 1/2 at 12      w = 5: 1/2 at 5, 0 at 20
+    before step 2     a = 1: 2/3                          a = 4: 1/3
+    before step 1     1/2: half of the prior lies inside
+
+Going forward, a value is drawn in proportion to its weight times the probability that follows (conditional.py): a = 1 or 4
+as 2 : 1, then after a = 1 the width w = 2, 3 or 5 as 1 : 2 : 1, and so on: only subnets inside arrive, each as often as the
+others. With weights of 1 the same sums count them, 6 of 12 (counting.py).
 
 Source: variable elimination on factor graphs (Dechter 1999, Bucket elimination); its use on search spaces is ours.
 """
@@ -11,58 +32,41 @@ Source: variable elimination on factor graphs (Dechter 1999, Bucket elimination)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitas.choice import Choice
 from vitas.cost import Cost
 from vitas.errors import VitasError
+from vitas.sample.decisions import Decided, Decision, Decisions, Floats, Ints, Table, in_good_order
 from vitas.space import SearchSpace
-
-Ints = NDArray[np.int64]
-
-
-Floats = NDArray[np.float64]
-
-
-class _Variable(NamedTuple):
-    """A decision: the value of entry `entry`, or (threshold > 0) whether its number is at least `threshold`."""
-
-    entry: int
-    threshold: int
-    size: int
-
-
-_Factor = tuple[tuple[_Variable, ...], NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One decision for every row.
+    """One decision, for every node.
 
     Attributes:
-        entry: Which entry of the space it decides.
-        added: Whether the value decided is added to the entry's number (a slot more) or is the number.
-        weight: Prior (or count) of each value, (rows, values).
-        cost: What each value adds to every measure, (measures, rows, values).
-        target: The next row, (rows, values).
-        rows: How many rows come after.
+        entry: Number of the choice that it decides.
+        adds: Whether the value decided is added to the choice's number (a slot more) or is the number.
+        weight: Prior (or count) of each value, (N, V).
+        cost: What each value adds to every measure, (M, N, V).
+        target: The node of the next step that each value leads to, (N, V).
+        nodes_after: How many nodes the next step has.
     """
 
     entry: int
-    added: bool
+    adds: bool
     weight: Floats
     cost: Ints
     target: Ints
-    rows: int
+    nodes_after: int
 
 
-class TooManyRows(VitasError):
+class TooManyNodes(VitasError):
     """So many choices depend on one another that no chain of small decisions exists."""
 
 
@@ -73,223 +77,95 @@ class Chain:
         space: The search space.
         costs: One expression a measure.
         counting: Whether every live value weighs 1, so that weights count subnets, or its prior.
-        most: How many rows a step may have.
+        most: How many nodes a step may have.
 
     Attributes:
         steps: The decisions in order.
-        start: What every subnet costs, one number a measure.
-        free: Entries on which neither a cost nor another entry depends; they are not among the steps.
-        times: In how many ways (counting) the free entries that are always live can be chosen.
+        start: What every subnet costs, (M,).
+        free: Choices on which neither a cost nor another choice depends; they are not among the steps.
+        times: In how many ways (counting) the free choices that are always live can be made.
 
     Raises:
-        TooManyRows: more rows than that.
+        TooManyNodes: more nodes than that.
     """
 
     def __init__(self, space: SearchSpace, costs: Sequence[Cost], *, counting: bool = False, most: int = 10**5) -> None:
         self.space = space
-        self._entry_of = {choice: k for k, choice in enumerate(space.choices.values())}
-        self._entries = space._entries
-        self._chained = _depth_like(space)
-        self.start = np.zeros(len(costs), dtype=np.int64)
-        amounts: list[dict[tuple[_Variable, ...], Ints]] = [{} for _ in costs]
-        for measure, cost in enumerate(costs):
-            totals: dict[tuple[Choice[Any], ...], Ints] = {}
-            for (_, _, bases), table in cost.terms.items():
-                totals[bases] = totals.get(bases, 0) + table
-            for bases, table in totals.items():
-                self._split(amounts[measure], *_without_constant_axes(bases, table))
-            self.start[measure] = amounts[measure].pop((), np.zeros((), dtype=np.int64))
-        deciding = {variable.entry for tables in amounts for variables in tables for variable in variables}
-        gating = {k for condition in space._conditions for gates in condition for k, _ in gates}
-        self.free = [k for k in range(len(space)) if k not in deciding and k not in gating]
-        weights = [factor for k in range(len(space)) for factor in self._weights(k, counting)]
-        self.times = math.prod(round(float(table)) for gates, table in weights if not gates)
-        weights = [factor for factor in weights if factor[0]]
-        priced = [list(tables.items()) for tables in amounts]
-        order = self._order([*weights, *(factor for tables in priced for factor in tables)])
-        self.steps = self._in_steps(order, weights, priced, most)
-
-    def _variables(self, entry: int) -> list[_Variable]:
-        size = len(self._entries[entry].choice.values)
-        if entry in self._chained:
-            return [_Variable(entry, threshold, 2) for threshold in range(1, size)]
-        return [_Variable(entry, 0, size)]
-
-    def _split(self, amounts: dict[tuple[_Variable, ...], Ints], bases: Sequence[Choice[Any]], table: Ints) -> None:
-        """Add a table over choices to the tables over decisions: along a depth, only its differences matter."""
-        axes: list[list[tuple[tuple[_Variable, ...], Ints | int]]] = []
-        for base in bases:
-            if base not in self._entry_of:
-                raise VitasError(f"the cost of this model depends on {base.label}, which is not in its search space")
-            entry = self._entry_of[base]
-            if entry in self._chained:
-                axes.append([((), 0), *(((variable,), variable.threshold) for variable in self._variables(entry))])
-            else:
-                axes.append([((self._variables(entry)[0],), -1)])
-        for parts in product(*axes):
-            piece: Any = table
-            for axis, (_, threshold) in enumerate(parts):
-                if threshold == 0:
-                    piece = piece.take([0], axis)
-                elif threshold > 0:
-                    difference = piece.take([threshold], axis) - piece.take([threshold - 1], axis)
-                    piece = np.concatenate([np.zeros_like(difference), difference], axis)
-            if piece.any():
-                variables = tuple(variable for those, _ in parts for variable in those)
-                kept = piece.reshape([variable.size for variable in variables])
-                order = sorted(range(len(variables)), key=lambda axis: variables[axis])
-                key = tuple(variables[axis] for axis in order)
-                amounts[key] = amounts.get(key, 0) + kept.transpose(order)
-
-    def _weights(self, entry: int, counting: bool) -> Iterable[_Factor]:
-        """Yield the weights of an entry's decisions: where it is not live, its first value is the only one."""
-        gates, live = self._live(entry)
-        choice = self._entries[entry].choice
-        p = np.ones(len(choice.values)) if counting else np.array(choice.p)
-        for variable in self._variables(entry):
-            if variable.threshold > 1:
-                gates, live = (_Variable(entry, variable.threshold - 1, 2),), np.array([False, True])
-            if variable.threshold:
-                stop, tail = p[variable.threshold - 1], p[variable.threshold :].sum()
-                weight = np.array([1.0, 1.0]) if counting else np.array([stop, tail]) / ((stop + tail) or 1.0)
-            else:
-                weight = p
-            dead = np.eye(variable.size)[0]
-            if entry in self.free:  # drawn apart; only how often it can be drawn matters here
-                table = np.where(live, weight.sum(), 1.0)
-                if not np.allclose(table, 1.0, rtol=0, atol=1e-12):
-                    yield gates, table
-            else:
-                yield (*gates, variable), np.where(live[..., None], weight, dead)
-
-    def _live(self, entry: int) -> tuple[tuple[_Variable, ...], NDArray[np.bool_]]:
-        """Return the decisions on which it depends whether an entry is live, and for which of their values it is."""
-        alternatives = self.space._conditions[self._entries[entry].condition]
-        tests = []
-        for conjunction in alternatives:
-            test: list[tuple[_Variable, frozenset[int]]] = []
-            for k, allowed in conjunction:
-                if k not in self._chained:
-                    test.append((self._variables(k)[0], allowed))
-                elif min(allowed) > 0:
-                    test.append((_Variable(k, min(allowed), 2), frozenset([1])))
-            tests.append(test)
-        gates = tuple(sorted({variable for test in tests for variable, _ in test}))
-        live = np.zeros([gate.size for gate in gates], dtype=bool)
-        for values in np.ndindex(*live.shape):
-            value = dict(zip(gates, values, strict=True))
-            live[values] = any(all(value[variable] in allowed for variable, allowed in test) for test in tests)
-        return gates, live
-
-    def _order(self, factors: Iterable[_Factor]) -> list[_Variable]:
-        """Return an order of the decisions that leaves few rows to remember.
-
-        Taking decisions away one by one, always one that meets the fewest combinations of others, makes a tree: a decision
-        hangs below the first of its partners that is taken away after it. The order goes down that tree, the
-        largest branch last, so that what only the smaller branches need is forgotten before.
-        """
-        near: dict[_Variable, set[_Variable]] = {
-            variable: set() for k in range(len(self.space)) if k not in self.free for variable in self._variables(k)
-        }
-        for variables, _ in factors:
-            for variable in variables:
-                near[variable].update(variables)
-        partners = {variable: others - {variable} for variable, others in near.items()}
-        left = list(reversed(near))  # of equals the last is taken away first
-        taken: dict[_Variable, set[_Variable]] = {}  # in that order, with the partners that each had left
-        while left:
-            lightest = min(left, key=lambda variable: math.prod(other.size for other in partners[variable]))
-            left.remove(lightest)
-            taken[lightest] = partners.pop(lightest)
-            for other in taken[lightest]:
-                partners[other] |= taken[lightest]
-                partners[other] -= {lightest, other}
-        number = {variable: n for n, variable in enumerate(taken)}
-        branches: dict[_Variable | None, list[_Variable]] = {}
-        size: dict[_Variable | None, int] = {None: 0, **dict.fromkeys(taken, 1)}
-        for variable, rest in taken.items():
-            parent = min(rest, key=number.__getitem__, default=None)
-            branches.setdefault(parent, []).append(variable)
-            size[parent] += size[variable]
-        order: list[_Variable] = []
-        stack: list[_Variable | None] = [None]
-        while stack:
-            here = stack.pop()
-            if here is not None:
-                order.append(here)
-            stack += sorted(branches.get(here, []), key=lambda branch: (-size[branch], branch))  # the last comes next
-        return order
-
-    def _in_steps(self, order: list[_Variable], weights: list[_Factor], costs: list[list[_Factor]], most: int) -> list[Step]:
-        place = {variable: t for t, variable in enumerate(order)}
-        last = dict(place)  # where a decision is needed for the last time
-        charged: list[list[tuple[int | None, _Factor]]] = [[] for _ in order]
-        for measure, factors in enumerate([weights, *costs]):
-            for factor in factors:
-                at = max(place[variable] for variable in factor[0])
-                charged[at].append((measure - 1 if measure else None, factor))
-                for variable in factor[0]:
-                    last[variable] = max(last[variable], at)
-        steps = []
-        before: list[_Variable] = []
-        for t, variable in enumerate(order):
-            here = [*before, variable]
-            after = [kept for kept in here if last[kept] > t]
-            shape = [kept.size for kept in here]
-            rows = math.prod(shape[:-1])
-            if rows > most:
-                raise TooManyRows(f"more than {most:,} combinations of choices interact")
-            axes = {kept: axis for axis, kept in enumerate(here)}
-            weight: NDArray[Any] = np.ones(shape)
-            cost = np.zeros([len(costs), *shape], dtype=np.int64)
-            for priced, factor in charged[t]:
-                if priced is None:
-                    weight = weight * _spread(factor, axes)
-                else:
-                    cost[priced] += _spread(factor, axes)
-            grid = np.indices(shape)
-            target: Ints = np.zeros(shape, dtype=np.int64)
-            for kept in after:
-                target[...] = target * kept.size + grid[axes[kept]]
-            steps.append(
-                Step(
-                    entry=variable.entry,
-                    added=variable.threshold > 0,
-                    weight=weight.reshape(rows, -1),
-                    cost=cost.reshape(len(costs), rows, variable.size),
-                    target=target.reshape(rows, -1),
-                    rows=math.prod(kept.size for kept in after),
-                )
-            )
-            before = after
-        return steps
+        decisions = Decisions(space)
+        amounts = [decisions.costs(cost) for cost in costs]
+        self.start = np.array([int(tables.pop((), 0)) for tables in amounts], dtype=np.int64)
+        priced = [[Table(*item) for item in tables.items()] for tables in amounts]
+        deciding = {decision.entry for tables in priced for table in tables for decision in table.decisions}
+        self.free = [k for k in range(len(space)) if k not in deciding and k not in decisions.gating]
+        self.times = 1
+        weights: list[Table] = []
+        for k in range(len(space)):
+            if k not in self.free:
+                weights += decisions.weights(k, counting)
+                continue
+            ways = decisions.ways(k, counting)  # drawn apart; only how often it can be drawn matters here
+            if not ways.decisions:
+                self.times *= round(float(ways.numbers))
+            elif not np.allclose(ways.numbers, 1.0, rtol=0, atol=1e-12):
+                weights.append(ways)
+        asked = [decision for k in range(len(space)) if k not in self.free for decision in decisions.of(k)]
+        met = [table.decisions for tables in (weights, *priced) for table in tables]
+        self.steps = _steps(in_good_order(asked, met), weights, priced, most)
 
 
-def _without_constant_axes(bases: Sequence[Choice[Any]], table: Ints) -> tuple[list[Choice[Any]], Ints]:
-    """Drop the choices that make no difference: private copies, of which one runs, add up to such a table."""
-    constant = [bool((table == table.take([0], axis)).all()) for axis in range(table.ndim)]
-    kept = [base for base, same in zip(bases, constant, strict=True) if not same]
-    return kept, table[tuple(0 if same else slice(None) for same in constant)]
+def _steps(order: Sequence[Decision], weights: Sequence[Table], costs: Sequence[Sequence[Table]], most: int) -> list[Step]:
+    """Return a step for each decision: every table is charged when the last of its decisions is made."""
+    time = {decision: t for t, decision in enumerate(order)}
+    forgotten = dict(time)  # the step after which a decision is needed no more
+    charged: list[list[tuple[int | None, Table]]] = [[] for _ in order]  # measure, None: the prior
+    for measure, tables in [(None, weights), *enumerate(costs)]:
+        for table in tables:
+            last = max(time[decision] for decision in table.decisions)
+            charged[last].append((measure, table))
+            for decision in table.decisions:
+                forgotten[decision] = max(forgotten[decision], last)
+    steps = []
+    before: Decided = ()
+    for t, decision in enumerate(order):
+        if math.prod(kept.size for kept in before) > most:
+            raise TooManyNodes(f"more than {most:,} combinations of choices interact")
+        here = (*before, decision)
+        after = tuple(kept for kept in here if forgotten[kept] > t)
+        steps.append(_step(here, after, charged[t], len(costs)))
+        before = after
+    return steps
 
 
-def _spread(factor: _Factor, axes: Mapping[_Variable, int]) -> NDArray[Any]:
-    """Return a table with one axis for each remembered decision."""
-    variables, table = factor
-    order = sorted(range(len(variables)), key=lambda axis: axes[variables[axis]])
-    shape = [1] * len(axes)
-    for variable in variables:
-        shape[axes[variable]] = variable.size
-    return table.transpose(order).reshape(shape)
-
-
-def _depth_like(space: SearchSpace) -> frozenset[int]:
-    """Return the entries that are decided slot by slot: all that depends on them lives from some value on."""
-    allowed: dict[int, set[frozenset[int]]] = {}
-    for condition in space._conditions:
-        for conjunction in condition:
-            for k, indices in conjunction:
-                allowed.setdefault(k, set()).add(indices)
-    sizes = [len(choice.values) for choice in space.choices.values()]
-    return frozenset(
-        k for k, sets in allowed.items() if all(indices == frozenset(range(min(indices), sizes[k])) for indices in sets)
+def _step(here: Decided, after: Decided, charged: Sequence[tuple[int | None, Table]], measures: int) -> Step:
+    """Return the step that makes the last decision of `here`, remembers the others, and keeps `after`."""
+    shape = [decision.size for decision in here]  # N as an axis for each remembered decision, then V
+    axis_of = {decision: axis for axis, decision in enumerate(here)}
+    weight: NDArray[Any] = np.ones(shape)
+    cost = np.zeros([measures, *shape], dtype=np.int64)
+    for measure, table in charged:
+        if measure is None:
+            weight = weight * _spread(table, axis_of)
+        else:
+            cost[measure] += _spread(table, axis_of)
+    answers = np.indices(shape)  # (decisions, N, V)
+    target: Ints = np.zeros(shape, dtype=np.int64)
+    for kept in after:
+        target[...] = target * kept.size + answers[axis_of[kept]]
+    nodes, values = math.prod(shape[:-1]), shape[-1]
+    return Step(
+        entry=here[-1].entry,
+        adds=here[-1].threshold > 0,
+        weight=weight.reshape(nodes, values),
+        cost=cost.reshape(measures, nodes, values),
+        target=target.reshape(nodes, values),
+        nodes_after=math.prod(decision.size for decision in after),
     )
+
+
+def _spread(table: Table, axis_of: Mapping[Decision, int]) -> NDArray[Any]:
+    """Return a table with one axis for each remembered decision, of length 1 where it does not depend on it."""
+    order = sorted(range(len(table.decisions)), key=lambda axis: axis_of[table.decisions[axis]])
+    shape = [1] * len(axis_of)
+    for decision in table.decisions:
+        shape[axis_of[decision]] = decision.size
+    return table.numbers.transpose(order).reshape(shape)

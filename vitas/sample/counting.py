@@ -12,7 +12,7 @@ import numpy as np
 from vitas.sample.budget import Window
 from vitas.sample.chain import Chain, Step
 from vitas.sample.conditional import Conditional
-from vitas.sample.rows import Rows, additions_in, narrowed, points_of
+from vitas.sample.lattice import Lattice, additions_in, narrowed
 
 _FEW = 10**6
 """So many subnets, or costs of subnets, may be remembered one by one."""
@@ -56,12 +56,12 @@ def count_inside(chain: Chain, windows: Sequence[Window], *, work: float = 4e10,
         work: Bytes that exact counting may touch before an estimate is made instead.
         seed: Of the estimate.
     """
-    rows = narrowed(chain, windows)
+    lattices = narrowed(chain, windows)
     if chain.space.size <= _FEW:  # then going through them one by one may be quicker, and always ends
         work = min(work, 1e4 * chain.space.size)
-    if len(windows) == 1 and _work(chain, rows) <= work:
-        return SubnetCount(_dense(chain, rows, windows[0]) * chain.times)
-    if (len(windows) != 1 or chain.space.size <= _FEW) and (found := _sparse(chain, rows)) is not None:
+    if len(windows) == 1 and additions_in(chain, lattices) * _digit_bytes(chain) <= work:
+        return SubnetCount(_dense(chain, lattices, windows[0]) * chain.times)
+    if (len(windows) != 1 or chain.space.size <= _FEW) and (found := _sparse(chain, lattices)) is not None:
         return SubnetCount(found * chain.times)
     return _estimate(chain, windows, seed)
 
@@ -70,76 +70,73 @@ def _digit_bytes(chain: Chain) -> int:
     return (chain.space.size.bit_length() + 8) // 8
 
 
-def _work(chain: Chain, rows: Sequence[Rows]) -> float:
-    """Return the bytes that `_dense` goes through."""
-    return additions_in(chain, rows) * _digit_bytes(chain)
+def _dense(chain: Chain, lattices: Sequence[Lattice], window: Window) -> int:
+    """Count backwards: for each node and each cost so far, in how many ways the rest ends inside the window.
 
-
-def _dense(chain: Chain, rows: Sequence[Rows], window: Window) -> int:
-    """Count backwards: for each row and each cost so far, in how many ways the rest ends inside the window.
-
-    The counts of a row, one digit for each cost of its lattice, make one Python int, so that adding the counts of the
-    next row a cost further is one shift and one addition.
+    The counts of a node, one digit for each cost of its lattice, make one Python int, so that adding the counts of the
+    next node a cost further is one shift and one addition.
     """
     size = _digit_bytes(chain)
-    counts: list[int] = []
+    counts: list[int] = []  # of each node, before the step that was looked at last
     for t in reversed(range(len(chain.steps))):
-        here, step = rows[t], chain.steps[t]
+        here, step = lattices[t], chain.steps[t]
+        nodes = range(len(step.weight))
         if t + 1 == len(chain.steps):
-            counts = [_inside(here, step, row, window, size) for row in range(len(step.weight))]
+            counts = [_inside(here, step, node, window, size) for node in nodes]
         else:
-            counts = [_ahead(here, step, row, rows[t + 1], counts, size) for row in range(len(step.weight))]
+            counts = [_ahead(here, step, node, lattices[t + 1], counts, size) for node in nodes]
     return counts[0] if chain.steps else int(window.low <= chain.start[0] <= window.high)
 
 
-def _inside(here: Rows, step: Step, row: int, window: Window, size: int) -> int:
-    """Return the counts of a row before the last step."""
-    n = int(points_of(here)[row])
-    costs = here.low[0, row] + np.arange(n) * here.gcd[0, row]
+def _inside(here: Lattice, step: Step, node: int, window: Window, size: int) -> int:
+    """Return the counts of a node before the last step."""
+    n = int(here.points()[node])
+    costs = here.low[0, node] + np.arange(n) * here.gcd[0, node]  # (n,)
     ways = np.zeros(n, dtype=np.int64)
-    for weight, cost in zip(step.weight[row], step.cost[0, row], strict=True):
+    for weight, cost in zip(step.weight[node], step.cost[0, node], strict=True):
         ways += int(weight) * ((costs + cost >= window.low) & (costs + cost <= window.high))
-    digits = np.zeros((n, max(size, 8)), dtype=np.uint8)
+    digits = np.zeros((n, max(size, 8)), dtype=np.uint8)  # of 8 bits, `size` to a count, the least first
     digits[:, :8] = ways.astype("<i8").view(np.uint8).reshape(n, 8)
     return int.from_bytes(digits[:, :size].tobytes(), "little")
 
 
-def _ahead(here: Rows, step: Step, row: int, after: Rows, counts: Sequence[int], size: int) -> int:
-    """Return the counts of a row from those of the next ones."""
-    n, total = int(points_of(here)[row]), 0
+def _ahead(here: Lattice, step: Step, node: int, after: Lattice, counts: Sequence[int], size: int) -> int:
+    """Return the counts of a node from those of the next ones."""
+    n, total = int(here.points()[node]), 0
     if not n:
         return 0
-    for value in np.flatnonzero(step.weight[row]):
-        target = int(step.target[row, value])
+    for value in np.flatnonzero(step.weight[node]):
+        target = int(step.target[node, value])
         if not counts[target]:
             continue
         unit = int(max(after.gcd[0, target], 1))
-        first = int(here.low[0, row] + step.cost[0, row, value] - after.low[0, target]) // unit
-        stride = int(here.gcd[0, row]) // unit
+        first = int(here.low[0, node] + step.cost[0, node, value] - after.low[0, target]) // unit
+        stride = int(here.gcd[0, node]) // unit
         ahead = counts[target] >> (8 * size * first) if first >= 0 else counts[target] << (8 * size * -first)
         if n > 1 and stride > 1:
-            length = max((ahead.bit_length() + 7) // 8, 1)
-            digits = -(-length // size)
-            strided = np.frombuffer(ahead.to_bytes(digits * size, "little"), np.uint8).reshape(digits, size)[::stride]
-            ahead = int.from_bytes(strided.tobytes(), "little")
-        total += int(step.weight[row, value]) * ahead
+            ahead = _strided(ahead, stride, size)
+        total += int(step.weight[node, value]) * ahead
     return total & ((1 << (8 * size * n)) - 1)
 
 
-def _sparse(chain: Chain, rows: Sequence[Rows], most: int = _FEW) -> int | None:
-    """Count forwards: for each row how many subnets cost how much so far; None where that is too much to remember."""
-    counts: list[dict[tuple[int, ...], int]] = [{tuple(chain.start.tolist()): 1}]
-    for step, after in zip(chain.steps, rows[1:], strict=True):
-        further: list[dict[tuple[int, ...], int]] = [{} for _ in range(step.rows)]
+def _strided(counts: int, stride: int, size: int) -> int:
+    """Return every `stride`-th of counts of `size` bytes each."""
+    length = max((counts.bit_length() + 7) // 8, 1)
+    n = -(-length // size)
+    digits = np.frombuffer(counts.to_bytes(n * size, "little"), np.uint8).reshape(n, size)[::stride]
+    return int.from_bytes(digits.tobytes(), "little")
+
+
+def _sparse(chain: Chain, lattices: Sequence[Lattice], most: int = _FEW) -> int | None:
+    """Count forwards: for each node how many subnets cost how much so far; None where that is too much to remember."""
+    counts: list[dict[tuple[int, ...], int]] = [{tuple(chain.start.tolist()): 1}]  # of each node: costs (M,) -> ways
+    for step, after in zip(chain.steps, lattices[1:], strict=True):
+        further: list[dict[tuple[int, ...], int]] = [{} for _ in range(step.nodes_after)]
         least, greatest = after.low.T.tolist(), after.high.T.tolist()
-        for row, value in zip(*np.nonzero(step.weight), strict=True):
-            times, target, cost = (
-                int(step.weight[row, value]),
-                int(step.target[row, value]),
-                step.cost[:, row, value].tolist(),
-            )
-            there = further[target]
-            for so_far, ways in counts[row].items():
+        for node, value in zip(*np.nonzero(step.weight), strict=True):
+            times, target = int(step.weight[node, value]), int(step.target[node, value])
+            cost, there = step.cost[:, node, value].tolist(), further[target]
+            for so_far, ways in counts[node].items():
                 ends = tuple(a + b for a, b in zip(so_far, cost, strict=True))
                 if all(a <= c <= b for a, c, b in zip(least[target], ends, greatest[target], strict=True)):
                     there[ends] = there.get(ends, 0) + ways * times

@@ -16,10 +16,10 @@ from vitas.choice import SIDES
 from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
 from vitas.errors import BudgetError, ChoiceError, VitasError, shown
 from vitas.sample.budget import Window, window_of
-from vitas.sample.chain import Chain, TooManyRows
+from vitas.sample.chain import Chain, TooManyNodes
 from vitas.sample.conditional import BINS, Conditional
+from vitas.sample.lattice import extremes
 from vitas.sample.nearest import explain_empty, is_empty
-from vitas.sample.rows import extremes
 from vitas.space import SearchSpace, Subnet, codes_of, search_space, unwrap
 
 _BLOCK = 64  # subnets that a sampler draws at once
@@ -37,12 +37,20 @@ def draw_from_prior(space: SearchSpace, generator: torch.Generator | None, activ
     return subnet
 
 
+def decoded(space: SearchSpace, code: NDArray[np.int64], rng: np.random.Generator, activate: bool) -> Subnet:
+    """Return the subnet of a code, (choices,); under bilateral sharing it is activated with a random side."""
+    subnet = space.decode(code)
+    if activate:
+        space.activate(subnet, side=SIDES[int(rng.integers(2))] if space.bilateral else None)
+    return subnet
+
+
 class SubnetSampler:
     """Draws subnets as a pure function of (seed, step): the same on all ranks and after a resume.
 
     A budget is set up once, here; draws inside it are then exact and quick.
 
-    Source: ours; see vitas.conditional.
+    Source: ours; see vitas.sample.conditional.
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile.
@@ -92,7 +100,7 @@ class SubnetSampler:
         costs = [stated_cost(self.model) if name == "flops" else params_of(self.model) for name in measures]
         try:
             return Chain(self.space, costs)
-        except TooManyRows:
+        except TooManyNodes:
             return None
 
     def sample(self, step: int, activate: bool = True) -> Subnet:
@@ -110,17 +118,10 @@ class SubnetSampler:
         if not self.windows:
             words = np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)
             return draw_from_prior(self.space, torch.Generator().manual_seed(int(words[0]) >> 1), activate)
-        number, place = divmod(step, _BLOCK)
+        number, position = divmod(step, _BLOCK)
         if self._block[0] != number:
             self._block = (number, self.draw(_BLOCK, np.random.default_rng([self.seed, number])))
-        return self._activated(self._block[1][place], np.random.default_rng([self.seed, step, 1]), activate)
-
-    def _activated(self, codes: NDArray[np.int64], rng: np.random.Generator, activate: bool) -> Subnet:
-        subnet = self.space.decode(codes)
-        if activate:
-            side = SIDES[int(rng.integers(2))] if self.space.bilateral else None
-            self.space.activate(subnet, side=side)
-        return subnet
+        return decoded(self.space, self._block[1][position], np.random.default_rng([self.seed, step, 1]), activate)
 
     def draw(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return `n` subnets inside the budget, encoded as by `space.encode`, (n, choices); nothing is activated.

@@ -15,8 +15,8 @@ from vitas.errors import BudgetError, ChoiceError, is_one_of, one_of, shown
 from vitas.sample.budget import window_of
 from vitas.sample.chain import Chain
 from vitas.sample.counting import SubnetCount, count_inside
-from vitas.sample.rows import extremes
-from vitas.sample.sampler import SubnetSampler, draw_from_prior
+from vitas.sample.lattice import extremes
+from vitas.sample.sampler import SubnetSampler, decoded, draw_from_prior
 from vitas.space import Number, Subnet, search_space, unwrap
 
 
@@ -62,7 +62,7 @@ def sample_subnet(
     if flops is not None or params is not None:
         sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs)
         rng = np.random.default_rng(_word(generator))
-        return sampler._activated(sampler.draw(1, rng)[0], rng, activate)
+        return decoded(sampler.space, sampler.draw(1, rng)[0], rng, activate)
     space = search_space(model)
     if policy == "random":
         return draw_from_prior(space, generator, activate)

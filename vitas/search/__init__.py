@@ -2,6 +2,7 @@
 
     run.py        evolve: a search from the first draw to the result
     evolution.py  Evolution: asks for subnets and is told their scores
+    archive.py    what a search knows, and what it evaluates next
     genetic.py    crossover, mutation, repair, ranks: pure functions of encoded subnets
     aims.py       objectives and limits, read out of scores
     result.py     what was found

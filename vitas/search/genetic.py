@@ -38,8 +38,8 @@ class Genome(NamedTuple):
         names = [re.sub(r"(.*\.|^)(\d+)(\..*)?$", r"\1\2", name) for name in space.choices]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         cumulative = np.ones((len(choices), max(len(choice.values) for choice in choices)))
-        for row, choice in zip(cumulative, choices, strict=True):
-            row[: len(choice.p) - 1] = np.cumsum(choice.p)[:-1] / np.sum(choice.p)
+        for own, choice in zip(cumulative, choices, strict=True):
+            own[: len(choice.p) - 1] = np.cumsum(choice.p)[:-1] / np.sum(choice.p)
         sizes = np.array([len(choice.values) for choice in choices])
         return cls(sizes, np.array([numbers[name] for name in names]), cumulative)
 
@@ -57,8 +57,8 @@ def crossover(first: Codes, second: Codes, genome: Genome, rng: np.random.Genera
     """
     n, blocks = len(first), int(genome.block.max()) + 1
     low, high = np.sort(rng.integers(0, blocks + 1, (2, n, 1)), axis=0)
-    place = np.arange(blocks)
-    between, each = (place >= low) & (place < high), rng.random((n, blocks)) < 0.5
+    block = np.arange(blocks)
+    between, each = (block >= low) & (block < high), rng.random((n, blocks)) < 0.5
     swapped = np.where(rng.random((n, 1)) < 0.5, between, each)[:, genome.block]
     child = np.where(swapped, second, first)
     child = np.where(child < 0, np.where(swapped, first, second), child)
@@ -114,12 +114,12 @@ def repair(
 
 def _few_anew(code: Codes, live: NDArray[np.bool_], genome: Genome, n: int, rng: np.random.Generator) -> Codes:
     """Return n copies of a code, each with one to four of its live numbers drawn anew."""
-    places = np.flatnonzero(live)
-    most = min(4, len(places))
-    chosen = places[rng.random((n, len(places))).argpartition(most - 1, axis=1)[:, :most]]
+    entries = np.flatnonzero(live)
+    most = min(4, len(entries))
+    chosen = entries[rng.random((n, len(entries))).argpartition(most - 1, axis=1)[:, :most]]
     changed = np.arange(most) < rng.integers(1, most + 1, (n, 1))
-    codes, rows = np.repeat(code[None], n, axis=0), np.arange(n)[:, None]
-    codes[rows, chosen] = np.where(changed, rng.integers(0, genome.sizes[chosen]), codes[rows, chosen])
+    codes, copy = np.repeat(code[None], n, axis=0), np.arange(n)[:, None]
+    codes[copy, chosen] = np.where(changed, rng.integers(0, genome.sizes[chosen]), codes[copy, chosen])
     return codes
 
 

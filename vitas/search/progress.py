@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 
 from vitas.errors import needs
-from vitas.search.evolution import Evolution
+from vitas.search.archive import Archive
 
 
 class ProgressBar:
     """The progress bar."""
 
-    def __init__(self, evolution: Evolution, total: int, name: str) -> None:
+    def __init__(self, archive: Archive, total: int, name: str) -> None:
         with needs("search"):
             from tqdm import tqdm
 
-        self._evolution = evolution
-        done = len(self._evolution.result().history)
+        self._archive = archive
+        done = len(archive.result().history)
         self._bar = tqdm(total=total, initial=done, desc=name, unit="subnet")
         self._started, self._before, self._shown = time.monotonic(), done, 0.0
 
@@ -29,7 +29,7 @@ class ProgressBar:
         self._show(now)
 
     def _show(self, now: float) -> None:
-        result = self._evolution.result()
+        result = self._archive.result()
         front = result.front
         done = len(result.history)
         facts = {"per minute": f"{60 * (done - self._before) / max(now - self._started, 1e-9):.0f}"}

@@ -64,7 +64,7 @@ class SearchResult:
             return []
         values = np.stack([self._aims.values(evaluation.scores) for evaluation in good])
         best = np.flatnonzero(nondominated(values))
-        return [good[place] for place in best[np.argsort(values[best, 0], kind="stable")]]
+        return [good[position] for position in best[np.argsort(values[best, 0], kind="stable")]]
 
     @property
     def best(self) -> Subnet:

@@ -14,7 +14,7 @@ from torch import nn
 from vitas.checks import LONGEST_NAME, as_count
 from vitas.errors import SearchError, fault_of_name, shown
 from vitas.search.aims import checked_number
-from vitas.search.evolution import Evolution
+from vitas.search.archive import Archive
 from vitas.search.ledger import Ledger
 from vitas.search.progress import ProgressBar
 from vitas.search.result import SearchResult
@@ -90,7 +90,7 @@ def evolve(
         generations, "generations", error=SearchError
     )
     as_count(max_failures, "max_failures", error=SearchError)
-    evolution = Evolution(
+    archive = Archive(
         model,
         flops=flops,
         params=params,
@@ -100,26 +100,26 @@ def evolve(
         population=population,
         seed=seed,
     )
-    facts = _facts(evolution, model if storage is not None else None)
-    ledger = Ledger(open_storage(storage), name, evolution._aims.objectives, facts)
-    worker = Worker(evolution, ledger, total, stale_after)
-    worker.work(model, evaluate, max_failures, ProgressBar(evolution, total, name) if progress else None)
-    result = evolution.result()
+    facts = _facts(archive, model if storage is not None else None)
+    ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts)
+    worker = Worker(archive, ledger, total, stale_after)
+    worker.work(model, evaluate, max_failures, ProgressBar(archive, total, name) if progress else None)
+    result = archive.result()
     result.study = ledger.study
     return result
 
 
-def _facts(evolution: Evolution, model: nn.Module | None) -> dict[str, Any]:
+def _facts(archive: Archive, model: nn.Module | None) -> dict[str, Any]:
     """Return what a search is made for, as JSON values; None for the model: without its weights."""
-    space = evolution.space
+    space = archive.space
     described = {"choices": space.description(), "priors": {name: list(c.p) for name, c in space.choices.items()}}
     return {
         "search space": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16],
-        "objectives": evolution._aims.objectives,
-        "limits": {name: [_finite(low), _finite(high)] for name, (low, high) in evolution._aims.limits.items()},
-        "budget": {name: [int(bound) for bound in window] for name, window in evolution._sampler.windows.items()},
-        "population": evolution.population,
-        "seed": evolution.seed,
+        "objectives": archive.aims.objectives,
+        "limits": {name: [_finite(low), _finite(high)] for name, (low, high) in archive.aims.limits.items()},
+        "budget": {name: [int(bound) for bound in window] for name, window in archive.sampler.windows.items()},
+        "population": archive.population,
+        "seed": archive.seed,
         "weights": _fingerprint(model) if model is not None else None,
     }
 

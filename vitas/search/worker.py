@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from vitas.errors import SearchError, brief
-from vitas.search.evolution import Evolution
+from vitas.search.archive import Archive
 from vitas.search.genetic import Codes
 from vitas.search.ledger import Claim, Ledger
 from vitas.search.progress import ProgressBar
@@ -33,11 +33,11 @@ def _described(error: Exception | str | None) -> str:
 
 
 class Worker:
-    """One of the processes that work on a search: keeps its evolution in step with the storage."""
+    """One of the processes that work on a search: keeps its archive in step with the storage."""
 
-    def __init__(self, evolution: Evolution, ledger: Ledger, total: int, stale_after: float | None) -> None:
-        self.evolution, self.ledger, self.total, self.stale_after = evolution, ledger, total, stale_after
-        self._values = {name: choice.values for name, choice in evolution.space.choices.items()}
+    def __init__(self, archive: Archive, ledger: Ledger, total: int, stale_after: float | None) -> None:
+        self.archive, self.ledger, self.total, self.stale_after = archive, ledger, total, stale_after
+        self._values = {name: choice.values for name, choice in archive.space.choices.items()}
         self._holders: dict[bytes, set[int]] = {}  # subnet -> numbers of its claims that stand
         self._orphans: dict[bytes, Codes] = {}  # claimed once, given up, not claimed since
         self._salt = int(ledger.token, 16)
@@ -45,33 +45,31 @@ class Worker:
 
     def read(self) -> None:
         """Take in what this and other workers have stored."""
-        evolution = self.evolution
+        archive = self.archive
         for claim in self.ledger.news():
-            code = evolution.space.encode(claim.params)
+            code = archive.space.encode(claim.params)
             key = code.tobytes()
             holders = self._holders.setdefault(key, set())
             if claim.state == "PRUNED":
                 holders.discard(claim.number)
                 if not holders:
                     self._orphans[key] = code
-                    if key in evolution._told:
-                        evolution._forget(code)
+                    archive.release(code)
                 continue
             holders.add(claim.number)
             self._orphans.pop(key, None)
-            evolution._told.setdefault(key, None)
-            if claim.state != "RUNNING" and evolution._told[key] is None:
-                evolution._record(code, self._evaluation(claim, code))
+            archive.reserve(code)
+            if claim.state != "RUNNING" and not archive.is_evaluated(code):
+                archive.record(code, self._evaluation(claim, code))
 
     def _evaluation(self, claim: Claim, code: Codes) -> Evaluation:
-        subnet = self.evolution.space.decode(code)
+        subnet = self.archive.space.decode(code)
         counts = {name: claim.attrs[name] for name in ("flops", "params") if name in claim.attrs}
         if claim.state == "FAIL":
             return Evaluation(subnet, counts, claim.attrs.get("error", "no error was stored"))
         more = {name: math.nan if value is None else value for name, value in claim.attrs.get("scores", {}).items()}
-        return Evaluation(
-            subnet, {**counts, **more, **dict(zip(self.evolution._aims.objectives, claim.values or (), strict=True))}
-        )
+        objectives = dict(zip(self.archive.aims.objectives, claim.values or (), strict=True))
+        return Evaluation(subnet, {**counts, **more, **objectives})
 
     def work(self, model: nn.Module, evaluate: Evaluate, max_failures: int, bar: ProgressBar | None) -> None:
         """Evaluate subnets until the search is over or is interrupted.
@@ -100,12 +98,12 @@ class Worker:
     def evaluate(self, model: nn.Module, evaluate: Evaluate, job: _Job) -> Exception | str | None:
         """Evaluate a claimed subnet and store what came of it; return the error if it failed."""
         try:
-            with self.evolution.space.use(job.subnet):
+            with self.archive.space.use(job.subnet):
                 returned = evaluate(model)
         except Exception as error:
             self.ledger.fail(job.trial_id, _described(error))
             return error
-        aims = self.evolution._aims
+        aims = self.archive.aims
         scores = aims.read(returned, job.counts)
         failure = aims.failure(scores)
         if failure is not None:
@@ -126,7 +124,7 @@ class Worker:
             if self.ledger.running:
                 self.ledger.withdraw_dead(self.stale_after)
                 self.read()
-            code = self._candidate(salt) if len(self.evolution._told) < self.total else None
+            code = self._candidate(salt) if len(self.archive) < self.total else None
             if code is not None:
                 job = self._claim(code)
                 if job is not None:
@@ -142,11 +140,11 @@ class Worker:
         if self._orphans:
             waiting = list(self._orphans.values())
             return waiting[salt[0] % len(waiting) if salt else 0]
-        return self.evolution._next(salt)
+        return self.archive.candidate(salt)
 
     def _claim(self, code: Codes) -> _Job | None:
         """Claim a subnet; None if another worker's claim on it is older, or if the search was full before."""
-        subnet, counts = self.evolution.space.decode(code), self.evolution._counts(code)
+        subnet, counts = self.archive.space.decode(code), self.archive.counts(code)
         trial_id, number = self.ledger.claim(subnet, self._values, counts)
         self.read()
         if min(self._holders[code.tobytes()]) == number and not self._is_beyond(number):
@@ -156,6 +154,6 @@ class Worker:
 
     def _is_beyond(self, number: int) -> bool:
         """Whether the claims before this one make up the whole search."""
-        if len(self.evolution._told) <= self.total:
+        if len(self.archive) <= self.total:
             return False
         return sum(min(holders, default=number) < number for holders in self._holders.values()) >= self.total

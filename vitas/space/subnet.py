@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from html import escape
 from typing import Any, NoReturn
 
 from vitas.checks import LONGEST_NAME, as_number
 from vitas.errors import ChoiceError, brief, fault_of_name, shown
+from vitas.tables import by_block, html_table, text_table
 
 Number = int | float
 
@@ -74,41 +74,21 @@ class Subnet(Mapping[str, Number]):
             raise ChoiceError(f"subnet: not a JSON object of names and numbers ({brief(error)})") from None
         return cls(values)
 
-    def _table(self) -> tuple[dict[str, Number], list[str], dict[str, dict[str, Number]]]:
-        """Return values of their own, and for the rest columns (last words) and rows (what stands before)."""
-        single: dict[str, Number] = {}
-        rows: dict[str, dict[str, Number]] = {}
-        for name, value in self._values.items():
-            before, _, word = name.rpartition(".")
-            if before:
-                rows.setdefault(before, {})[word] = value
-            else:
-                single[name] = value
-        columns = list(dict.fromkeys(word for row in rows.values() for word in row))
-        return single, columns, rows
-
     def __repr__(self) -> str:
-        single, columns, rows = self._table()
-        first = max(map(len, [*single, *rows]), default=0)
-        lines = [f"{name:<{first}}  {value}" for name, value in single.items()]
-        if rows:
-            widths = [max(len(word), *(len(str(row.get(word, ""))) for row in rows.values())) for word in columns]
-            lines.append(" " * first + "".join(f"  {word:>{n}}" for word, n in zip(columns, widths, strict=True)))
-            for before, row in rows.items():
-                cells = (f"  {row.get(word, '')!s:>{n}}" for word, n in zip(columns, widths, strict=True))
-                lines.append(f"{before:<{first}}{''.join(cells)}")
-        return "\n".join([f"Subnet of {len(self)} choices", *lines])
+        single, columns, blocks = by_block(self)
+        first = max(map(len, [*single, *blocks]), default=0)
+        lines = [f"Subnet of {len(self)} choices"]
+        if single:
+            lines.append(text_table((name.ljust(first), value) for name, value in single.items()))
+        if blocks:
+            rows = ([name, *(row.get(word, "") for word in columns)] for name, row in blocks.items())
+            lines.append(text_table([[" " * first, *columns], *rows], "<>"))
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        single, columns, rows = self._table()
-        parts = ["<table>"]
-        parts += [f"<tr><th>{escape(name)}</th><td>{value}</td></tr>" for name, value in single.items()]
-        if rows:
-            parts.append("<tr><th></th>" + "".join(f"<th>{escape(word)}</th>" for word in columns) + "</tr>")
-            for before, row in rows.items():
-                cells = "".join(f"<td>{row.get(word, '')}</td>" for word in columns)
-                parts.append(f"<tr><th>{escape(before)}</th>{cells}</tr>")
-        return "".join([*parts, "</table>"])
+        single, columns, blocks = by_block(self)
+        rows = [[name, *(row.get(word, "") for word in columns)] for name, row in blocks.items()]
+        return html_table(single.items()) + (html_table(rows, ["", *columns]) if rows else "")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

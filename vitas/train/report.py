@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.checks import as_count
-from vitas.choice import Dim
+from vitas.choice import SIDES, Dim
 from vitas.errors import ChoiceError, needs, shown
 from vitas.nn import Private
 from vitas.plot.pictures import displayed
 from vitas.sample import use_subnet
 from vitas.sharing import coverage
 from vitas.space import AnyChoice, Number, SearchSpace, Subnet, held, search_space, unwrap
+from vitas.tables import html_table, pattern_of, text_table
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 
@@ -111,7 +112,7 @@ class SupernetReport:
         kind = "updates" if self.counted else "expected updates"
         groups: dict[str, list[str]] = {}
         for name in self.updates:
-            groups.setdefault(".".join("*" if part.isdigit() else part for part in name.split(".")), []).append(name)
+            groups.setdefault(pattern_of(name), []).append(name)
         for pattern, names in groups.items():
             low, high = min(self.updates[name].min() for name in names), max(self.updates[name].max() for name in names)
             spread = max(self.spread[name] for name in names)
@@ -121,13 +122,10 @@ class SupernetReport:
         return rows
 
     def __repr__(self) -> str:
-        rows = self._rows()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join([*(f"{name:<{width}}  {value}" for name, value in rows), self.verdict])
+        return f"{text_table(self._rows())}\n{self.verdict}"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in self._rows())
-        return f"<table>{rows}</table><p>{escape(self.verdict)}</p>"
+        return f"{html_table(self._rows())}<p>{escape(self.verdict)}</p>"
 
     def plot(self) -> Any:
         """Return a matplotlib Figure: scores, updates of each channel, inherited against retrained scores where given.
@@ -151,9 +149,9 @@ class SupernetReport:
 
 
 def _draw_scores(axes: Any, report: SupernetReport) -> None:
-    for place, score in enumerate(report.scores.values()):
-        axes.bar(place, score, width=0.6, color="#56B4E9")
-        axes.annotate(f"{score:.3g}", (place, score), ha="center", va="bottom")
+    for x, score in enumerate(report.scores.values()):
+        axes.bar(x, score, width=0.6, color="#56B4E9")
+        axes.annotate(f"{score:.3g}", (x, score), ha="center", va="bottom")
     names = list(report.scores)
     if report.random:
         jitter = np.linspace(-0.2, 0.2, len(report.random))
@@ -224,12 +222,7 @@ def supernet_report(
     updates, passes, untouched = _expected(dims) if trained is None else _counts(space, dims, trained)
 
     def score(subnet: Subnet) -> float:
-        sides = ("left", "right") if space.bilateral else (None,)
-        scores = []
-        for side in sides:
-            with use_subnet(model, subnet, side=side):
-                scores.append(_number(evaluate(model)))
-        return sum(scores) / len(scores)
+        return _mean_of_sides(model, space, subnet, evaluate)
 
     pairs = tuple(
         (score(subnet), float(value)) for subnet, value in zip(inherited.values(), (retrained or {}).values(), strict=True)
@@ -244,6 +237,15 @@ def supernet_report(
         retrained=pairs,
         tau=kendall_tau(*zip(*pairs, strict=True)) if len(pairs) > 1 else None,
     )
+
+
+def _mean_of_sides(model: nn.Module, space: SearchSpace, subnet: Subnet, evaluate: Evaluate) -> float:
+    """Return the score of a subnet; of a bilateral one the mean over its sides."""
+    scores = []
+    for side in SIDES if space.bilateral else (None,):
+        with use_subnet(model, subnet, side=side):
+            scores.append(_number(evaluate(model)))
+    return sum(scores) / len(scores)
 
 
 def _sliced(model: nn.Module) -> set[AnyChoice]:
