@@ -23,6 +23,7 @@ ORDER = (
     "tables",
     "sharing",
     "plain",
+    "fields",
     "choice",
     "space",
     "cost",
@@ -103,7 +104,10 @@ def test_plain_imports_torch_only():
 
 def test_what_is_imported_is_declared_as_a_core_need_and_each_need_is_imported():
     # imported, or importing it, when used
-    about_timm = {name for name in FILES if room(name) == "wrapping"} | {"vitas.export.timm_format"}
+    about_timm = {name for name in FILES if room(name) == "wrapping"} | {
+        "vitas.export.timm_format",
+        "vitas.export.timm_parts",
+    }
     of_extras = {
         "vitas.search.result": {"pandas"},
         "vitas.search.storage": {"optuna", "sqlalchemy"},

@@ -9,8 +9,11 @@ Letters: B images, C channels, H x W pixels, P patch size, N tokens, D embedding
 
 import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn, SupportsIndex
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, NamedTuple, NoReturn, SupportsIndex, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -274,68 +277,6 @@ class Block(nn.Module):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
 
 
-def attention_from(config: Mapping[str, Any], dim: int) -> nn.Module:
-    """Return attention of the sizes that `attention_config` returned."""
-    heads, width, bias = config["num_heads"], config["qkv_dim"], config["qkv_bias"]
-    drops, proj = (config["attn_drop"], config["proj_drop"]), nn.Linear(width, dim)
-    if "sr_ratio" in config:
-        q, kv, ratio = nn.Linear(dim, width, bias), nn.Linear(dim, 2 * width, bias), config["sr_ratio"]
-        if ratio == 1:
-            return SubsampledAttention(q, kv, proj, heads, None, None, *drops)
-        sr, norm = nn.Conv2d(dim, dim, ratio, ratio), nn.LayerNorm(dim, config["sr_norm_eps"])
-        return SubsampledAttention(q, kv, proj, heads, sr, norm, *drops)
-    qkv = nn.Linear(dim, 3 * width, bias)
-    if "window_size" in config:
-        return WindowAttention(qkv, proj, heads, config["window_size"], *drops)
-    norms = [nn.LayerNorm(width // heads, config["qk_norm_eps"]) if config["qk_norm_eps"] else None for _ in range(2)]
-    return Attention(qkv, proj, heads, norms[0], norms[1], *drops)
-
-
-def attention_config(attn: Any) -> dict[str, Any]:
-    """Return the sizes and options of attention of the kinds that exports have."""
-    config = {
-        "num_heads": attn.num_heads,
-        "qkv_dim": attn.proj.in_features,
-        "attn_drop": attn.attn_drop.p,
-        "proj_drop": attn.proj_drop.p,
-    }
-    if isinstance(attn, SubsampledAttention):
-        config["qkv_bias"] = attn.q.bias is not None
-        return {**config, "sr_ratio": getattr(attn.sr, "stride", (1,))[0], "sr_norm_eps": getattr(attn.norm, "eps", None)}
-    config["qkv_bias"] = attn.qkv.bias is not None
-    if isinstance(attn, WindowAttention):
-        return {**config, "window_size": attn.window_size}
-    return {**config, "qk_norm_eps": getattr(attn.q_norm, "eps", None)}
-
-
-def block_from(config: Mapping[str, Any], dim: int) -> Block:
-    """Return a block of the sizes that `block_config` returned."""
-    hidden, eps = config["mlp_dim"], config["norm_eps"]
-    scales = [None if config["init_values"] is None else LayerScale(dim, config["init_values"]) for _ in range(2)]
-    drops = [DropPath(config["drop_path"]) if config["drop_path"] else None for _ in range(2)]
-    return Block(
-        nn.LayerNorm(dim, eps),
-        attention_from(config, dim),
-        nn.LayerNorm(dim, eps),
-        Mlp(nn.Linear(dim, hidden), nn.Linear(hidden, dim), nn.GELU(), config["proj_drop"]),
-        *scales,
-        *drops,
-    )
-
-
-def block_config(block: Block) -> dict[str, Any]:
-    """Return the sizes and options of a block of the kind that exports have."""
-    mlp: Any = block.mlp
-    norm1: Any = block.norm1
-    return {
-        **attention_config(block.attn),
-        "mlp_dim": mlp.fc1.out_features,
-        "norm_eps": norm1.eps,
-        "init_values": getattr(block.ls1, "init_values", None),
-        "drop_path": getattr(block.drop_path1, "drop_prob", 0.0),
-    }
-
-
 class Blocks(nn.Sequential):
     """Blocks in a row; with `grad_checkpointing` their activations are recomputed in the backward pass.
 
@@ -545,44 +486,13 @@ class VisionTransformer(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """The sizes and options that `from_config` needs, as plain JSON values."""
-        embed: Any = self.patch_embed
-        head: Any = self.head
-        blocks: Any = self.blocks
-        return {
-            "img_size": list(embed.img_size),
-            "patch_size": embed.proj.kernel_size[0],
-            "in_chans": embed.in_chans,
-            "num_classes": getattr(head, "out_features", 0),
-            "embed_dim": embed.proj.out_channels,
-            "global_pool": self.global_pool,
-            "distilled": self.distilled,
-            "norm_eps": getattr(self.norm, "eps", None),
-            "fc_norm_eps": getattr(self.fc_norm, "eps", None),
-            "blocks": [block_config(block) for block in blocks],
-        }
+        return VisionTransformerConfig.of(self).as_json()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "VisionTransformer":
         """Return a network of these sizes; its tables are zero and its layers as torch draws them."""
-        dim, classes, patch = config["embed_dim"], config["num_classes"], config["patch_size"]
-        height, width = config["img_size"]
-        prefix = 2 if config["distilled"] else 1
-
-        def norm(eps: float | None) -> nn.LayerNorm | None:
-            return None if eps is None else nn.LayerNorm(dim, eps)
-
-        return cls(
-            PatchEmbed(nn.Conv2d(config["in_chans"], dim, patch, patch), (height, width), config["in_chans"]),
-            torch.zeros(1, 1, dim),
-            torch.zeros(1, prefix + (height // patch) * (width // patch), dim),
-            Blocks(*(block_from(block, dim) for block in config["blocks"])),
-            norm(config["norm_eps"]),
-            norm(config["fc_norm_eps"]),
-            nn.Linear(dim, classes) if classes else None,
-            torch.zeros(1, 1, dim) if config["distilled"] else None,
-            nn.Linear(dim, classes) if classes and config["distilled"] else None,
-            config["global_pool"],
-        )
+        made: VisionTransformer = from_json(VisionTransformerConfig, config).build(cls)
+        return made
 
     def tables(self) -> dict[str, Tensor]:
         """Return class token, distillation token (if any) and positions in use, (1, ..., D) each."""
@@ -822,47 +732,13 @@ class Twins(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """The sizes and options that `from_config` needs, as plain JSON values."""
-        embeds: Any = self.patch_embeds
-        rows: Any = self.blocks
-        norm: Any = self.norm
-        pos_drop: Any = self.pos_drops[0]
-        return {
-            "in_chans": embeds[0].proj.in_channels,
-            "num_classes": getattr(self.head, "out_features", 0),
-            "global_pool": self.global_pool,
-            "norm_eps": norm.eps,
-            "drop_rate": self.head_drop.p,
-            "pos_drop_rate": pos_drop.p,
-            "stages": [
-                {
-                    "embed_dim": embed.proj.out_channels,
-                    "patch_size": embed.proj.stride[0],
-                    "norm_eps": embed.norm.eps,
-                    "blocks": [block_config(block) for block in row],
-                }
-                for embed, row in zip(embeds, rows, strict=True)
-            ],
-        }
+        return TwinsConfig.of(self).as_json()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Twins":
         """Return a network of these sizes; its layers are as torch draws them."""
-        stages, classes, channels = config["stages"], config["num_classes"], config["in_chans"]
-        dims = [stage["embed_dim"] for stage in stages]
-        embeds = []
-        for stage, before, dim in zip(stages, [channels, *dims], dims):  # noqa: B905 -- the last is not before any
-            conv = nn.Conv2d(before, dim, stage["patch_size"], stage["patch_size"])
-            embeds.append(PatchMerging(conv, nn.LayerNorm(dim, stage["norm_eps"])))
-        return cls(
-            embeds,
-            [Blocks(*(block_from(block, stage["embed_dim"]) for block in stage["blocks"])) for stage in stages],
-            [PositionGenerator(nn.Conv2d(dim, dim, 3, padding=1, groups=dim)) for dim in dims],
-            nn.LayerNorm(dims[-1], config["norm_eps"]),
-            nn.Linear(dims[-1], classes) if classes else None,
-            config["global_pool"],
-            config["drop_rate"],
-            config["pos_drop_rate"],
-        )
+        made: Twins = from_json(TwinsConfig, config).build(cls)
+        return made
 
     def stage(self, number: int, x: Tensor) -> Tensor:
         """Run one stage: (B, H, W, C) -> (B, H / P, W / P, D)."""
@@ -1036,3 +912,389 @@ class Fixed:
 
     def __repr__(self) -> str:
         return f"{self.active}"
+
+
+# -- descriptions ------------------------------------------------------------------------------------------------------
+#
+# What a network is made of, as frozen dataclasses. Each field is told once: its name in config files, what it may be (its
+# type), and where it stands in a network (`at`). `vitas.fields` checks files, and arguments of superformers, against them.
+
+
+class Within(NamedTuple):
+    """What a number, or the length of a list, may be: from `least` up to `below`, which it may not be."""
+
+    least: float
+    below: float
+
+
+class Words(tuple[str, ...]):
+    """The words that a field may be."""
+
+
+MOST_BLOCKS = 1024
+
+Count = Annotated[int, Within(1, 2**24 + 1)]
+CountOrZero = Annotated[int, Within(0, 2**24 + 1)]
+Rate = Annotated[float, Within(0, 1)]
+Eps = Annotated[float, Within(0, 1e30)]
+Gain = Annotated[float, Within(-1e30, 1e30)]
+
+D = TypeVar("D", bound="Description")
+N = TypeVar("N", bound=nn.Module)
+
+
+def at(*paths: str, read: Callable[[Any], Any] | None = None, flat: bool = False) -> Any:
+    """Return a field of a description.
+
+    Args:
+        paths: Where it stands in the part that is described, such as "mlp.fc1.out_features"; of several a tuple is read,
+            without any the part itself.
+        read: What makes the field's value of what stands there; None: it is the value.
+        flat: Whether the field, a description, has its own fields in the same JSON object as the one around it.
+    """
+    find = operator.attrgetter(*paths) if paths else _itself
+    return field(metadata={"find": find, "read": read or _itself, "flat": flat})
+
+
+def _itself(part: Any) -> Any:
+    return part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """Sizes and options of a part of a network; every field is made by `at`."""
+
+    @classmethod
+    def of(cls: type[D], part: Any) -> D:
+        """Describe a part of a network.
+
+        Raises:
+            AttributeError, TypeError, ValueError, ArithmeticError: a part that it has no words for.
+        """
+        return cls(**{one.name: one.metadata["read"](one.metadata["find"](part)) for one in fields(cls)})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_json` makes an equal description of them."""
+        told: dict[str, Any] = {}
+        for one in fields(self):
+            value = _as_json(getattr(self, one.name))
+            told |= value if one.metadata["flat"] else {_key(one.name): value}
+        return told
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Description):
+        return value.as_json()
+    return [_as_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _key(name: str) -> str:
+    return name.rstrip("_")  # class_ is "class"
+
+
+@cache
+def types_of(kind: Any) -> dict[str, Any]:
+    """Return the type of each field of a description, with its bounds."""
+    return get_type_hints(kind, include_extras=True)
+
+
+def allowed(hint: Any) -> list[Any]:
+    """Return the types that `X | Y | None` allows; that of None is NoneType."""
+    return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
+
+
+def bare(hint: Any) -> tuple[Any, Any]:
+    """Return a type without its bounds, and these or None."""
+    return get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, None)
+
+
+def described_by(hint: Any, told: Mapping[str, Any]) -> Any:
+    """Return the description, of those that a type allows, whose keys are most like those of a JSON object; or None."""
+    kinds = [kind for kind in allowed(hint) if is_dataclass(kind)]
+    return min(kinds, key=lambda kind: len(keys_of(kind, told) ^ set(told)), default=None)
+
+
+def keys_of(kind: Any, told: Mapping[str, Any]) -> set[str]:
+    """Return the keys of the JSON object that such a description becomes, where types allow several as in `told`."""
+    keys: set[str] = set()
+    for one in fields(kind):
+        flat = one.metadata["flat"]
+        keys |= keys_of(described_by(types_of(kind)[one.name], told), told) if flat else {_key(one.name)}
+    return keys
+
+
+def _as_it_is(hint: Any, value: Any, path: str) -> Any:
+    return value
+
+
+def from_json(hint: Any, value: Any, check: Callable[[Any, Any, str], Any] = _as_it_is, path: str = "") -> Any:
+    """Return the value of type `hint`, a description or what a field may be, that JSON values tell.
+
+    Args:
+        hint: A type.
+        value: What `as_json` made of such a value.
+        check: Called with type, value and path before each value is used; returns the value or raises.
+        path: Where `value` stands, such as "blocks.0.mlp_dim".
+
+    Raises:
+        KeyError, TypeError, ValueError, ArithmeticError: what `check` let through, and is none.
+    """
+    value = check(hint, value, path)
+    if isinstance(value, Mapping) and (kind := described_by(hint, value)):
+        return _from_object(kind, value, check, path)
+    if isinstance(value, list) and get_origin(kind := bare(hint)[0]) is tuple:
+        each, *rest = get_args(kind)
+        hints = [each] * len(value) if rest == [...] else [each, *rest]
+        pairs = enumerate(zip(hints, value, strict=True))
+        return tuple(from_json(one, item, check, f"{path}.{i}") for i, (one, item) in pairs)
+    return value
+
+
+def _from_object(kind: Any, told: Mapping[str, Any], check: Callable[[Any, Any, str], Any], path: str) -> Any:
+    values, prefix = {}, f"{path}." if path else ""
+    for one in fields(kind):
+        hint, key = types_of(kind)[one.name], _key(one.name)
+        if one.metadata["flat"]:
+            inner = described_by(hint, told)
+            values[one.name] = _from_object(inner, {key: told[key] for key in keys_of(inner, told)}, check, path)
+        else:
+            values[one.name] = from_json(hint, told[key], check, f"{prefix}{key}")
+    try:
+        return kind(**values)
+    except ValueError as error:  # of two fields that do not go together
+        raise ValueError(f"{prefix}{error}") from None
+
+
+def eps_of(norm: Any) -> float | None:
+    """Return the epsilon of a norm; None where there is none."""
+    return None if norm is None or isinstance(norm, nn.Identity) else norm.eps
+
+
+def is_there(part: object) -> bool:
+    """Say whether a part, such as a bias, is there."""
+    return part is not None
+
+
+def drop_path_of(layer: Any) -> float:
+    """Return the rate of stochastic depth; an identity has 0."""
+    return 0.0 if isinstance(layer, nn.Identity) else layer.drop_prob
+
+
+def _gain_of(scale: Any) -> float | None:
+    return None if isinstance(scale, nn.Identity) else scale.init_values
+
+
+def _classes_of(head: Any) -> int:
+    return 0 if isinstance(head, nn.Identity) else head.out_features
+
+
+def _first(sides: Any) -> int:
+    return sides[0]  # type: ignore[no-any-return]
+
+
+def _ratio_of(conv: Any) -> int:
+    return 1 if conv is None else conv.stride[0]
+
+
+def each(describe: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a function that describes each of several parts."""
+    return lambda parts: tuple(map(describe, parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(Description):
+    """Attention of any kind."""
+
+    num_heads: Count = at("num_heads")
+    qkv_dim: Count = at("proj.in_features")
+    attn_drop: Rate = at("attn_drop.p")
+    proj_drop: Rate = at("proj_drop.p")
+    qkv_bias: bool = at("qkv.bias", read=is_there)
+
+    def __post_init__(self) -> None:
+        if self.qkv_dim % self.num_heads:
+            raise ValueError(f"num_heads: expected a divisor of qkv_dim {self.qkv_dim}, got {self.num_heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenAttentionConfig(AttentionConfig):
+    """An `Attention`."""
+
+    qk_norm_eps: Eps | None = at("q_norm", read=eps_of)
+
+    def build(self, dim: int) -> Attention:
+        """Return attention on `dim` channels."""
+        width, eps = self.qkv_dim, self.qk_norm_eps
+        q_norm, k_norm = (None if eps is None else nn.LayerNorm(width // self.num_heads, eps) for _ in "qk")
+        qkv, proj = nn.Linear(dim, 3 * width, self.qkv_bias), nn.Linear(width, dim)
+        return Attention(qkv, proj, self.num_heads, q_norm, k_norm, self.attn_drop, self.proj_drop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowAttentionConfig(AttentionConfig):
+    """A `WindowAttention`."""
+
+    window_size: Count = at("window_size")
+
+    def build(self, dim: int) -> WindowAttention:
+        """Return attention on `dim` channels."""
+        qkv, proj = nn.Linear(dim, 3 * self.qkv_dim, self.qkv_bias), nn.Linear(self.qkv_dim, dim)
+        return WindowAttention(qkv, proj, self.num_heads, self.window_size, self.attn_drop, self.proj_drop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsampledAttentionConfig(AttentionConfig):
+    """A `SubsampledAttention`."""
+
+    qkv_bias: bool = at("q.bias", read=is_there)
+    sr_ratio: Count = at("sr", read=_ratio_of)
+    sr_norm_eps: Eps | None = at("norm", read=eps_of)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.sr_ratio == 1) != (self.sr_norm_eps is None):
+            raise ValueError(f"sr_norm_eps: expected None for a ratio of 1, else a number, got {self.sr_norm_eps}")
+
+    def build(self, dim: int) -> SubsampledAttention:
+        """Return attention on `dim` channels."""
+        width, ratio, eps = self.qkv_dim, self.sr_ratio, self.sr_norm_eps
+        q, kv, proj = nn.Linear(dim, width, self.qkv_bias), nn.Linear(dim, 2 * width, self.qkv_bias), nn.Linear(width, dim)
+        sr = None if eps is None else nn.Conv2d(dim, dim, ratio, ratio)
+        norm = None if eps is None else nn.LayerNorm(dim, eps)
+        return SubsampledAttention(q, kv, proj, self.num_heads, sr, norm, self.attn_drop, self.proj_drop)
+
+
+def map_attention(attn: nn.Module) -> WindowAttentionConfig | SubsampledAttentionConfig:
+    """Describe attention on a map."""
+    return (WindowAttentionConfig if isinstance(attn, WindowAttention) else SubsampledAttentionConfig).of(attn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig(Description):
+    """A `Block`; its attention is settled by the network around."""
+
+    attn: TokenAttentionConfig | WindowAttentionConfig | SubsampledAttentionConfig
+    mlp_dim: Count = at("mlp.fc1.out_features")
+    norm_eps: Eps = at("norm1.eps")
+    init_values: Gain | None = at("ls1", read=_gain_of)
+    drop_path: Rate = at("drop_path1", read=drop_path_of)
+
+    def build(self, dim: int) -> Block:
+        """Return a block on `dim` channels."""
+        gain, rate = self.init_values, self.drop_path
+        return Block(
+            nn.LayerNorm(dim, self.norm_eps),
+            self.attn.build(dim),
+            nn.LayerNorm(dim, self.norm_eps),
+            Mlp(nn.Linear(dim, self.mlp_dim), nn.Linear(self.mlp_dim, dim), nn.GELU(), self.attn.proj_drop),
+            *(None if gain is None else LayerScale(dim, gain) for _ in range(2)),
+            *(DropPath(rate) if rate else None for _ in range(2)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBlockConfig(BlockConfig):
+    """A block of a `VisionTransformer`."""
+
+    attn: TokenAttentionConfig = at("attn", read=TokenAttentionConfig.of, flat=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapBlockConfig(BlockConfig):
+    """A block of a `Twins`."""
+
+    attn: WindowAttentionConfig | SubsampledAttentionConfig = at("attn", read=map_attention, flat=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionTransformerConfig(Description):
+    """A `VisionTransformer`."""
+
+    img_size: tuple[Count, Count] = at("patch_embed.img_size", read=tuple)
+    patch_size: Count = at("patch_embed.proj.kernel_size", read=_first)
+    in_chans: Count = at("patch_embed.in_chans")
+    num_classes: CountOrZero = at("head", read=_classes_of)
+    embed_dim: Count = at("patch_embed.proj.out_channels")
+    global_pool: Annotated[str, Words(("token", "avg"))] = at("global_pool")
+    distilled: bool = at("distilled")
+    norm_eps: Eps | None = at("norm", read=eps_of)
+    fc_norm_eps: Eps | None = at("fc_norm", read=eps_of)
+    blocks: Annotated[tuple[TokenBlockConfig, ...], Within(0, MOST_BLOCKS + 1)] = at(
+        "blocks", read=each(TokenBlockConfig.of)
+    )
+
+    def __post_init__(self) -> None:
+        if any(side % self.patch_size for side in self.img_size):
+            raise ValueError(f"patch_size: expected a divisor of img_size, got {self.patch_size}")
+
+    def build(self, kind: type[VisionTransformer] = VisionTransformer) -> VisionTransformer:
+        """Return a network; its tables are zero and its layers as torch draws them."""
+        dim, classes, patch, size = self.embed_dim, self.num_classes, self.patch_size, self.img_size
+        tokens = (2 if self.distilled else 1) + (size[0] // patch) * (size[1] // patch)
+        return kind(
+            PatchEmbed(nn.Conv2d(self.in_chans, dim, patch, patch), size, self.in_chans),
+            torch.zeros(1, 1, dim),
+            torch.zeros(1, tokens, dim),
+            Blocks(*(block.build(dim) for block in self.blocks)),
+            None if self.norm_eps is None else nn.LayerNorm(dim, self.norm_eps),
+            None if self.fc_norm_eps is None else nn.LayerNorm(dim, self.fc_norm_eps),
+            nn.Linear(dim, classes) if classes else None,
+            torch.zeros(1, 1, dim) if self.distilled else None,
+            nn.Linear(dim, classes) if classes and self.distilled else None,
+            self.global_pool,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(Description):
+    """A stage of a `Twins`, described from its `StageParts`."""
+
+    embed_dim: Count = at("embed.proj.out_channels")
+    patch_size: Count = at("embed.proj.stride", read=_first)
+    norm_eps: Eps = at("embed.norm.eps")
+    blocks: Annotated[tuple[MapBlockConfig, ...], Within(0, MOST_BLOCKS + 1)] = at("row", read=each(MapBlockConfig.of))
+
+
+class StageParts(NamedTuple):
+    """What a stage of a Twins is described from."""
+
+    embed: Any
+    row: Any
+
+
+def stages(describe: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a function that describes each stage of a Twins, given all mergings of patches and all rows of blocks."""
+    return lambda parts: tuple(describe(StageParts(*pair)) for pair in zip(*parts, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinsConfig(Description):
+    """A `Twins`."""
+
+    in_chans: Count = at("patch_embeds.0.proj.in_channels")
+    num_classes: CountOrZero = at("head", read=_classes_of)
+    global_pool: Annotated[str, Words(("avg", ""))] = at("global_pool")
+    norm_eps: Eps = at("norm.eps")
+    drop_rate: Rate = at("head_drop.p")
+    pos_drop_rate: Rate = at("pos_drops.0.p")
+    stages: Annotated[tuple[StageConfig, ...], Within(1, MOST_BLOCKS + 1)] = at(
+        "patch_embeds", "blocks", read=stages(StageConfig.of)
+    )
+
+    def build(self, kind: type[Twins] = Twins) -> Twins:
+        """Return a network; its layers are as torch draws them."""
+        dims = [stage.embed_dim for stage in self.stages]
+        embeds = []
+        for stage, before, dim in zip(self.stages, [self.in_chans, *dims], dims):  # noqa: B905 -- the last is not before any
+            conv = nn.Conv2d(before, dim, stage.patch_size, stage.patch_size)
+            embeds.append(PatchMerging(conv, nn.LayerNorm(dim, stage.norm_eps)))
+        return kind(
+            embeds,
+            [Blocks(*(block.build(stage.embed_dim) for block in stage.blocks)) for stage in self.stages],
+            [PositionGenerator(nn.Conv2d(dim, dim, 3, padding=1, groups=dim)) for dim in dims],
+            nn.LayerNorm(dims[-1], self.norm_eps),
+            nn.Linear(dims[-1], self.num_classes) if self.num_classes else None,
+            self.global_pool,
+            self.drop_rate,
+            self.pos_drop_rate,
+        )

@@ -56,17 +56,17 @@ def test_a_loaded_network_takes_images_of_any_size(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(stages=[]), "stages: expected a list of stages"),
-        (lambda m: m["stages"][0].update(patch_size=0), "stages.0: patch_size: expected an int in 1"),
+        (lambda m: m.update(stages=[]), "stages: expected a list of 1 to 1024"),
+        (lambda m: m["stages"][0].update(patch_size=0), "stages.0.patch_size: expected a positive int"),
         (lambda m: m["stages"][1].pop("embed_dim"), "stages.1: missing embed_dim"),
-        (lambda m: m["stages"][1]["blocks"][0].update(num_heads=5), "stages.1.blocks.0: num_heads: expected a divisor of"),
-        (lambda m: m["stages"][1]["blocks"][0].update(window_size=-1), "stages.1.blocks.0: window_size"),
-        (lambda m: m["stages"][0]["blocks"][1].update(sr_ratio=1), "stages.0.blocks.1: sr_norm_eps: expected null"),
+        (lambda m: m["stages"][1]["blocks"][0].update(num_heads=5), "stages.1.blocks.0.num_heads: expected a divisor of"),
+        (lambda m: m["stages"][1]["blocks"][0].update(window_size=-1), "stages.1.blocks.0.window_size"),
+        (lambda m: m["stages"][0]["blocks"][1].update(sr_ratio=1), "stages.0.blocks.1.sr_norm_eps: expected None"),
         (lambda m: m["stages"][0]["blocks"][1].update(window_size=3), "stages.0.blocks.1: unknown field"),
         (lambda m: m["stages"][0]["blocks"].append("block"), "stages.0.blocks.2: expected an object"),
-        (lambda m: m.update(global_pool="token"), "global_pool: expected 'avg' or ''"),
+        (lambda m: m.update(global_pool="token"), "global_pool: expected one of avg, , got 'token'"),
         (lambda m: m.update(img_size=[4, 4]), "unknown field"),
-        (lambda m: m["stages"][0].update(embed_dim=2**24), "sizes that no tensor can have|expected shape"),
+        (lambda m: m["stages"][0].update(embed_dim=2**24), "describes no network|expected shape"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(change, message, saved):
@@ -78,7 +78,7 @@ def test_configs_that_do_not_fit_are_refused(change, message, saved):
 def test_changes_that_the_config_cannot_express_are_refused(tmp_path):
     network = export_subnet(small())
     network.pos_block[0].proj[0] = torch.nn.Conv2d(6, 6, 5, padding=2, groups=6)
-    with pytest.raises(FileError, match=r"cannot express: pos_block\.0\.proj\.0\.weight"):
+    with pytest.raises(FileError, match=r"cannot express: .*pos_block\.0\.proj\.0\.weight"):
         save_subnet(network, tmp_path / "net")
     network = export_subnet(small())
     network.pos_drops[1].p = 0.5

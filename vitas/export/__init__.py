@@ -3,8 +3,10 @@
     subnet.py        export_subnet and build_subnet
     network.py       plain networks as folders: save_subnet, load_subnet
     checkpoint.py    superformers as files: save_superformer, load_superformer
-    plain_format.py  what a file may say of a network of vitas.plain
-    timm_format.py   what a file may say of a network of timm; imports timm, so it is imported when needed
+    formats.py       what formats of networks have in common: a description that says all, and can be built
+    plain_format.py  networks of vitas.plain; their descriptions stand there
+    timm_format.py   networks of timm; imports timm, so it is imported when needed
+    timm_parts.py    parts of timm's networks
     positions.py     position tables for another image size
     files.py         files that appear complete or not at all
 

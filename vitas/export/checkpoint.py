@@ -9,6 +9,7 @@ from vitas.errors import FileError, listed, shown
 from vitas.export.files import (
     AnyPath,
     as_path,
+    check,
     check_header,
     complete_or_not_at_all,
     dtype_name,
@@ -18,8 +19,7 @@ from vitas.export.files import (
     refuse_meta,
 )
 from vitas.export.network import VERSION
-from vitas.export.plain_format import check, is_size
-from vitas.export.positions import resampled_positions
+from vitas.export.positions import is_size, resampled_positions
 from vitas.space import held, search_space, unwrap
 
 SUPERFORMER = "vitas-superformer"

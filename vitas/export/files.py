@@ -32,6 +32,16 @@ def as_path(path: AnyPath) -> Path:
     return Path(path)
 
 
+def check(fits: bool, where: str, wanted: str, got: object) -> None:
+    """Refuse a value that does not fit.
+
+    Raises:
+        FileError: with what was wanted.
+    """
+    if not fits:
+        raise FileError(f"{where}: expected {wanted}, got {shown(got)}")
+
+
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's tensors as safetensors takes them: contiguous, none sharing memory with another."""
     tensors: dict[str, Tensor] = {}

@@ -6,7 +6,13 @@ from typing import Any
 from torch import Tensor
 
 from vitas import plain
+from vitas.checks import MOST_CHANNELS, is_int
 from vitas.errors import FileError
+
+
+def is_size(value: object) -> bool:
+    """Say whether a value is the height and width of an image."""
+    return isinstance(value, list) and len(value) == 2 and all(is_int(side, 1, MOST_CHANNELS) for side in value)
 
 
 def resampled_positions(table: Tensor, old: Any, new: Any, patch: int, prefix: Any, where: Path) -> Tensor:

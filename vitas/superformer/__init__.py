@@ -1,7 +1,7 @@
 """Superformers: whole searchable models, and the named spaces.
 
     arguments.py  what arguments become: one value is fixed, several make a choice
-    blocks.py     the blocks, a floor below the models
+    blocks.py     the blocks, a floor below the models, with the options and values that they are made of
     base.py       what both families have in common
     deit.py       the DeiT family
     twins.py      the Twins family

@@ -1,36 +1,133 @@
-"""The blocks of which superformers are made."""
+"""The blocks of which superformers are made, a floor below the models."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from vitas import plain
-from vitas.choice import Dim
-from vitas.nn import DropPath, ElasticLayerNorm, ElasticMlp, LayerScale
+from vitas.checks import as_flag
+from vitas.choice import Choice, Dim
+from vitas.errors import ChoiceError
+from vitas.fields import check_arguments
+from vitas.nn import (
+    DropPath,
+    ElasticAttention,
+    ElasticLayerNorm,
+    ElasticMlp,
+    ElasticSubsampledAttention,
+    ElasticWindowAttention,
+    LayerScale,
+    ShiftableIdentity,
+)
 from vitas.sharing import Sharing
-from vitas.superformer.arguments import Ratio, Width, choice_of, dim_of
+from vitas.superformer.arguments import Count, Ratio, Width, choice_of, depths_of, dim_of, reusable
 
 
-def hidden_of(mlp_dim: Width | None, mlp_ratio: Ratio, width: Dim, block: str, sharing: Sharing) -> Dim:
-    """Return the hidden width of the MLP of `block`: `mlp_dim`, or where that is None `mlp_ratio` times `width`."""
-    if mlp_dim is None:
-        return choice_of(mlp_ratio, f"{block}.mlp_ratio") * width
-    return dim_of(mlp_dim, f"{block}.mlp_dim", sharing)
+@dataclass(frozen=True)
+class BlockOptions:
+    """What all blocks of a superformer have in common: those of its arguments, under their names, that are plain values.
+
+    Raises:
+        ChoiceError: what the description of a block, `plain.TokenBlockConfig`, does not allow.
+    """
+
+    patterns: Mapping[str, Sharing]  # of each kind of choice, see arguments.patterns_of
+    private: str | None
+    norm_eps: float
+    proj_drop_rate: float
+    attn_drop_rate: float
+    drop_path_rate: float
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    init_values: float | None = None
+    head_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        as_flag(self.qk_norm, "qk_norm")
+        described = ("norm_eps", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "qkv_bias", "init_values")
+        check_arguments(plain.TokenBlockConfig, ChoiceError, **{name: getattr(self, name) for name in described})
 
 
-def block_of(
-    width: Dim,
-    attention: nn.Module,
-    hidden: Dim,
-    norm_eps: float,
-    proj_drop: float,
-    drop_path: float,
-    init_values: float | None = None,
-) -> plain.Block:
-    """Return a block around `attention`; its DropPath modules, if any, get their rates when those are laid."""
-    return plain.Block(
-        ElasticLayerNorm(width, norm_eps),
-        attention,
-        ElasticLayerNorm(width, norm_eps),
-        ElasticMlp(width, hidden, drop=proj_drop),
-        *(None if init_values is None else LayerScale(width, init_values) for _ in range(2)),
-        *(DropPath() if drop_path else None for _ in range(2)),
+class BlockValues(NamedTuple):
+    """What the choices of a block are made of: of each one value or several, or a Choice."""
+
+    num_heads: Count
+    qkv_dim: Width | None
+    mlp_dim: Width | None
+    mlp_ratio: Ratio
+
+    def reusable(self) -> "BlockValues":
+        """Return values that every block can read."""
+        return BlockValues(
+            reusable(self.num_heads), reusable(self.qkv_dim), reusable(self.mlp_dim), reusable(self.mlp_ratio)
+        )
+
+
+def token_block(name: str, width: Dim, values: BlockValues, options: BlockOptions) -> plain.Block:
+    """Return a block (B, N, D) -> (B, N, D); `name` is what the names of its choices begin with."""
+    heads, qkv_dim = _heads_of(name, values, options)
+    attention = ElasticAttention(
+        width,
+        heads,
+        head_dim=options.head_dim,
+        qkv_dim=qkv_dim,
+        private=options.private,
+        qkv_bias=options.qkv_bias,
+        qk_norm=options.qk_norm,
+        attn_drop=options.attn_drop_rate,
+        proj_drop=options.proj_drop_rate,
+        norm_eps=options.norm_eps,
     )
+    return _block(name, width, attention, values, options)
+
+
+def map_block(
+    name: str, width: Dim, values: BlockValues, options: BlockOptions, window: Choice[int] | None, sr_ratio: int
+) -> plain.Block:
+    """Return a block (B, H, W, D) -> (B, H, W, D), which attends inside windows or, without, to a coarser map."""
+    heads, qkv_dim = _heads_of(name, values, options)
+    drops: dict[str, Any] = {"attn_drop": options.attn_drop_rate, "proj_drop": options.proj_drop_rate}
+    attention: nn.Module
+    if window is not None:
+        attention = ElasticWindowAttention(width, heads, window, qkv_dim=qkv_dim, private=options.private, **drops)
+    else:
+        attention = ElasticSubsampledAttention(width, heads, sr_ratio, qkv_dim=qkv_dim, private=options.private, **drops)
+    return _block(name, width, attention, values, options)
+
+
+def _heads_of(name: str, values: BlockValues, options: BlockOptions) -> tuple[Dim, Dim | None]:
+    heads = dim_of(values.num_heads, f"{name}.num_heads", options.patterns["num_heads"])
+    return heads, None if values.qkv_dim is None else dim_of(values.qkv_dim, f"{name}.qkv_dim", options.patterns["qkv_dim"])
+
+
+def _block(name: str, width: Dim, attention: nn.Module, values: BlockValues, options: BlockOptions) -> plain.Block:
+    """Return a block around `attention`; its DropPath modules, if any, get their rates when those are laid."""
+    if values.mlp_dim is None:
+        hidden = choice_of(values.mlp_ratio, f"{name}.mlp_ratio") * width
+    else:
+        hidden = dim_of(values.mlp_dim, f"{name}.mlp_dim", options.patterns["mlp_dim"])
+    gain = options.init_values
+    return plain.Block(
+        ElasticLayerNorm(width, options.norm_eps),
+        attention,
+        ElasticLayerNorm(width, options.norm_eps),
+        ElasticMlp(width, hidden, drop=options.proj_drop_rate),
+        *(None if gain is None else LayerScale(width, gain) for _ in range(2)),
+        *(DropPath() if options.drop_path_rate else None for _ in range(2)),
+    )
+
+
+def row_of(
+    block: Callable[[int], nn.Module],
+    depth: int | Iterable[int],
+    depth_p: float | Sequence[float] | None,
+    shift: bool,
+    stage: str | None = None,
+) -> ShiftableIdentity:
+    """Return the blocks of a model, or of one of its stages; `block` makes that of a slot."""
+    prefix = "" if stage is None else f"{stage}."
+    least, slots, step = depths_of(depth, f"{prefix}depth")
+    name = None if stage is None else f"{prefix}depth" if shift else f"{prefix}use"
+    return ShiftableIdentity(map(block, range(slots)), min_depth=least, step=step, p=depth_p, shift=shift, name=name)

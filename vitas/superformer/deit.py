@@ -1,22 +1,23 @@
 """The DeiT family as one searchable model."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.checks import as_count, check_flags, check_numbers, check_rates
-from vitas.choice import outside_graphs
+from vitas.checks import check_flags
+from vitas.choice import Choice, Dim, outside_graphs
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, is_one_of, one_of
-from vitas.nn import CyclicLinear, ElasticAttention, ElasticLayerNorm, ElasticPatchEmbed, ShiftableIdentity
+from vitas.fields import check_arguments, check_field
+from vitas.nn import CyclicLinear, ElasticLayerNorm, ElasticPatchEmbed
 from vitas.nn.layer import exported, like
 from vitas.nn.patches import patch_count
 from vitas.nn.tokens import Table, active_table, make_table
-from vitas.superformer.arguments import Count, Patterns, Ratio, Width, choice_of, depths_of, dim_of, patterns_of, reusable
+from vitas.superformer.arguments import Count, Patterns, Ratio, Width, choice_of, dim_of, patterns_of
 from vitas.superformer.base import Superformer
-from vitas.superformer.blocks import block_of, hidden_of
+from vitas.superformer.blocks import BlockOptions, BlockValues, row_of, token_block
 
 
 class DeiTSuperformer(Superformer, plain.VisionTransformer):
@@ -95,65 +96,36 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
         depth_p: float | Sequence[float] | None = None,
         shift: bool = True,
     ) -> None:
-        check_rates(proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        check_numbers(init_values=init_values, norm_eps=norm_eps, final_norm_eps=final_norm_eps)
-        check_flags(qkv_bias=qkv_bias, qk_norm=qk_norm, distilled=distilled, shift=shift)
-        if fc_norm is not None:
-            check_flags(fc_norm=fc_norm)
-        _check_pooling(global_pool, distilled, fc_norm)
-        num_classes = as_count(num_classes, "num_classes", least=0)
         patterns = patterns_of(sharing, qkv_dim, mlp_dim)
-        min_depth, slots, step = depths_of(depth)
-        width = dim_of(embed_dim, "embed_dim", patterns["embed_dim"])
-        patch = choice_of(patch_size, "patch_size")
-        num_heads, qkv_dim = reusable(num_heads), reusable(qkv_dim)
-        mlp_dim, mlp_ratio = reusable(mlp_dim), reusable(mlp_ratio)
-
-        def block(slot: int) -> plain.Block:
-            heads = dim_of(num_heads, f"blocks.{slot}.num_heads", patterns["num_heads"])
-            qkv = None if qkv_dim is None else dim_of(qkv_dim, f"blocks.{slot}.qkv_dim", patterns["qkv_dim"])
-            attention = ElasticAttention(
-                width,
-                heads,
-                head_dim=head_dim,
-                qkv_dim=qkv,
-                private=private,
-                qkv_bias=qkv_bias,
-                qk_norm=qk_norm,
-                attn_drop=attn_drop_rate,
-                proj_drop=proj_drop_rate,
-                norm_eps=norm_eps,
-            )
-            hidden = hidden_of(mlp_dim, mlp_ratio, width, f"blocks.{slot}", patterns["mlp_dim"])
-            return block_of(width, attention, hidden, norm_eps, proj_drop_rate, drop_path_rate, init_values)
-
+        _check(num_classes, global_pool, distilled, fc_norm, final_norm_eps, shift)
+        options = BlockOptions(
+            patterns,
+            private,
+            norm_eps,
+            proj_drop_rate,
+            attn_drop_rate,
+            drop_path_rate,
+            qkv_bias,
+            qk_norm,
+            init_values,
+            head_dim,
+        )
+        width, patch = dim_of(embed_dim, "embed_dim", patterns["embed_dim"]), choice_of(patch_size, "patch_size")
+        values = BlockValues(num_heads, qkv_dim, mlp_dim, mlp_ratio).reusable()
         patch_embed = ElasticPatchEmbed(img_size, patch, in_chans, width)
-        blocks = ShiftableIdentity(map(block, range(slots)), min_depth=min_depth, step=step, p=depth_p, shift=shift)
+        blocks = row_of(lambda slot: token_block(f"blocks.{slot}", width, values, options), depth, depth_p, shift)
         blocks.lay_drop_path(drop_path_rate)
-        last_norm = ElasticLayerNorm(width, norm_eps if final_norm_eps is None else final_norm_eps)
-        after_pooling = global_pool == "avg" if fc_norm is None else fc_norm
-
-        def head() -> CyclicLinear | None:
-            return CyclicLinear(width, num_classes) if num_classes else None
-
-        tokens = 2 if distilled else 1
-
-        def table(length: Callable[[int], int]) -> Table:
-            return make_table(patch, width, length)
-
+        heads = [CyclicLinear(width, int(num_classes)) if num_classes else None for _ in range(2 if distilled else 1)]
         super().__init__(
             patch_embed,
-            table(lambda patch: 1),
-            table(lambda patch: tokens + patch_count(patch_embed.img_size, patch)),
-            blocks,
-            norm=None if after_pooling else last_norm,
-            fc_norm=last_norm if after_pooling else None,
-            head=head(),
-            dist_token=table(lambda patch: 1) if distilled else None,
-            head_dist=head() if distilled else None,
+            blocks=blocks,
+            **_last_norm(width, norm_eps if final_norm_eps is None else final_norm_eps, global_pool, fc_norm),
+            **_made_tables(patch_embed.img_size, patch, width, distilled),
+            head=heads[0],
+            head_dist=heads[-1] if distilled else None,
             global_pool=global_pool,
         )
-        self.embed_dim, self.patch_size, self.num_classes = width, patch, num_classes
+        self.embed_dim, self.patch_size, self.num_classes = width, patch, int(num_classes)
         if shift:
             self.depth = blocks.depth
         self.reset_parameters()
@@ -220,8 +192,25 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
         return like(self, model)
 
 
-def _check_pooling(global_pool: str, distilled: bool, fc_norm: bool | None) -> None:
-    if not is_one_of(["token", "avg"], global_pool):
-        raise ChoiceError(f"global_pool: {one_of(['token', 'avg'], global_pool)}")
+def _last_norm(width: Dim, eps: float, global_pool: str, fc_norm: bool | None) -> dict[str, Any]:
+    """Return the last norm under the name of its place, before or after pooling."""
+    after = global_pool == "avg" if fc_norm is None else fc_norm
+    return {"fc_norm" if after else "norm": ElasticLayerNorm(width, eps)}
+
+
+def _made_tables(size: tuple[int, int], patch: Choice[int], width: Dim, distilled: bool) -> dict[str, Any]:
+    """Return the tables of tokens and positions, each for every patch size."""
+    tokens = ["cls_token", "dist_token"] if distilled else ["cls_token"]
+    tables = {name: make_table(patch, width, lambda patch: 1) for name in tokens}
+    return tables | {"pos_embed": make_table(patch, width, lambda patch: len(tokens) + patch_count(size, patch))}
+
+
+def _check(
+    num_classes: int, global_pool: str, distilled: bool, fc_norm: bool | None, final_norm_eps: float | None, shift: bool
+) -> None:
+    fixed: dict[str, object] = {"num_classes": num_classes, "global_pool": global_pool, "distilled": distilled}
+    check_arguments(plain.VisionTransformerConfig, ChoiceError, **fixed)
+    check_field(plain.Eps | None, final_norm_eps, "final_norm_eps", ChoiceError)
+    check_flags(shift=shift, **({} if fc_norm is None else {"fc_norm": fc_norm}))
     if distilled and (global_pool != "token" or fc_norm):
         raise ChoiceError("global_pool, fc_norm: a distilled model classifies from its tokens, normed before pooling")

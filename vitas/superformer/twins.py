@@ -7,24 +7,18 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 from torch import nn
 
 from vitas import plain
-from vitas.checks import are_several, as_count, check_flags, check_numbers, check_rates
-from vitas.choice import Choice, Dim
+from vitas.checks import are_several, as_count, as_flag
+from vitas.choice import Dim
 from vitas.cost import Cost, Map, cost_of, params_of
-from vitas.errors import ChoiceError, ShapeError, is_one_of, one_of, shown
-from vitas.nn import (
-    CyclicLinear,
-    ElasticConv2d,
-    ElasticLayerNorm,
-    ElasticSubsampledAttention,
-    ElasticWindowAttention,
-    ShiftableIdentity,
-)
+from vitas.errors import ChoiceError, ShapeError, shown
+from vitas.fields import check_arguments
+from vitas.nn import CyclicLinear, ElasticConv2d, ElasticLayerNorm, ShiftableIdentity
 from vitas.nn.depth import lay_drop_path
 from vitas.nn.layer import rebuilt
 from vitas.nn.patches import pixels
-from vitas.superformer.arguments import Count, Patterns, Ratio, Width, choice_of, depths_of, dim_of, patterns_of, reusable
+from vitas.superformer.arguments import Count, Patterns, Ratio, Width, choice_of, dim_of, patterns_of, reusable
 from vitas.superformer.base import Superformer
-from vitas.superformer.blocks import block_of, hidden_of
+from vitas.superformer.blocks import BlockOptions, BlockValues, map_block, row_of
 
 _MOST_STAGES = 16  # each halves the sides of the map, at the least
 
@@ -108,61 +102,18 @@ class TwinsSuperformer(Superformer, plain.Twins):
         depth_p: float | Sequence[float] | None = None,
         shift: bool = True,
     ) -> None:
-        if not is_one_of(["avg", ""], global_pool):
-            raise ChoiceError(f"global_pool: {one_of(['avg', ''], global_pool)}")
-        check_rates(
-            drop_rate=drop_rate,
-            pos_drop_rate=pos_drop_rate,
-            proj_drop_rate=proj_drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-        )
-        check_numbers(norm_eps=norm_eps)
-        check_flags(shift=shift)
+        fixed = {"num_classes": num_classes, "global_pool": global_pool}
+        check_arguments(plain.TwinsConfig, ChoiceError, **fixed, drop_rate=drop_rate, pos_drop_rate=pos_drop_rate)
+        as_flag(shift, "shift")
         in_chans, patch_size = as_count(in_chans, "in_chans"), as_count(patch_size, "patch_size")
-        num_classes = as_count(num_classes, "num_classes", least=0)
         patterns = patterns_of(sharing, qkv_dims, mlp_dims)
-        dims = [
-            dim_of(d, f"stages.{k}.embed_dim", patterns["embed_dim"])
-            for k, d in enumerate(_listed(embed_dims, "embed_dims"))
-        ]
+        options = BlockOptions(patterns, private, norm_eps, proj_drop_rate, attn_drop_rate, drop_path_rate)
+        widths = enumerate(_listed(embed_dims, "embed_dims"))
+        dims = [dim_of(d, f"stages.{k}.embed_dim", patterns["embed_dim"]) for k, d in widths]
         ratios = mlp_ratios if are_several(mlp_ratios) else [mlp_ratios] * len(dims)
-        stages = _stages(
-            dims,
-            num_heads=num_heads,
-            mlp_ratios=ratios,
-            depths=depths,
-            sr_ratios=sr_ratios,
-            wss=wss,
-            qkv_dims=qkv_dims,
-            mlp_dims=mlp_dims,
-        )
-
-        def block(stage: _Stage, window: Choice[int] | None, slot: int) -> plain.Block:
-            name = f"{stage.name}.blocks.{slot}"
-            heads = dim_of(stage.num_heads, f"{name}.num_heads", patterns["num_heads"])
-            options: dict[str, Any] = {
-                "qkv_dim": None if stage.qkv_dim is None else dim_of(stage.qkv_dim, f"{name}.qkv_dim", patterns["qkv_dim"]),
-                "private": private,
-                "attn_drop": attn_drop_rate,
-                "proj_drop": proj_drop_rate,
-            }
-            attention: nn.Module
-            if window is not None and slot % 2 == 0:
-                attention = ElasticWindowAttention(stage.dim, heads, window, **options)
-            else:
-                attention = ElasticSubsampledAttention(stage.dim, heads, stage.sr_ratio, **options)
-            hidden = hidden_of(stage.mlp_dim, stage.mlp_ratio, stage.dim, name, patterns["mlp_dim"])
-            return block_of(stage.dim, attention, hidden, norm_eps, proj_drop_rate, drop_path_rate)
-
-        def row(stage: _Stage) -> ShiftableIdentity:
-            least, slots, step = depths_of(stage.depth, f"{stage.name}.depth")
-            window = None if stage.window is None else choice_of(stage.window, f"{stage.name}.window_size")
-            blocks = (block(stage, window, slot) for slot in range(slots))
-            name = f"{stage.name}.depth" if shift else f"{stage.name}.use"
-            return ShiftableIdentity(blocks, min_depth=least, step=step, p=depth_p, shift=shift, name=name)
-
-        rows = [row(stage) for stage in stages]
+        lists = {"num_heads": num_heads, "qkv_dims": qkv_dims, "mlp_dims": mlp_dims, "mlp_ratios": ratios}
+        stages = _stages(dims, **lists, depths=depths, sr_ratios=sr_ratios, wss=wss)
+        rows = [stage.row(options, depth_p, shift) for stage in stages]
         lay_drop_path(drop_path_rate, rows)
         channels: list[int | Dim] = [in_chans, *dims]
         super().__init__(
@@ -170,13 +121,16 @@ class TwinsSuperformer(Superformer, plain.Twins):
             rows,
             [plain.PositionGenerator(ElasticConv2d(dim, dim, 3, padding=1, groups=dim)) for dim in dims],
             ElasticLayerNorm(dims[-1], norm_eps),
-            CyclicLinear(dims[-1], num_classes) if num_classes else None,
+            CyclicLinear(dims[-1], int(num_classes)) if num_classes else None,
             global_pool,
             drop_rate,
             pos_drop_rate,
         )
-        self.img_size, self.num_classes = pixels(img_size), num_classes
-        self.embed_dims = dims
+        self.img_size, self.num_classes, self.embed_dims = pixels(img_size), int(num_classes), dims
+        self._check_image()
+        self.reset_parameters()
+
+    def _check_image(self) -> None:
         least = self.sizes()[1]
         if min(self.img_size) < least:
             height, width = self.img_size
@@ -184,7 +138,6 @@ class TwinsSuperformer(Superformer, plain.Twins):
                 f"img_size: an image of {height} x {width} pixels leaves some layer without a position; the stages and"
                 f" sr_ratios need sides of at least {least}"
             )
-        self.reset_parameters()
 
     def refuse(self, message: str) -> NoReturn:
         """Raise for images of another shape.
@@ -226,13 +179,20 @@ class _Stage(NamedTuple):
 
     name: str
     dim: Dim
-    num_heads: Count
-    mlp_ratio: Ratio
+    values: BlockValues
     depth: int | Iterable[int]
     sr_ratio: int
     window: Count | None
-    qkv_dim: Width | None
-    mlp_dim: Width | None
+
+    def row(self, options: BlockOptions, depth_p: float | Sequence[float] | None, shift: bool) -> ShiftableIdentity:
+        """Return the blocks; even slots attend inside windows, where there are any."""
+        window = None if self.window is None else choice_of(self.window, f"{self.name}.window_size")
+
+        def block(slot: int) -> plain.Block:
+            name, own_window = f"{self.name}.blocks.{slot}", None if slot % 2 else window
+            return map_block(name, self.dim, self.values, options, own_window, self.sr_ratio)
+
+        return row_of(block, self.depth, depth_p, shift, self.name)
 
 
 def _merging(before: int | Dim, dim: int | Dim, patch: int) -> plain.PatchMerging:
@@ -240,7 +200,10 @@ def _merging(before: int | Dim, dim: int | Dim, patch: int) -> plain.PatchMergin
 
 
 def _stages(dims: Sequence[Dim], **arguments: Any) -> list[_Stage]:
-    """Return a stage for each width; the arguments, in the order of _Stage, have an entry for each or, some, are None."""
+    """Return a stage for each width; the arguments have an entry for each or, some, are None.
+
+    Their order is that of BlockValues, then of _Stage.
+    """
     columns = []
     for what, values in arguments.items():
         missing = values is None and what in ("wss", "qkv_dims", "mlp_dims")
@@ -250,7 +213,8 @@ def _stages(dims: Sequence[Dim], **arguments: Any) -> list[_Stage]:
                 f"{what}: expected one entry for each of the {len(dims)} stages (as embed_dims has), got {len(given)}"
             )
         columns.append([reusable(value) for value in given])
-    return [_Stage(f"stages.{k}", *entry) for k, entry in enumerate(zip(dims, *columns, strict=True))]
+    entries = enumerate(zip(dims, *columns, strict=True))
+    return [_Stage(f"stages.{k}", dim, BlockValues(*entry[:4]), *entry[4:]) for k, (dim, *entry) in entries]
 
 
 def cost_of_stages(model: nn.Module, maps: Sequence[Map]) -> Cost:
