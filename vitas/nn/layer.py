@@ -84,7 +84,7 @@ class Elastic(nn.Module):
         """
         try:
             return take(**{name: (self.stored(name), *dims) for name, dims in self.axes().items()})
-        except (AttributeError, ShapeError, TypeError):
+        except (AttributeError, IndexError, ShapeError, TypeError):
             checked_axes(self)  # says which axis it is
             raise
 
