@@ -23,7 +23,7 @@ from vitas import Choice, Dim
 from vitas.cost.expression import Cost
 from vitas.cost.stated import cost_of, params_of
 from vitas.errors import CheckpointError
-from vitas.nn.layer import exported
+from vitas.nn.layer import Elastic, checked_axes, exported
 
 PATTERNS = ["ordinal", "bilateral", "cyclic", "cyclic-chain", "cyclic-paired"]
 PLAIN_LEAVES = {nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Dropout, nn.Identity}
@@ -71,6 +71,9 @@ class Contract:
     tokens: int | Cost = 1
     """What `cost` is to be told: tokens, output positions of a convolution, or a Map."""
 
+    plain_leaves: tuple[type[nn.Module], ...] = ()
+    """Kinds of plain layers that no other export uses."""
+
     def build(self, sharing: str) -> tuple[nn.Module, list[Choice[Any]]]:
         raise NotImplementedError
 
@@ -115,7 +118,8 @@ class Contract:
         for _ in self.subnets(choices):
             plain = exported(layer)
             assert is_plain(plain)
-            assert all(type(leaf) in PLAIN_LEAVES or type(leaf).__module__ == "vitas.plain" for leaf in leaves(plain))
+            kinds = {*PLAIN_LEAVES, *self.plain_leaves}
+            assert all(type(leaf) in kinds or type(leaf).__module__ == "vitas.plain" for leaf in leaves(plain))
             for parameter in plain.parameters():
                 assert parameter.is_contiguous()
                 assert parameter.untyped_storage().data_ptr() not in shared
@@ -161,6 +165,15 @@ class Contract:
             assert params_of(layer).active() == sum(parameter.numel() for parameter in plain.parameters())
             tokens = self.tokens if isinstance(self.tokens, Cost) else Cost(self.tokens)
             assert cost_of(layer, tokens).active() == macs(plain, self.inputs(layer)[:1])
+
+    def test_axes_are_those_of_the_weights_and_the_export_keeps_their_names(self) -> None:
+        layer, choices = self.build("cyclic")
+        for _ in self.subnets(choices):
+            for part in [part for part in layer.modules() if isinstance(part, Elastic) and checked_axes(part)]:
+                weights, made = part.active_weights(), exported(part)
+                own = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+                assert list(own) == [name for name in part.axes() if name in weights]
+                assert all(torch.equal(own[name], weight) for name, weight in weights.items())
 
     def test_copies_keep_the_active_subnet_and_their_own_ties(self) -> None:
         layer, choices = self.build("cyclic")

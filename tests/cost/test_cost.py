@@ -422,15 +422,13 @@ def test_unknown_conventions_are_refused():
         count_flops(small_twins(), convention="vitas")
 
     class Broken(nn.Module):
+        conventions = ("exact", "vitas")
+
         def cost(self, *, convention="exact"):
             return Cost(len(3))
 
-    broken = nn.Identity()
-    broken.cost = 5
-    with pytest.raises(VitasError, match=r"Identity states no cost for one image .'int' object is not callable"):
-        count_flops(broken)
     for convention in ("exact", "vitas"):  # a mistake inside is not taken for a convention that is not known
-        with pytest.raises(VitasError, match=r"Broken states no cost for one image \(object of type 'int' has no len"):
+        with pytest.raises(TypeError, match=r"^object of type 'int' has no len"):
             count_flops(Broken(), convention=convention)
     with pytest.raises(ChoiceError, match=r"convention: a count by running is exact"):
         count_flops(model, inputs=torch.randn(1, 2, 8, 8), convention="vitas")

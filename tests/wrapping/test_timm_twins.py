@@ -653,7 +653,7 @@ def test_a_ratio_in_a_report_gives_back_the_hidden_width():
 
 
 def timm_sizes(dim, hidden):
-    from vitas.wrapping.timm_vit import Sizes
+    from vitas.wrapping.sizes import Sizes
 
     return Sizes("", dim, 1, (1,), (dim,), (hidden,), (1,))
 

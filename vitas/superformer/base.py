@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from vitas.errors import ChoiceError
+from vitas.nn import Elastic
 from vitas.space import holders, search_space
 
 
-class OfImages(nn.Module):
-    """Put before a model for images of one size, which counts are about."""
+class OfImages(Elastic):
+    """Put before a model that is given images of one size, which its cost is about."""
+
+    needs_tokens = False
 
     def image_shape(self) -> tuple[int, int, int]:
         """Return the channels, height and width of an image."""

@@ -3,8 +3,11 @@
     wrap.py        wrap: from the model and its arguments to choices
     arguments.py   numbers and percentages of what a model has
     order.py       a permutation of channels that keeps the function
-    timm_vit.py    timm's Vision Transformer with properties that read choices
-    timm_twins.py  timm's Twins by the same classes
+    sizes.py       the sizes of a row of blocks, and the choices that take their place
+    timm_layers.py layers of timm with properties that read choices
+    timm_model.py  what searchable models of timm have in common
+    timm_vit.py    timm's Vision Transformer
+    timm_twins.py  timm's Twins
     families.py    which of the two a model belongs to
     report.py      what of an export timm's constructor can build: export_report
     register.py    exports under a name that timm.create_model knows

@@ -4,7 +4,7 @@ A width uses a run of positions. Any permutation of a Dim's channels, applied to
 function of the largest subnet; it decides which channels the smaller widths inherit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vitas.choice import Choice, Dim
-from vitas.nn import CyclicLinear, ElasticConv2d
-from vitas.nn.stacked import StackedLinear
+from vitas.nn import Elastic
+from vitas.nn.layer import Stack
 
 
 class _Use(NamedTuple):
@@ -39,7 +39,7 @@ def order_by_magnitude(model: nn.Module) -> None:
     layers of a width, and positions on a ring, are ours.
 
     Args:
-        model: A model whose searchable Dims stand in CyclicLinear, StackedLinear, ElasticConv2d and modules with `axes()`.
+        model: A model whose searchable Dims are those of elastic layers.
     """
     uses: dict[Choice[Any], list[_Use]] = {}
     dims: dict[Choice[Any], Dim] = {}
@@ -57,29 +57,20 @@ def order_by_magnitude(model: nn.Module) -> None:
 
 def _uses_in(module: nn.Module) -> Iterator[tuple[Dim, _Use]]:
     """Yield every axis of a layer's own parameters that a searchable Dim counts."""
-    if isinstance(module, (CyclicLinear, StackedLinear, ElasticConv2d)):
-        stacks = getattr(module, "stacks", 1)
-        weight = module.weight.view(stacks, -1, *module.weight.shape[1:])
-        found = [(module.out_dim, weight, 1, True)]
-        if module.weight.shape[1] == module.in_dim.largest:  # not where a filter reads one channel only
-            found.append((module.in_dim, weight, 2, True))
-        if module.bias is not None:
-            found.append((module.out_dim, module.bias.view(stacks, -1), 1, False))
-    else:
-        axes: dict[str, Sequence[Dim | None]] = module.axes() if hasattr(module, "axes") else {}  # type: ignore[operator]
-        held = [(module._parameters[name], dims) for name, dims in axes.items()]
-        found = [
-            (dim, tensor, axis, False)
-            for tensor, dims in held
-            if tensor is not None
-            for axis, dim in enumerate(dims)
-            if dim is not None
-        ]
-    for dim, tensor, axis, weighs in found:
-        if not dim.fixed:
-            (units,) = dim.bases
-            shape = (*tensor.shape[:axis], units.largest, -1, *tensor.shape[axis + 1 :])
-            yield dim, _Use(units, tensor.view(shape), axis, weighs)
+    if not isinstance(module, Elastic):
+        return
+    for name, dims in module.axes().items():
+        if (tensor := module.stored(name)) is None:
+            continue
+        weighs, axis = name == "weight" and isinstance(module, (nn.Linear, nn.Conv2d)), 0
+        for dim in dims:
+            if isinstance(dim, Stack):  # each part is permuted alike
+                tensor, axis, dim = torch.unflatten(tensor, axis, (dim.parts, -1)), axis + 1, dim.dim
+            if dim is not None and not dim.fixed:
+                (units,) = dim.bases
+                shape = (*tensor.shape[:axis], units.largest, -1, *tensor.shape[axis + 1 :])
+                yield dim, _Use(units, tensor.view(shape), axis, weighs)
+            axis += 1
 
 
 def _importance(use: _Use) -> Tensor:

@@ -65,7 +65,7 @@ def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) 
         raise WrapError(f"{type(inner).__name__}: expected what wrap returned; other exports are of vitas.plain")
     with use_subnet(model, subnet) if subnet is not None else nullcontext():
         stages = family.sizes(inner)
-        parts = [f"blocks.{name}" for name, part in inner.blocks.named_modules() if getattr(part, "of_plain", False)]
+        parts = family.beyond_timm(inner)
     reasons = [reason for own in stages for reason in _unlike_constructor(own)]
     kind = type(inner).__bases__[-1]
     arguments = None if reasons else family.arguments([constructor_arguments(own) for own in stages])

@@ -1,4 +1,4 @@
-"""timm's Twins made searchable, by the same one-step subclasses as its Vision Transformer (vitas.timm_vit).
+"""timm's Twins made searchable, by the same one-step subclasses as its Vision Transformer (timm_vit.py).
 
 One thing is beyond timm's classes: their attention has as many channels inside as outside. Where the heads in use add up to
 another width, the same layers run as attention of `vitas.nn`, exported as attention of `vitas.plain` inside timm's block.
@@ -19,25 +19,33 @@ from torch import Tensor, nn
 from vitas import plain
 from vitas.choice import Dim, as_choice, as_dim, mark_sizes, outside_graphs
 from vitas.cost import Cost, Map
-from vitas.nn import CyclicLinear, ElasticConv2d, ElasticSubsampledAttention, ElasticWindowAttention, ShiftableIdentity
+from vitas.nn import (
+    CyclicLinear,
+    Elastic,
+    ElasticConv2d,
+    ElasticSubsampledAttention,
+    ElasticWindowAttention,
+    ShiftableIdentity,
+)
 from vitas.nn.layer import exported, like
 from vitas.nn.stacked import StackedLinear
 from vitas.superformer.twins import cost_of_stages
-from vitas.wrapping import timm_vit
-from vitas.wrapping.timm_vit import Model, Narrowed, Row, Sizes, become, lay_drop_path, narrow_mlp, narrow_norm
+from vitas.wrapping import timm_model
+from vitas.wrapping.sizes import Row, Sizes
+from vitas.wrapping.timm_layers import MLPS, NORMS, become, narrow_mlp, narrow_norm, stretch_drop_path
+from vitas.wrapping.timm_model import Model
 
 OurAttention = ElasticWindowAttention | ElasticSubsampledAttention
 
 
-class TwinsAttention(Narrowed):
+class TwinsAttention(Elastic):
     """timm's attention with a searchable number of heads of timm's head width.
 
     Shapes: (B, N, D) -> (B, N, D), D = width.active; inside h = heads.active heads, d = inner.active.
     Cost: that of the attention of vitas.nn with the same layers.
     """
 
-    reads = ("dim", "num_heads")
-    holds = ("width", "heads", "inner", "ours")
+    holds = ("ours",)
     width: Dim
     heads: Dim
     inner: Dim
@@ -111,7 +119,7 @@ def elastic(
     return become(attention, ElasticSubsampledAttention, num_heads=heads, sr_ratio=ratio, dim=width, qkv_dim=inner)
 
 
-class _Block(Narrowed, twins.Block):
+class _Block(Elastic, twins.Block):
     @outside_graphs(recursive=False)
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Run timm's code; torch.compile compiles that, and not the row of blocks."""
@@ -121,11 +129,11 @@ class _Block(Narrowed, twins.Block):
         return x
 
 
-class _PosConv(Narrowed, twins.PosConv):
+class _PosConv(Elastic, twins.PosConv):
     pass
 
 
-class _PatchEmbed(Narrowed, twins.PatchEmbed):
+class _PatchEmbed(Elastic, twins.PatchEmbed):
     pass
 
 
@@ -141,8 +149,6 @@ class ElasticTwins(Model, twins.Twins):
     Source: timm 1.0.23 to 1.0.31, `timm/models/twins.py`; which channels a width uses: vitas.sharing.
     """
 
-    reads = ("embed_dims", "depths", "num_features", "head_hidden_size", "feature_info")
-    holds = ("widths",)
     widths: list[Dim]
     patch_embeds: Any
     pos_block: Any
@@ -193,21 +199,21 @@ ATTENTION: dict[type[nn.Module], type[TwinsAttention]] = {
 _OURS = (plain.WindowAttention, plain.SubsampledAttention)
 
 
-_WITH_WEIGHTS = {nn.Linear, nn.Conv2d, *timm_vit.NORMS}
+_WITH_WEIGHTS = {nn.Linear, nn.Conv2d, *NORMS}
 
 
-_WITH_PARTS = {*MODELS, *ATTENTION, *_OURS, *timm_vit.MLPS}
+_WITH_PARTS = {*MODELS, *ATTENTION, *_OURS, *MLPS}
 _WITH_PARTS |= {twins.Block, twins.PosConv, twins.PatchEmbed, nn.Sequential, nn.ModuleList}
 
 
 def unsupported(model: nn.Module) -> str | None:
     """Name a part that none of the classes here narrows; None if all can be."""
-    return timm_vit.unsupported(model, _WITH_WEIGHTS, _WITH_PARTS)
+    return timm_model.unsupported(model, _WITH_WEIGHTS, _WITH_PARTS)
 
 
 def supported_parts() -> str:
     """Return the kinds of parts that can be narrowed, for error messages."""
-    kinds = [twins.Block, *ATTENTION, *timm_vit.MLPS, *timm_vit.NORMS, twins.PosConv, twins.PatchEmbed]
+    kinds = [twins.Block, *ATTENTION, *MLPS, *NORMS, twins.PosConv, twins.PatchEmbed]
     return ", ".join(dict.fromkeys(kind.__name__ for kind in kinds))
 
 
@@ -225,6 +231,12 @@ def arguments(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {several: [row[one] for row in rows] for several, one in names.items()}
 
 
+def beyond_timm(model: Any) -> list[str]:
+    """Return the attention that timm's classes cannot express in the active subnet."""
+    parts = model.blocks.named_modules()
+    return [f"blocks.{name}" for name, part in parts if isinstance(part, TwinsAttention) and part.of_plain]
+
+
 def narrow(model: nn.Module, rows: Sequence[Row]) -> nn.Module:
     """Make a timm Twins searchable in place.
 
@@ -234,7 +246,7 @@ def narrow(model: nn.Module, rows: Sequence[Row]) -> nn.Module:
     """
     own: Any = model
     stages: list[nn.ModuleList] = list(own.blocks)
-    lay_drop_path(stages, [row.depth for row in rows])
+    stretch_drop_path(stages, [row.depth for row in rows])
     for stage, row in zip(stages, rows, strict=True):
         for slot, block in enumerate(stage):
             narrow_block(block, row.width, row.heads[slot], row.hidden[slot])
@@ -265,14 +277,14 @@ def narrow_block(block: nn.Module, width: Dim, heads: Dim, hidden: Dim) -> None:
     attn: Any = block.attn
     inner = heads * (attn.proj.in_features // attn.num_heads)
     for name, stacks in (("qkv", 3), ("kv", 2)):
-        if hasattr(attn, name):
-            become(getattr(attn, name), StackedLinear, in_dim=width, out_dim=inner, stacks=stacks)
-    if hasattr(attn, "q"):
+        if name in attn._modules:
+            become(attn._modules[name], StackedLinear, in_dim=width, out_dim=inner, stacks=stacks)
+    if "q" in attn._modules:
         become(attn.q, CyclicLinear, in_dim=width, out_dim=inner)
     become(attn.proj, CyclicLinear, in_dim=inner, out_dim=width)
-    if getattr(attn, "sr", None) is not None:
+    if attn._modules.get("sr") is not None:
         become(attn.sr, ElasticConv2d, in_dim=width, out_dim=width, depthwise=False)
-    narrow_norm(getattr(attn, "norm", None), width)
+    narrow_norm(attn._modules.get("norm"), width)
     if type(attn) in ATTENTION:
         same = ours(attn, width, heads, inner)
         become(attn, ATTENTION[type(attn)], width=width, heads=heads, inner=inner, ours=same)

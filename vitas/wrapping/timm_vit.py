@@ -1,348 +1,41 @@
-"""timm's Vision Transformer made searchable: one-step subclasses in which what a forward pass reads follows the choices.
-
-Only the class of a module changes (`become`): parameters, checkpoint keys, hooks and flags stay, and timm's own forward code
-runs. What that code reads as an attribute, `num_heads`, `cls_token`, the gain of a norm, is here a property over a Choice or
-Dim. Linear layers and convolutions are torch's and become those of `vitas.nn`. An export takes every step back: timm's
-classes, with ints and slices where the properties were.
+"""timm's Vision Transformer made searchable, by layers of timm_layers.py.
 
 Importing this file imports timm; `vitas.wrap` does so when it is used. Written for timm 1.0.23 to 1.0.31.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
-from functools import wraps
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from timm import layers
-from timm.models import deit, vision_transformer
+from timm.models import deit
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
-from vitas.choice import Choice, Dim, as_dim, mark, marked, outside_graphs, take
-from vitas.cost import Cost, cost_of, params_of, product_of
+from vitas.choice import Dim, as_dim, outside_graphs
+from vitas.cost import Cost, cost_of
 from vitas.errors import VitasError
 from vitas.nn import CyclicLinear, ElasticConv2d, ShiftableIdentity
-from vitas.nn.drop_path import drop_samples
-from vitas.nn.layer import exported, like
+from vitas.nn.layer import Axes, like
 from vitas.nn.stacked import StackedLinear
-from vitas.space import State
-from vitas.superformer.base import OfImages
-
-M = TypeVar("M", bound=nn.Module)
-
-
-class Narrowed(nn.Module):
-    """What stands first among the bases of every class here; the class of timm or torch that it narrows stands last."""
-
-    reads: tuple[str, ...] = ()
-    """Attributes that the narrowed class holds as values and that are properties here, in front of the values."""
-
-    holds: tuple[str, ...] = ()
-    """Attributes that the narrowed class does not have."""
-
-    def axes(self) -> dict[str, tuple[Dim | None, ...]]:
-        """Return the Dim of each axis of the parameters that the module itself holds; None leaves an axis whole."""
-        return {}
-
-    def active_weights(self) -> dict[str, Tensor]:
-        """Return the part in use of those parameters; nothing else slices."""
-        return take(**{name: (self._parameters[name], *dims) for name, dims in self.axes().items()})
-
-    def cost(self, tokens: Cost) -> Cost:
-        """Return what the children cost; norms and scaling are listed as not counted."""
-        return sum((cost_of(child, tokens).under(name) for name, child in self.named_children()), Cost())
-
-    def param_count(self) -> Cost:
-        """Return the active parameters of the module and its children."""
-        own = Cost()
-        for name, dims in self.axes().items():
-            if (parameter := self._parameters[name]) is not None:
-                own += product_of(*(dim or size for dim, size in zip(dims, parameter.shape, strict=True)))
-        return sum((params_of(child) for child in self.children()), own)
-
-    def export(self) -> nn.Module:
-        """Return a module of the narrowed class with the values, and its own copy of the weights, of the active subnet."""
-        narrowed: Any = type(self).__bases__[-1]
-        plain: nn.Module = narrowed.__new__(narrowed)
-        nn.Module.__init__(plain)
-        torchs_own = set(vars(plain))
-        for name, value in vars(self).items():
-            if name not in torchs_own and name not in self.holds:
-                vars(plain)[name] = getattr(self, name) if name in self.reads else copy.deepcopy(value)
-        weights = self.active_weights()
-        for name, parameter in self._parameters.items():
-            own = None
-            if parameter is not None:
-                active = weights[name].detach().clone(memory_format=torch.contiguous_format)
-                own = nn.Parameter(active, parameter.requires_grad)
-            plain.register_parameter(name, own)
-        for name, child in self._modules.items():
-            plain.add_module(name, None if child is None else exported(child))
-        return like(self, plain)
-
-
-def become(module: nn.Module, narrower: type[M], **dims: Any) -> M:
-    """Narrow the class of `module` by one step and let it hold `dims`; all else stays as it is.
-
-    Args:
-        module: An instance of exactly the class that `narrower` narrows.
-        narrower: The class to become.
-        dims: Attributes that `narrower` has beyond those of the class that it narrows.
-    """
-    module.__class__ = narrower
-    vars(module).update(dims)
-    return cast(M, module)
-
-
-def _part(name: str) -> Any:
-    """Return a property: the part in use of a parameter that the module holds; None where it has none."""
-
-    def part(module: Any) -> Tensor | None:
-        parameter = module._parameters.get(name)
-        return None if parameter is None else take(it=(parameter, *module.axes()[name]))["it"]
-
-    return property(part)
-
-
-class Channelwise(Narrowed):
-    """A norm or a scale over the active channels of `dim`.
-
-    Shapes: (B, N, K) -> (B, N, K), K = dim.active.
-    Cost: 0 MACs.
-    """
-
-    holds = ("dim",)
-    dim: Dim
-
-    def axes(self) -> dict[str, tuple[Dim | None, ...]]:
-        """Return `dim` for each parameter."""
-        return dict.fromkeys(self._parameters, (self.dim,))
-
-    def extra_repr(self) -> str:
-        return self.dim.brief()
-
-
-class Norm(Channelwise):
-    """A norm over the active channels."""
-
-    reads = ("normalized_shape",)
-    weight = _part("weight")
-    bias = _part("bias")
-    normalized_shape = property(lambda self: (self.dim.active,))
-
-
-class _TorchLayerNorm(Norm, nn.LayerNorm):
-    pass
-
-
-class _LayerNorm(Norm, layers.LayerNorm):
-    pass
-
-
-class _LayerNormFp32(Norm, layers.LayerNormFp32):
-    pass
-
-
-class _RmsNorm(Norm, layers.RmsNorm):
-    pass
-
-
-class _RmsNormFp32(Norm, layers.RmsNormFp32):
-    pass
-
-
-class _LayerScale(Channelwise, layers.LayerScale):
-    gamma = _part("gamma")
-
-
-class ElasticDropPath(Narrowed, layers.DropPath):
-    """Stochastic depth whose rate follows the block's place among those that run: the model's rates, stretched over them.
-
-    `slot` is the block's number in its row, `before` the depths of the rows before it, `depths` those of all rows.
-
-    Shapes: (B, ...) -> (B, ...).
-    Cost: 0 MACs.
-    """
-
-    reads = ("drop_prob",)
-    holds = ("slot", "rates", "before", "depths", "_mark")
-    slot: int
-    rates: tuple[float, ...]
-    before: tuple[Choice[int], ...]
-    depths: tuple[Choice[int], ...]
-    scale_by_keep: bool
-
-    @property
-    def drop_prob(self) -> float:
-        """The rate in the active subnet."""
-        number = self.slot + sum(depth.active for depth in self.before)
-        last = sum(depth.active for depth in self.depths) - 1
-        place = number * (len(self.rates) - 1) / max(last, 1)
-        below = min(int(place), len(self.rates) - 1)
-        above = min(below + 1, len(self.rates) - 1)
-        return self.rates[below] + (place - below) * (self.rates[above] - self.rates[below])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
-        if not self.training or not torch.compiler.is_compiling():
-            return super().forward(x)  # type: ignore[no-any-return]
-        last = len(self.rates) - 1
-        number = marked(self._mark, 0) + sum(depth.active for depth in self.before)
-        steps, place = torch.sym_max(sum(depth.active for depth in self.depths) - 1, 1), number * last
-        rates, below = torch.tensor(self.rates, device=x.device), torch.sym_min(place // steps, last)
-        share = place / steps - below
-        rate = rates[below] + share * (rates[torch.sym_min(below + 1, last)] - rates[below])
-        return drop_samples(x, 1 - rate, self.scale_by_keep)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._mark = mark(self.slot)  # torch.compile would take the sizes of a copied mark for fixed
-
-
-class ElasticAttention(Narrowed, layers.Attention):
-    """timm's attention with a searchable number of heads of timm's head width.
-
-    Shapes: (B, N, D) -> (B, N, D); inside h = heads.active heads, d = inner.active = h * head_dim.
-    Cost: 4 * tokens * D * d + 2 * tokens^2 * d MACs.
-    """
-
-    reads = ("num_heads", "attn_dim")
-    holds = ("heads", "inner")
-    heads: Dim
-    inner: Dim
-    num_heads = property(lambda self: self.heads.active)
-    attn_dim = property(lambda self: self.inner.active)
-
-    def cost(self, tokens: Cost) -> Cost:
-        """Return the linear layers' cost and 2 * tokens^2 * d."""
-        return super().cost(tokens) + (tokens * tokens * self.inner * 2).named("matmul")
-
-
-class _Mlp(Narrowed, layers.Mlp):
-    pass
-
-
-class _GluMlp(Narrowed, layers.GluMlp):
-    pass
-
-
-class _SwiGLU(Narrowed, layers.SwiGLU):
-    pass
-
-
-class _Block(Narrowed, vision_transformer.Block):
-    pass
-
-
-class _ResPostBlock(Narrowed, vision_transformer.ResPostBlock):
-    pass
-
-
-class _LatentPool(Narrowed, layers.AttentionPoolLatent):
-    """Attention pooling by learned queries, as wide as the residual stream; its heads keep their width."""
-
-    reads = ("num_heads", "latent_dim", "out_features")
-    holds = ("dim",)
-    dim: Dim
-    latent_len: int
-    num_heads = property(lambda self: self.dim.active // self.head_dim)
-    latent_dim = out_features = property(lambda self: self.dim.active)
-    latent = _part("latent")
-
-    def axes(self) -> dict[str, tuple[Dim | None, ...]]:
-        """Return `dim` for the channels of the queries."""
-        return {"latent": (None, None, self.dim)}
-
-    def cost(self, tokens: Cost) -> Cost:
-        """Return the cost of pooling `tokens` into latent_len queries."""
-        queries = Cost(self.latent_len)
-        parts = {"q": queries, "kv": tokens, "proj": queries, "mlp": queries}
-        cost = sum((cost_of(getattr(self, name), n).under(name) for name, n in parts.items()), Cost())
-        return cost + (tokens * self.dim * self.latent_len * 2).named("matmul")
-
-
-if hasattr(layers, "AttentionPoolPrr"):  # since timm 1.0.26
-
-    class _PrrPool(Narrowed, layers.AttentionPoolPrr):
-        """Attention pooling without weights, as wide as the residual stream; its heads keep their width."""
-
-        reads = ("num_heads", "out_features")
-        holds = ("dim",)
-        dim: Dim
-        num_heads = property(lambda self: self.dim.active // self.head_dim)
-        out_features = property(lambda self: self.dim.active)
-
-        def cost(self, tokens: Cost) -> Cost:
-            """Return 2 * tokens^2 * K."""
-            return (tokens * tokens * self.dim * 2).named("matmul")
-
-
-class _Bound(nn.Module):
-    """A block that runs in the subnet that was active when this was made, whenever it is run (again)."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block, self.state = block, State.of_module(block)
-
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        with self.state.restored():
-            return self.block(*inputs, **options)
-
-
-class _Running(nn.Sequential):
-    """The blocks that run, as timm's methods want them: counted, sliced, run one by one or all together."""
-
-    slots: Callable[[Tensor], Tensor] | None = None
-
-    @outside_graphs(recursive=False)
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.slots is None else self.slots(x)  # type: ignore[no-untyped-call]
-
-
-def largest(module: nn.Module) -> AbstractContextManager[None]:
-    """Activate the largest value of every choice for the length of a with block."""
-    choices = State.of_module(module).choices
-    return State(choices, tuple(len(choice.values) - 1 for choice in choices), tuple(0 for _ in choices)).restored()
-
-
-def whole(narrowed: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method of the narrowed class, run while the largest subnet is active."""
-
-    @wraps(narrowed)
-    def method(self: Model, *arguments: Any, **named: Any) -> Any:
-        with largest(self), torch.no_grad():
-            return getattr(super(Model, self), narrowed.__name__)(*arguments, **named)
-
-    return method
-
-
-class Model(Narrowed, OfImages):
-    """What searchable models have in common: methods that read or write whole parameters, or make layers."""
-
-    reset_classifier = whole(VisionTransformer.reset_classifier)
-    get_submodule, get_parameter = whole(nn.Module.get_submodule), whole(nn.Module.get_parameter)
-
-    def _narrow_head(self) -> None:
-        """Make the classifier searchable where it is not."""
-        raise NotImplementedError
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a new classifier is searchable like the old one."""
-        super().__setattr__(name, value)
-        if type(value) is nn.Linear:
-            self._narrow_head()
-
-    def prune_intermediate_layers(self, *arguments: Any, **named: Any) -> list[int]:
-        """Refuse: which blocks run is the choice of a subnet.
-
-        Raises:
-            VitasError: always.
-        """
-        raise VitasError("prune_intermediate_layers: not while the depth can be searched; export a subnet and prune that")
+from vitas.wrapping import timm_model
+from vitas.wrapping.sizes import Row, Sizes, width_into
+from vitas.wrapping.timm_layers import (
+    BLOCKS,
+    MLPS,
+    NORMS,
+    POOLS,
+    ChannelScale,
+    HeadwiseAttention,
+    become,
+    narrow_mlp,
+    narrow_norm,
+    part,
+    stretch_drop_path,
+)
+from vitas.wrapping.timm_model import Bound, Model, Running, whole
 
 
 class ElasticVisionTransformer(Model, VisionTransformer):
@@ -356,8 +49,6 @@ class ElasticVisionTransformer(Model, VisionTransformer):
     Source: timm 1.0.23 to 1.0.31, `timm/models/vision_transformer.py`; which channels a width uses: vitas.sharing.
     """
 
-    reads = ("embed_dim", "num_features", "head_hidden_size")
-    holds = ("width",)
     width: Dim
     patch_embed: Any
     norm_pre: Any
@@ -369,7 +60,7 @@ class ElasticVisionTransformer(Model, VisionTransformer):
     pool_include_prefix: bool
     grad_checkpointing: bool
     embed_dim = num_features = head_hidden_size = property(lambda self: self.width.active)
-    cls_token, reg_token, pos_embed = _part("cls_token"), _part("reg_token"), _part("pos_embed")
+    cls_token, reg_token, pos_embed = part("cls_token"), part("reg_token"), part("pos_embed")
 
     @property
     def blocks(self) -> nn.Sequential:
@@ -380,11 +71,11 @@ class ElasticVisionTransformer(Model, VisionTransformer):
     def _running(self) -> nn.Sequential:
         slots = cast(ShiftableIdentity, self._modules["blocks"])
         bound = self.grad_checkpointing and torch.is_grad_enabled()
-        running = _Running(*(_Bound(block) if bound else block for block in slots.running()))
+        running = Running(*(Bound(block) if bound else block for block in slots.running()))
         vars(running)["slots"] = slots  # not as a child
         return running
 
-    def axes(self) -> dict[str, tuple[Dim | None, ...]]:
+    def axes(self) -> Axes:
         """Return `width` for the channels of tokens and positions."""
         return dict.fromkeys(self._parameters, (None, None, self.width))
 
@@ -445,25 +136,7 @@ class ElasticVisionTransformerDistilled(ElasticVisionTransformer, deit.VisionTra
     Source: timm 1.0.23 to 1.0.31, `timm/models/deit.py`.
     """
 
-    dist_token = _part("dist_token")
-
-
-NORMS: dict[type[nn.Module], type[Norm]] = {
-    nn.LayerNorm: _TorchLayerNorm,
-    layers.LayerNorm: _LayerNorm,
-    layers.LayerNormFp32: _LayerNormFp32,
-    layers.RmsNorm: _RmsNorm,
-    layers.RmsNormFp32: _RmsNormFp32,
-}
-
-
-MLPS: dict[type[nn.Module], type[Narrowed]] = {layers.Mlp: _Mlp, layers.GluMlp: _GluMlp, layers.SwiGLU: _SwiGLU}
-
-
-BLOCKS: dict[type[nn.Module], type[Narrowed]] = {
-    vision_transformer.Block: _Block,
-    vision_transformer.ResPostBlock: _ResPostBlock,
-}
+    dist_token = part("dist_token")
 
 
 MODELS: dict[type[nn.Module], type[ElasticVisionTransformer]] = {
@@ -472,47 +145,15 @@ MODELS: dict[type[nn.Module], type[ElasticVisionTransformer]] = {
 }
 
 
-POOLS: dict[type[nn.Module], type[Narrowed]] = {layers.AttentionPoolLatent: _LatentPool}
-
-
-if hasattr(layers, "AttentionPoolPrr"):
-    POOLS[layers.AttentionPoolPrr] = _PrrPool
-
-
 _WITH_WEIGHTS = {nn.Linear, nn.Conv2d, layers.LayerScale, *NORMS, *MODELS, layers.AttentionPoolLatent}
 
 
 _WITH_PARTS = {*MODELS, *BLOCKS, *MLPS, *POOLS, layers.Attention, layers.PatchEmbed, nn.Sequential}
 
 
-# Whatever else holds a parameter was added by somebody, and no slice of it is known.
-_OWN = {"weight", "bias", "gamma", "latent", "cls_token", "reg_token", "dist_token", "pos_embed"}
-
-
-def unsupported(
-    model: nn.Module, with_weights: Collection[type] = _WITH_WEIGHTS, with_parts: Collection[type] = _WITH_PARTS
-) -> str | None:
-    """Name a part that none of the classes here narrows; None if all can be.
-
-    Args:
-        model: The model.
-        with_weights: Classes that may hold parameters.
-        with_parts: Classes that may hold modules.
-    """
-    for path, part in model.named_modules():
-        own = dict(part.named_parameters(recurse=False))
-        parts = any(True for _ in part.children())
-        if (own and type(part) not in with_weights) or (parts and type(part) not in with_parts):
-            return f"{path} is a {type(part).__name__}"
-        if "forward" in vars(part):
-            return f"{path or 'the model'} has a forward of its own"
-        if unknown := own.keys() - _OWN:
-            return f"{path or 'the model'} holds {', '.join(sorted(unknown))}"
-    first: dict[nn.Parameter, str] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        if first.setdefault(parameter, path) != path:
-            return f"{path} and {first[parameter]} are one parameter"
-    return None
+def unsupported(model: nn.Module) -> str | None:
+    """Name a part that none of the classes here narrows; None if all can be."""
+    return timm_model.unsupported(model, _WITH_WEIGHTS, _WITH_PARTS)
 
 
 def supported_parts() -> str:
@@ -521,44 +162,11 @@ def supported_parts() -> str:
     return ", ".join(dict.fromkeys(kind.__name__ for kind in kinds))
 
 
-class Sizes(NamedTuple):
-    """The sizes that can be searched of a row of blocks; `unit` has to divide its widths."""
-
-    prefix: str  # of the names of its choices
-    embed_dim: int
-    unit: int
-    num_heads: tuple[int, ...]
-    head_dim: tuple[int, ...]
-    mlp_dim: tuple[int, ...]
-    stacks: tuple[int, ...]  # parts of the first layer of each MLP: 2 where it makes values and gates
-    pool_mlp_dim: int | None = None  # of attention pooling; not searched
-
-    @classmethod
-    def of(cls, prefix: str, embed_dim: int, unit: int, blocks: Iterable[Any]) -> Sizes:
-        """Return the sizes of `blocks`, in the active subnet if they are searchable."""
-        rows = []
-        for block in blocks:
-            given = block.attn.num_heads
-            count = given.active if isinstance(given, Choice) else given
-            rows.append((count, _width_into(block.attn.proj) // count, _width_into(block.mlp.fc2), _stacks(block.mlp)))
-        heads, widths, hidden, stacks = zip(*rows, strict=True)
-        return cls(prefix, embed_dim, unit, heads, widths, hidden, stacks)
-
-
-class Row(NamedTuple):
-    """The choices of a row of blocks: its width, how many run, and heads and hidden width of the MLP of each."""
-
-    width: Dim
-    depth: Choice[int]
-    heads: Sequence[Dim]
-    hidden: Sequence[Dim]
-
-
 def sizes(model: Any) -> list[Sizes]:
     """Return the sizes of a timm Vision Transformer."""
     pool = model.attn_pool
     own = Sizes.of("", model.embed_dim, 1 if pool is None else pool.head_dim, model.blocks)
-    return [own._replace(pool_mlp_dim=_width_into(pool.mlp.fc2) if hasattr(pool, "mlp") else None)]
+    return [own._replace(pool_mlp_dim=width_into(pool.mlp.fc2) if isinstance(pool, layers.AttentionPoolLatent) else None)]
 
 
 def arguments(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -566,12 +174,9 @@ def arguments(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return rows[0]
 
 
-def _width_into(linear: Any) -> int:
-    return linear.in_dim.active if isinstance(linear, CyclicLinear) else linear.in_features
-
-
-def _stacks(mlp: Any) -> int:
-    return mlp.fc1.out_features // mlp.fc2.in_features if hasattr(mlp, "fc1") else 1
+def beyond_timm(model: Any) -> list[str]:
+    """Return the parts that timm's classes cannot express in the active subnet: none."""
+    return []
 
 
 def narrow(model: nn.Module, rows: Sequence[Row]) -> nn.Module:
@@ -583,7 +188,7 @@ def narrow(model: nn.Module, rows: Sequence[Row]) -> nn.Module:
     """
     ((width, depth, heads, hidden),) = rows
     slots = cast(nn.Sequential, model.blocks)
-    lay_drop_path([slots], [depth])
+    stretch_drop_path([slots], [depth])
     for slot, block in enumerate(slots):
         narrow_block(block, width, heads[slot], hidden[slot])
     become(slots, ShiftableIdentity, shift=True, depth=depth)
@@ -593,19 +198,6 @@ def narrow(model: nn.Module, rows: Sequence[Row]) -> nn.Module:
     narrow_stem(elastic)
     narrow_head(elastic)
     return elastic
-
-
-def lay_drop_path(rows: Sequence[Iterable[nn.Module]], depths: Sequence[Choice[int]]) -> None:
-    """Let the stochastic depth of the blocks of several rows in turn follow how many of them run."""
-    all_ = tuple(depths)
-    for name in ("drop_path1", "drop_path2"):
-        drops = [[getattr(block, name) for block in row] for row in rows]
-        rates = tuple(float(getattr(drop, "drop_prob", 0.0)) for row in drops for drop in row)
-        for number, row in enumerate(drops):
-            for slot, drop in enumerate(row):
-                if type(drop) is layers.DropPath:
-                    before = tuple(depths[:number])
-                    become(drop, ElasticDropPath, slot=slot, rates=rates, before=before, depths=all_, _mark=mark(slot))
 
 
 def narrow_stem(model: ElasticVisionTransformer) -> None:
@@ -620,7 +212,7 @@ def narrow_head(model: ElasticVisionTransformer) -> None:
     """Make attention pooling and classifiers searchable where they are not."""
     width, pool = model.width, model.attn_pool
     if type(pool) in POOLS:
-        if hasattr(pool, "kv"):
+        if isinstance(pool, layers.AttentionPoolLatent):
             if type(pool.q) is nn.Linear:
                 become(pool.q, CyclicLinear, in_dim=width, out_dim=width)
             become(pool.kv, StackedLinear, in_dim=width, out_dim=width, stacks=2)
@@ -648,33 +240,12 @@ def narrow_block(block: nn.Module, width: Dim, heads: Dim, hidden: Dim) -> None:
     head_dim = as_dim(attn.head_dim, "head_dim")
     for norm, dim in ((attn.q_norm, head_dim), (attn.k_norm, head_dim), (attn.norm, inner)):
         narrow_norm(norm, dim)
-    become(attn, ElasticAttention, heads=heads, inner=inner)
+    become(attn, HeadwiseAttention, heads=heads, inner=inner)
     narrow_mlp(cast(nn.Module, block.mlp), width, hidden)
     for norm in (block.norm1, block.norm2):
         narrow_norm(norm, width)
     for name in ("ls1", "ls2"):
         scale: Any = getattr(block, name, None)
         if type(scale) is layers.LayerScale:
-            become(scale, _LayerScale, dim=width)
+            become(scale, ChannelScale, dim=width)
     become(block, BLOCKS[type(block)])
-
-
-def narrow_mlp(mlp: Any, width: Dim, hidden: Dim) -> None:
-    """Make an MLP searchable."""
-    for name in ("fc1", "fc1_g", "fc1_x"):
-        linear = getattr(mlp, name, None)
-        if linear is not None:
-            stacks = _stacks(mlp)
-            if stacks == 1:
-                become(linear, CyclicLinear, in_dim=width, out_dim=hidden)
-            else:  # GluMlp: values and gates in one layer
-                become(linear, StackedLinear, in_dim=width, out_dim=hidden, stacks=stacks)
-    become(mlp.fc2, CyclicLinear, in_dim=hidden, out_dim=width)
-    narrow_norm(mlp.norm, hidden)
-    become(mlp, MLPS[type(mlp)])
-
-
-def narrow_norm(norm: Any, dim: Dim) -> None:
-    """Make a norm searchable where it is one."""
-    if type(norm) in NORMS:
-        become(norm, NORMS[type(norm)], dim=dim)

@@ -15,11 +15,13 @@ from torch import nn
 from vitas.checks import check_flags
 from vitas.choice import Choice, Dim
 from vitas.errors import ChoiceError, WrapError, is_one_of, one_of, shown
+from vitas.nn import Elastic
 from vitas.sharing import Sharing
 from vitas.space import holders, unwrap
 from vitas.wrapping.arguments import Values, block_numbers, counts_of, for_each_stage, hidden_of, widths_of
 from vitas.wrapping.families import timm_families
 from vitas.wrapping.order import order_by_magnitude
+from vitas.wrapping.sizes import Row
 
 
 def wrap(
@@ -75,7 +77,7 @@ def wrap(
     if isinstance(timm_model, str):
         raise WrapError(f"expected a model, got the name {shown(timm_model)}; pass timm.create_model({shown(timm_model)})")
     model: Any = unwrap(timm_model)
-    if any(holders(model)) or isinstance(model, families[0].Narrowed):
+    if any(holders(model)) or isinstance(model, Elastic):
         raise WrapError(f"{type(model).__name__} is searchable already")
     family = next((family for family in families if type(model) in family.MODELS), None)
     if family is None:
@@ -106,7 +108,7 @@ def wrap(
             counts.append(dim(name, counts_of(name, heads if i in searched else None, own.num_heads[i])))
             name, per_ratio = f"{own.prefix}blocks.{i}.mlp_dim", own.embed_dim / own.stacks[i]
             hidden.append(dim(name, hidden_of(name, ratios if i in searched else None, own.mlp_dim[i], per_ratio)))
-        return families[0].Row(width, slots, counts, hidden)
+        return Row(width, slots, counts, hidden)
 
     arguments = {"embed_dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "depth": depth, "blocks": blocks}
     given = [for_each_stage(what, values, len(stages)) for what, values in arguments.items()]
