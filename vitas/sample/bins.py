@@ -122,6 +122,8 @@ class _Meeting(NamedTuple):
     """
 
     offset: Ints
+    begin: Ints
+    """Of the first bin: how many bins of the next node lie below it."""
     width: Ints
     wide: Ints
     number: Ints
@@ -150,7 +152,7 @@ class _Meeting(NamedTuple):
         first = np.maximum(-((begin + span - 1) // stride), 0)
         end = np.minimum((number_after - 1 - begin) // stride + 1, number)
         useful = (step.weight > 0) & ((number > 0) & (number_after > 0) & ((first < end) | ~regular)).all(axis=0)
-        return cls(offset, width, wide, number, number_after, regular, stride, span, first, end, useful)
+        return cls(offset, begin, width, wide, number, number_after, regular, stride, span, first, end, useful)
 
     def slices(self, m: int, node: int, value: int) -> tuple[slice, Any]:
         """Return which bins of the node lead anywhere, and where each of them leads among the sliding maxima."""
@@ -158,7 +160,7 @@ class _Meeting(NamedTuple):
         lead = self.span[at] - 1  # bins before the first that still reach into it
         if self.regular[at]:
             first, stride = self.first[at], self.stride[at]
-            begin = self.offset[at] // self.wide[at] + first * stride + lead
+            begin = self.begin[at] + first * stride + lead
             return slice(first, self.end[at]), slice(begin, begin + (self.end[at] - first - 1) * stride + 1, stride)
         begins = (self.offset[at] + self.width[m, node, 0] * np.arange(self.number[m, node, 0])) // self.wide[at]
         here = slice(*np.searchsorted(begins, [-lead, self.number_after[at]]))
