@@ -4,7 +4,7 @@ The descriptions stand in `vitas.plain`; those of timm's networks in `vitas.expo
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -55,9 +55,10 @@ def check_arguments(kind: Any, error: type[VitasError], **arguments: object) -> 
 
 def _hints(kind: Any) -> dict[str, Any]:
     """Return the types of a description's fields, and of those that stand flat among them."""
-    hints = plain.types_of(kind)
-    flat = [hints[one.name] for one in fields(kind) if one.metadata["flat"]]
-    return hints | {name: hint for inner in flat for name, hint in _hints(plain.allowed(inner)[0]).items()}
+    hints: dict[str, Any] = {}
+    for name, _, hint, flat in plain.layout_of(kind):
+        hints |= _hints(plain.allowed(hint)[0]) if flat else {name: hint}
+    return hints
 
 
 def check_field(hint: Any, value: Any, where: str, error: type[VitasError]) -> Any:

@@ -976,9 +976,9 @@ class Description:
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` makes an equal description of them."""
         told: dict[str, Any] = {}
-        for one in fields(self):
-            value = _as_json(getattr(self, one.name))
-            told |= value if one.metadata["flat"] else {_key(one.name): value}
+        for name, key, _, flat in layout_of(type(self)):
+            value = _as_json(getattr(self, name))
+            told |= value if flat else {key: value}
         return told
 
 
@@ -988,38 +988,43 @@ def _as_json(value: Any) -> Any:
     return [_as_json(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _key(name: str) -> str:
-    return name.rstrip("_")  # class_ is "class"
+@cache
+def allowed(hint: Any) -> tuple[Any, ...]:
+    """Return the types that `X | Y | None` allows; that of None is NoneType."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 @cache
-def types_of(kind: Any) -> dict[str, Any]:
-    """Return the type of each field of a description, with its bounds."""
-    return get_type_hints(kind, include_extras=True)
-
-
-def allowed(hint: Any) -> list[Any]:
-    """Return the types that `X | Y | None` allows; that of None is NoneType."""
-    return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
-
-
 def bare(hint: Any) -> tuple[Any, Any]:
     """Return a type without its bounds, and these or None."""
     return get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, None)
 
 
+@cache
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return tuple(kind for kind in allowed(hint) if is_dataclass(kind))
+
+
 def described_by(hint: Any, told: Mapping[str, Any]) -> Any:
     """Return the description, of those that a type allows, whose keys are most like those of a JSON object; or None."""
-    kinds = [kind for kind in allowed(hint) if is_dataclass(kind)]
-    return min(kinds, key=lambda kind: len(keys_of(kind, told) ^ set(told)), default=None)
+    kinds = _kinds(hint)
+    if len(kinds) < 2:
+        return kinds[0] if kinds else None
+    return min(kinds, key=lambda kind: len(keys_of(kind, told) ^ told.keys()))
+
+
+@cache
+def layout_of(kind: Any) -> tuple[tuple[str, str, Any, bool], ...]:
+    """Return name, JSON key and type of each field of a description, and whether it is flat."""
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple((one.name, one.name.rstrip("_"), hints[one.name], one.metadata["flat"]) for one in fields(kind))
 
 
 def keys_of(kind: Any, told: Mapping[str, Any]) -> set[str]:
     """Return the keys of the JSON object that such a description becomes, where types allow several as in `told`."""
     keys: set[str] = set()
-    for one in fields(kind):
-        flat = one.metadata["flat"]
-        keys |= keys_of(described_by(types_of(kind)[one.name], told), told) if flat else {_key(one.name)}
+    for _, key, hint, flat in layout_of(kind):
+        keys |= keys_of(described_by(hint, told), told) if flat else {key}
     return keys
 
 
@@ -1052,13 +1057,12 @@ def from_json(hint: Any, value: Any, check: Callable[[Any, Any, str], Any] = _as
 
 def _from_object(kind: Any, told: Mapping[str, Any], check: Callable[[Any, Any, str], Any], path: str) -> Any:
     values, prefix = {}, f"{path}." if path else ""
-    for one in fields(kind):
-        hint, key = types_of(kind)[one.name], _key(one.name)
-        if one.metadata["flat"]:
+    for name, key, hint, flat in layout_of(kind):
+        if flat:
             inner = described_by(hint, told)
-            values[one.name] = _from_object(inner, {key: told[key] for key in keys_of(inner, told)}, check, path)
+            values[name] = _from_object(inner, {key: told[key] for key in keys_of(inner, told)}, check, path)
         else:
-            values[one.name] = from_json(hint, told[key], check, f"{prefix}{key}")
+            values[name] = from_json(hint, told[key], check, f"{prefix}{key}")
     try:
         return kind(**values)
     except ValueError as error:  # of two fields that do not go together
