@@ -105,7 +105,7 @@ class Elastic(nn.Module):
         return sum((*own, *parts), Cost())
 
     def count_of(self, name: str) -> Cost:
-        """Return how many numbers of a weight are in use; none where it is None, as a bias that was not asked for."""
+        """Return how many parameters of a weight are in use; nothing where it is None, as a bias that was not asked for."""
         return math.prod(self._shape(name), start=Cost(0 if self.stored(name) is None else 1))
 
     def plain_sizes(self) -> dict[str, Any]:
