@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -283,6 +284,27 @@ def test_another_superformer_is_refused_and_left_alone(options, message, tmp_pat
         load_superformer(other, tmp_path / "model")
     assert str(tmp_path / "model") in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_derived_widths_that_use_other_channels_are_refused(tmp_path):
+    """Their factors may not tell: here the width is fixed, and the ratio has no channels."""
+    options = {"embed_dim": 8, "mlp_dim": None, "mlp_ratio": [1, 2, 3]}
+    save_superformer(randomize(small(**options, sharing={"embed_dim": "ordinal"})), tmp_path / "model")
+    load_superformer(small(**options, sharing={"embed_dim": "ordinal"}), tmp_path / "model")
+    with pytest.raises(FileError, match=r"use other channels in blocks.0.mlp.fc1.out_dim, blocks.0.mlp.fc2.in_dim, "):
+        load_superformer(small(**options), tmp_path / "model")
+
+
+def test_a_file_from_before_derived_widths_were_kept_is_read(tmp_path):
+    model = randomize(small())
+    save_superformer(model, tmp_path / "model")
+    with safe_open(tmp_path / "model", framework="pt") as file:
+        metadata = {name: value for name, value in file.metadata().items() if name != "derived"}
+    forged(load_file(tmp_path / "model"), metadata, tmp_path / "older")
+    load_superformer(small(), tmp_path / "older")
+    forged(load_file(tmp_path / "model"), {**metadata, "derived": "[1]"}, tmp_path / "damaged")
+    with pytest.raises(FileError, match="derived: expected an object"):
+        load_superformer(small(), tmp_path / "damaged")
 
 
 def forged(tensors, metadata, path):

@@ -5,6 +5,7 @@ import json
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vitas.choice import Dim
 from vitas.errors import FileError, listed, shown
 from vitas.export.files import (
     AnyPath,
@@ -42,6 +43,7 @@ def save_superformer(model: nn.Module, path: AnyPath) -> None:
         "version": str(VERSION),
         "space": json.dumps(search_space(inner).description()),
         "fixed": json.dumps(_fixed_values(inner)),
+        "derived": json.dumps(_derived_runs(inner)),
         "img_size": json.dumps(_img_size(inner)),
     }
     tensors = own_tensors(inner)
@@ -83,6 +85,11 @@ def load_superformer(model: nn.Module, path: AnyPath) -> None:
     check(isinstance(fixed, dict), f"{path}: fixed", "an object", fixed)
     for name, value in _fixed_values(inner).items():  # equal shapes do not tell how many heads there are
         check(fixed.get(name) == value, f"{path}: {name}", str(value), fixed.get(name))
+    derived, here = read_json(metadata.get("derived", "null"), path), _derived_runs(inner)  # null: an older file
+    if derived is not None and derived != here:
+        check(isinstance(derived, dict), f"{path}: derived", "an object", derived)
+        differing = [name for name in {**here, **derived} if here.get(name) != derived.get(name)]
+        raise FileError(f"{path}: widths that follow others use other channels in {listed(differing)}")
     tensors = load_file(path)
     for name in resampled:
         patch, width, shape = _patch_of(inner, name), state[name].shape[-1], tuple(tensors[name].shape)
@@ -99,6 +106,16 @@ def _fixed_values(model: nn.Module) -> dict[str, int | float]:
         for path, module in model.named_modules()
         for name, choice in held(module)
         if choice.fixed and not name.startswith("_")
+    }
+
+
+def _derived_runs(model: nn.Module) -> dict[str, list[list[list[int]]]]:
+    """Return the runs of widths that follow other choices, by module path: those choices may not tell them."""
+    return {
+        f"{path}.{name}": [[list(run) for run in side] for side in choice.sides]
+        for path, module in model.named_modules()
+        for name, choice in held(module)
+        if isinstance(choice, Dim) and not choice.fixed and choice.bases != (choice,) and not name.startswith("_")
     }
 
 
