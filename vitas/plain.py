@@ -976,7 +976,8 @@ class Description:
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` makes an equal description of them."""
         told: dict[str, Any] = {}
-        for name, key, _, flat in layout_of(type(self)):
+        kind: Any = type(self)
+        for name, key, _, flat in layout_of(kind):
             value = _as_json(getattr(self, name))
             told |= value if flat else {key: value}
         return told

@@ -492,13 +492,13 @@ def test_200_subnets_of_vitas_twins_export_and_count_exactly():
         model.load_state_dict(weights, assign=True)
         model.eval()
         x = torch.randn(1, 3, *size)
-        for subnet in draws(model, 14 if number < 5 else 13, seed=number):
+        for subnet in draws(model, 6 if size == sizes[0] else 17, seed=number):
             side = "right" if sharing == "bilateral" else None
             activate_subnet(model, subnet, side=side)
             plain = export_subnet(model)
             with torch.no_grad():
                 assert relative_error(model(x), plain(x)) <= 1e-5
-            assert count_flops(model, subnet).total == macs(plain, x)
+            assert count_flops(model, subnet).total == macs(plain.to("meta"), x.to("meta"))
             assert count_params(model, subnet) == sum(parameter.numel() for parameter in plain.parameters())
             for k in range(4):
                 depths[k].add(subnet[f"stages.{k}.depth"])

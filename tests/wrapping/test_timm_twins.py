@@ -786,7 +786,7 @@ def test_timm_builds_what_was_registered(tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("size", "number"), [(64, 30), ((96, 128), 17), (224, 3)])
+@pytest.mark.parametrize(("size", "number"), [(64, 30), ((96, 128), 19), (224, 1)])
 @pytest.mark.parametrize("name", ["twins_svt_small", "twins_svt_base", "twins_pcpvt_small"])
 def test_fifty_random_subnets_of_a_published_model(name, size, number):
     model = randomize(timm.create_model(name, img_size=size, num_classes=100)).eval()
@@ -796,7 +796,7 @@ def test_fifty_random_subnets_of_a_published_model(name, size, number):
         export = export_subnet(wrapped)
         with torch.no_grad():
             assert relative_error(export(x), wrapped(x)) <= 1e-5
-        assert count_flops(wrapped).total == macs(export, x)
+        assert count_flops(wrapped).total == macs(export.to("meta"), x.to("meta"))
         assert count_params(wrapped) == sum(parameter.numel() for parameter in export.parameters())
 
 

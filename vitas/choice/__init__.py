@@ -9,7 +9,7 @@ Knows no module and no model. Imports errors, checks and sharing only.
 """
 
 from vitas.choice.dim import SIDES, Choice, Dim, as_choice, as_dim
-from vitas.choice.slicing import mark, mark_sizes, marked, noted, outside_graphs
+from vitas.choice.slicing import mark, mark_sizes, marked, noted, outside_graphs, restored
 from vitas.choice.take import take
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "marked",
     "noted",
     "outside_graphs",
+    "restored",
     "take",
 ]

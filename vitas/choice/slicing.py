@@ -5,7 +5,9 @@ zero outside the runs. Under torch.compile: `index_select` with indices computed
 serves every width (`mark`).
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -187,6 +189,23 @@ def tensors_are_hooked() -> bool:
         return True
 
 
+class _Thread(threading.local):
+    restored = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Hold that a recomputation runs the subnet that ran, so that `refuse_reentrant` has nothing to find out."""
+    before, _thread.restored = _thread.restored, True
+    try:
+        yield
+    finally:
+        _thread.restored = before
+
+
 def refuse_reentrant() -> None:
     """Refuse to run in the recomputation of reentrant checkpointing, which uses whatever subnet is active by then.
 
@@ -194,7 +213,7 @@ def refuse_reentrant() -> None:
         CheckpointError: inside a backward pass, with gradients on and no saved-tensor hooks: only reentrant checkpointing
             (or a model called from a custom backward) runs forwards there.
     """
-    if torch._C._current_graph_task_id() == -1 or not torch.is_grad_enabled():
+    if torch._C._current_graph_task_id() == -1 or not torch.is_grad_enabled() or _thread.restored:
         return
     if not tensors_are_hooked():
         raise CheckpointError(

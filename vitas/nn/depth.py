@@ -1,8 +1,8 @@
 """Depth as a choice: slots of which the first run, and drop path laid over the blocks that run."""
 
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import comb
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitas import plain
 from vitas.checks import check_rates, is_int, is_number
-from vitas.choice import Choice, mark_sizes, noted, outside_graphs
+from vitas.choice import Choice, mark_sizes, noted, outside_graphs, restored
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, VitasError, shown
 from vitas.nn.drop_path import DropPath
@@ -152,8 +152,13 @@ class ShiftableIdentity(Elastic, plain.Blocks):
         """
         state = State.of_module(block)
 
+        @contextmanager
+        def again() -> Iterator[None]:
+            with state.restored(), restored():
+                yield
+
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), state.restored()
+            return nullcontext(), again()
 
         return checkpoint(block, x, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
 
