@@ -55,7 +55,7 @@ class CostModel:
 
     def _evaluate(self, tables: _Tables, codes: Codes) -> Any:
         if isinstance(codes, Mapping):
-            return tables.one(self.space.numbers(codes))
+            return tables.one(list(self.space.indices(codes).values()))
         codes = codes_of(codes, len(self.space), "codes")
         most = np.array([len(choice.values) for choice in self.space.choices.values()])
         least = np.minimum(self._smallest, 0)  # -1 for choices that are not live in some subnet

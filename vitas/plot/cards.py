@@ -16,7 +16,7 @@ from torch import nn
 from vitas.cost import count_flops, count_params
 from vitas.errors import FileError, VitasError, brief
 from vitas.export import as_path
-from vitas.space import AnyChoice, Number, SearchSpace, Subnet, readable_amount, readable_size, search_space
+from vitas.space import AnyChoice, Number, SearchSpace, Subnet, by_block, readable_amount, readable_size, search_space
 
 BLUE, ORANGE, GREEN = "#3f86c6", "#d9822b", "#3a9d74"  # at least 3 : 1 on white and on black
 
@@ -75,7 +75,7 @@ def subnet_card(model: nn.Module, subnet: Mapping[str, Number] | None = None) ->
     """
     space = search_space(model)
     subnet = space.active() if subnet is None else space.subnet(subnet)
-    single, words, rows = subnet._table()
+    single, words, rows = by_block(subnet)
     shares, total = _shares(model, subnet)
     shown = [word for word in words if any(word in row for row in rows.values())]
     header = ["", *shown, *(["share of the cost"] if shares else [])]

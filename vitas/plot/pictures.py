@@ -15,7 +15,7 @@ from vitas.choice import Dim
 from vitas.errors import ChoiceError, brief, needs, shown
 from vitas.plot.cards import Card, difference_card, space_card, subnet_card
 from vitas.sharing import coverage
-from vitas.space import Subnet
+from vitas.space import Subnet, by_block
 
 __all__ = ["Card", "coverage_map", "difference_card", "space_card", "subnet_card", "training_curves"]
 
@@ -120,7 +120,7 @@ def widths(axes: Any, subnet: Subnet) -> None:
     """
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-    single, words, rows = subnet._table()
+    single, words, rows = by_block(subnet)
     if not rows:
         single, words, rows = {}, ["value"], {name: {"value": value} for name, value in single.items()}
     numbers = {row: tuple(int(part) for part in row.split(".") if part.isdecimal()) for row in rows}

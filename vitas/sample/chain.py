@@ -88,7 +88,7 @@ class Chain:
     def __init__(self, space: SearchSpace, costs: Sequence[Cost], *, counting: bool = False, most: int = 10**5) -> None:
         self.space = space
         self._entry_of = {choice: k for k, choice in enumerate(space.choices.values())}
-        self._entries = space._entries
+        self._choices = list(space.choices.values())
         self._chained = _depth_like(space)
         self.start = np.zeros(len(costs), dtype=np.int64)
         amounts: list[dict[tuple[_Variable, ...], Ints]] = [{} for _ in costs]
@@ -100,7 +100,7 @@ class Chain:
                 self._split(amounts[measure], *_without_constant_axes(bases, table))
             self.start[measure] = amounts[measure].pop((), np.zeros((), dtype=np.int64))
         deciding = {variable.entry for tables in amounts for variables in tables for variable in variables}
-        gating = {k for condition in space._conditions for gates in condition for k, _ in gates}
+        gating = {k for condition in space.liveness.conditions for gates in condition for k, _ in gates}
         self.free = [k for k in range(len(space)) if k not in deciding and k not in gating]
         weights = [factor for k in range(len(space)) for factor in self._weights(k, counting)]
         self.times = math.prod(round(float(table)) for gates, table in weights if not gates)
@@ -110,7 +110,7 @@ class Chain:
         self.steps = self._in_steps(order, weights, priced, most)
 
     def _variables(self, entry: int) -> list[_Variable]:
-        size = len(self._entries[entry].choice.values)
+        size = len(self._choices[entry].values)
         if entry in self._chained:
             return [_Variable(entry, threshold, 2) for threshold in range(1, size)]
         return [_Variable(entry, 0, size)]
@@ -144,7 +144,7 @@ class Chain:
     def _weights(self, entry: int, counting: bool) -> Iterable[_Factor]:
         """Yield the weights of an entry's decisions: where it is not live, its first value is the only one."""
         gates, live = self._live(entry)
-        choice = self._entries[entry].choice
+        choice = self._choices[entry]
         p = np.ones(len(choice.values)) if counting else np.array(choice.p)
         for variable in self._variables(entry):
             if variable.threshold > 1:
@@ -164,7 +164,7 @@ class Chain:
 
     def _live(self, entry: int) -> tuple[tuple[_Variable, ...], NDArray[np.bool_]]:
         """Return the decisions on which it depends whether an entry is live, and for which of their values it is."""
-        alternatives = self.space._conditions[self._entries[entry].condition]
+        alternatives = self.space.liveness.conditions[entry]
         tests = []
         for conjunction in alternatives:
             test: list[tuple[_Variable, frozenset[int]]] = []
@@ -285,7 +285,7 @@ def _spread(factor: _Factor, axes: Mapping[_Variable, int]) -> NDArray[Any]:
 def _depth_like(space: SearchSpace) -> frozenset[int]:
     """Return the entries that are decided slot by slot: all that depends on them lives from some value on."""
     allowed: dict[int, set[frozenset[int]]] = {}
-    for condition in space._conditions:
+    for condition in space.liveness.conditions:
         for conjunction in condition:
             for k, indices in conjunction:
                 allowed.setdefault(k, set()).add(indices)

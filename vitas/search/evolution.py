@@ -116,7 +116,7 @@ class Evolution:
         codes = np.stack([np.frombuffer(self._best[parent][0], dtype=np.int64) for parent in parents])
         second = np.where(rng.random((litter, 1)) < 0.5, codes[litter:], codes[:litter])
         children = crossover(codes[:litter], second, self._genome, rng)
-        children = mutate(children, self.space.live(children), self._genome, rng)
+        children = mutate(children, self.space.liveness.of(children), self._genome, rng)
         canonical = self.space.canonical(children)
         inside = self._sampler.contains(canonical)
         for child, code, fits in zip(children, canonical, inside, strict=True):

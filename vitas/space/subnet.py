@@ -1,12 +1,12 @@
 """One value for each live choice of a search space: a frozen mapping that travels as JSON."""
 
 import json
-from collections.abc import Iterator, Mapping
-from html import escape
+from collections.abc import ItemsView, Iterator, Mapping
 from typing import Any, NoReturn
 
 from vitas.checks import LONGEST_NAME, as_number
 from vitas.errors import ChoiceError, brief, fault_of_name, shown
+from vitas.space.table import Table
 
 Number = int | float
 
@@ -47,6 +47,10 @@ class Subnet(Mapping[str, Number]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def items(self) -> ItemsView[str, Number]:
+        """Return names and values, as fast as a dict does."""
+        return self._values.items()
+
     def __hash__(self) -> int:
         return self._hash
 
@@ -74,41 +78,42 @@ class Subnet(Mapping[str, Number]):
             raise ChoiceError(f"subnet: not a JSON object of names and numbers ({brief(error)})") from None
         return cls(values)
 
-    def _table(self) -> tuple[dict[str, Number], list[str], dict[str, dict[str, Number]]]:
-        """Return values of their own, and for the rest columns (last words) and rows (what stands before)."""
-        single: dict[str, Number] = {}
-        rows: dict[str, dict[str, Number]] = {}
-        for name, value in self._values.items():
-            before, _, word = name.rpartition(".")
-            if before:
-                rows.setdefault(before, {})[word] = value
-            else:
-                single[name] = value
-        columns = list(dict.fromkeys(word for row in rows.values() for word in row))
-        return single, columns, rows
+    def _tables(self) -> list[Table]:
+        """Return the values that belong to no block, and those of each block under their words."""
+        single, words, blocks = by_block(self)
+        lines = [(block, *(str(values.get(word, "")) for word in words)) for block, values in blocks.items()]
+        tables = [Table([(name, str(value)) for name, value in single.items()]), Table(lines, tuple(words))]
+        return [table for table in tables if table.lines]
 
     def __repr__(self) -> str:
-        single, columns, rows = self._table()
-        first = max(map(len, [*single, *rows]), default=0)
-        lines = [f"{name:<{first}}  {value}" for name, value in single.items()]
-        if rows:
-            widths = [max(len(word), *(len(str(row.get(word, ""))) for row in rows.values())) for word in columns]
-            lines.append(" " * first + "".join(f"  {word:>{n}}" for word, n in zip(columns, widths, strict=True)))
-            for before, row in rows.items():
-                cells = (f"  {row.get(word, '')!s:>{n}}" for word, n in zip(columns, widths, strict=True))
-                lines.append(f"{before:<{first}}{''.join(cells)}")
-        return "\n".join([f"Subnet of {len(self)} choices", *lines])
+        tables = self._tables()
+        first = max((len(line[0]) for table in tables for line in table.lines), default=0)
+        return "\n".join([f"Subnet of {len(self)} choices", *(line for table in tables for line in table.text(first))])
 
     def _repr_html_(self) -> str:
-        single, columns, rows = self._table()
-        parts = ["<table>"]
-        parts += [f"<tr><th>{escape(name)}</th><td>{value}</td></tr>" for name, value in single.items()]
-        if rows:
-            parts.append("<tr><th></th>" + "".join(f"<th>{escape(word)}</th>" for word in columns) + "</tr>")
-            for before, row in rows.items():
-                cells = "".join(f"<td>{row.get(word, '')}</td>" for word in columns)
-                parts.append(f"<tr><th>{escape(before)}</th>{cells}</tr>")
-        return "".join([*parts, "</table>"])
+        return f"<table>{''.join(table.html() for table in self._tables())}</table>"
+
+
+def as_subnet(values: Mapping[str, Number]) -> Subnet:
+    """Return a Subnet itself, and one of any other mapping.
+
+    Raises:
+        ChoiceError: as Subnet.
+    """
+    return values if isinstance(values, Subnet) else Subnet(values)
+
+
+def by_block(subnet: Mapping[str, Number]) -> tuple[dict[str, Number], list[str], dict[str, dict[str, Number]]]:
+    """Split names at their last dot: values without one, the words behind it, and block -> word -> value."""
+    single: dict[str, Number] = {}
+    blocks: dict[str, dict[str, Number]] = {}
+    for name, value in subnet.items():
+        block, _, word = name.rpartition(".")
+        if block:
+            blocks.setdefault(block, {})[word] = value
+        else:
+            single[name] = value
+    return single, list(dict.fromkeys(word for values in blocks.values() for word in values)), blocks
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

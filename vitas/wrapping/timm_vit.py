@@ -22,7 +22,7 @@ from timm.models import deit, vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitas.choice import Choice, Dim, as_dim, mark, marked, outside_graphs, take
+from vitas.choice import Choice, Dim, Mark, as_dim, compiling, outside_graphs, take
 from vitas.cost import Cost, cost_of, params_of, product_of
 from vitas.errors import VitasError
 from vitas.nn import CyclicLinear, ElasticConv2d, ShiftableIdentity
@@ -168,8 +168,8 @@ class ElasticDropPath(Narrowed, layers.DropPath):
     """
 
     reads = ("drop_prob",)
-    holds = ("slot", "rates", "before", "depths", "_mark")
-    slot: int
+    holds = ("slot", "rates", "before", "depths")
+    slot: Mark[int]
     rates: tuple[float, ...]
     before: tuple[Choice[int], ...]
     depths: tuple[Choice[int], ...]
@@ -178,7 +178,7 @@ class ElasticDropPath(Narrowed, layers.DropPath):
     @property
     def drop_prob(self) -> float:
         """The rate in the active subnet."""
-        number = self.slot + sum(depth.active for depth in self.before)
+        number = self.slot.read(0) + sum(depth.active for depth in self.before)
         last = sum(depth.active for depth in self.depths) - 1
         place = number * (len(self.rates) - 1) / max(last, 1)
         below = min(int(place), len(self.rates) - 1)
@@ -187,19 +187,15 @@ class ElasticDropPath(Narrowed, layers.DropPath):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
-        if not self.training or not torch.compiler.is_compiling():
+        if not self.training or not compiling():
             return super().forward(x)  # type: ignore[no-any-return]
         last = len(self.rates) - 1
-        number = marked(self._mark, 0) + sum(depth.active for depth in self.before)
+        number = self.slot.read(0) + sum(depth.active for depth in self.before)
         steps, place = torch.sym_max(sum(depth.active for depth in self.depths) - 1, 1), number * last
         rates, below = torch.tensor(self.rates, device=x.device), torch.sym_min(place // steps, last)
         share = place / steps - below
         rate = rates[below] + share * (rates[torch.sym_min(below + 1, last)] - rates[below])
         return drop_samples(x, 1 - rate, self.scale_by_keep)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._mark = mark(self.slot)  # torch.compile would take the sizes of a copied mark for fixed
 
 
 class ElasticAttention(Narrowed, layers.Attention):
@@ -304,8 +300,7 @@ class _Running(nn.Sequential):
 
 def largest(module: nn.Module) -> AbstractContextManager[None]:
     """Activate the largest value of every choice for the length of a with block."""
-    choices = State.of_module(module).choices
-    return State(choices, tuple(len(choice.values) - 1 for choice in choices), tuple(0 for _ in choices)).restored()
+    return State.of_module(module).largest().restored()
 
 
 def whole(narrowed: Callable[..., Any]) -> Callable[..., Any]:
@@ -594,7 +589,7 @@ def lay_drop_path(rows: Sequence[Iterable[nn.Module]], depths: Sequence[Choice[i
             for slot, drop in enumerate(row):
                 if type(drop) is layers.DropPath:
                     before = tuple(depths[:number])
-                    become(drop, ElasticDropPath, slot=slot, rates=rates, before=before, depths=all_, _mark=mark(slot))
+                    become(drop, ElasticDropPath, slot=Mark(slot), rates=rates, before=before, depths=all_)
 
 
 def narrow_stem(model: ElasticVisionTransformer) -> None:
