@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitas.checks import LONGEST_NAME, MOST_CHANNELS, is_int, is_name, is_number
+from vitas.checks import LONGEST_NAME, MOST_CHANNELS, is_int, is_name
 from vitas.choice.marks import Mark
 from vitas.choice.products import products_of
 from vitas.choice.take import take
@@ -71,7 +71,7 @@ class Choice(Generic[V]):
         self._followers: list[weakref.ref[Follower]] = []
         self._index_of: dict[Any, int] = {value: index for index, value in enumerate(self.values)}
         self._marks: tuple[list[Mark[V]], ...] = self._make_marks()
-        self._set(self._index)
+        self.restore(self.state())
 
     def _make_marks(self) -> tuple[list[Mark[V]], ...]:
         """Return the marks of the values, for each side."""
@@ -129,7 +129,7 @@ class Choice(Generic[V]):
 
     @active.setter
     def active(self, value: V) -> None:
-        self._set(self.index_of(value))
+        self.restore((self.index_of(value), self._side))
 
     def index_of(self, value: object) -> int:
         """Return the position of `value` among `values`.
@@ -166,12 +166,8 @@ class Choice(Generic[V]):
 
     def restore(self, state: tuple[int, int]) -> None:
         """Make active what `state()` returned; nothing is checked."""
-        index, self._side = state
-        self._set(index)
-
-    def _set(self, index: int) -> None:
-        self._index = index
-        self.mark: Mark[V] = self._marks[self._side][index]
+        self._index, self._side = state
+        self.mark: Mark[V] = self._marks[self._side][self._index]
         for reference in self._followers:
             if (follower := reference()) is not None:
                 follower.refresh()
@@ -272,7 +268,7 @@ class Dim(Choice[int]):
         """
         name = options.get("name")
         what = name if is_name(name) else cls._kind
-        return cls(fractions_of(as_dim(largest, what).largest, fractions, what), **options)
+        return cls(fractions_of(largest, fractions, what), **options)
 
     def _make_marks(self) -> tuple[list[Mark[int]], ...]:
         return tuple([Mark(length, start, fixed=self.fixed) for start, length in side] for side in self.sides)
@@ -292,8 +288,7 @@ class Dim(Choice[int]):
             raise ChoiceError(f"side: {one_of(SIDES, side)}")
         if SIDES.index(side) >= len(self.sides):
             raise ChoiceError(f"side: {self.label} shares its channels by {shown(self.sharing)}, which has no right side")
-        self._side = SIDES.index(side)
-        self._set(self._index)
+        self.restore((self._index, SIDES.index(side)))
 
     @property
     def run(self) -> Run:
@@ -379,8 +374,8 @@ class _Product(Dim):
     def refresh(self) -> None:
         """Follow the factors."""
         sides = [base._side for base in self._bases if isinstance(base, Dim)]
-        self._side = min(max(sides, default=0), len(self.sides) - 1)
-        self._set(self._number_of[tuple([base._index for base in self._bases])])
+        side = min(max(sides, default=0), len(self.sides) - 1)
+        self.restore((self._number_of[tuple([base._index for base in self._bases])], side))
 
     @property
     def side(self) -> str:
@@ -391,34 +386,5 @@ class _Product(Dim):
     def side(self, side: str) -> None:
         self.index_of(side)
 
-    def restore(self, state: tuple[int, int]) -> None:
-        self.index_of(state)
-
     def index_of(self, value: object) -> int:
         raise ChoiceError(f"{self.label} follows its factors; set {' or '.join(base.label for base in self._bases)} instead")
-
-
-def as_dim(dim: int | Dim, what: str = "channels") -> Dim:
-    """Return `dim` itself, or a fixed Dim for a plain int.
-
-    Raises:
-        ChoiceError: not a positive int or a Dim.
-    """
-    if isinstance(dim, Dim):
-        return dim
-    if not is_int(dim):
-        raise ChoiceError(f"{what}: expected a positive int or a Dim, got {shown(dim)}")
-    return Dim(checked_values([dim], what, 1))
-
-
-def as_choice(value: "V | Choice[V]", what: str = "value") -> "Choice[V]":
-    """Return the Choice itself, or a fixed one for a plain number.
-
-    Raises:
-        ChoiceError: not a number or a Choice.
-    """
-    if isinstance(value, Choice):
-        return value
-    if not is_number(value):
-        raise ChoiceError(f"{what}: expected a number or a Choice, got {shown(value)}")
-    return Choice(checked_values([value], what, 0))  # type: ignore[list-item]  # is_number forgets which of both it is

@@ -14,7 +14,7 @@ from vitas.choice import Choice
 from vitas.cost.expression import Cost
 from vitas.cost.stated import params_of, stated_cost
 from vitas.errors import ChoiceError
-from vitas.space import Number, SearchSpace, codes_of, search_space, unwrap
+from vitas.space import Number, SearchSpace, as_subnet, codes_of, search_space, unwrap
 
 Codes = Mapping[str, Number] | NDArray[Any] | Sequence[Sequence[int]]
 
@@ -55,7 +55,7 @@ class CostModel:
 
     def _evaluate(self, tables: _Tables, codes: Codes) -> Any:
         if isinstance(codes, Mapping):
-            return tables.one(list(self.space.indices(codes).values()))
+            return tables.one([max(number, 0) for number in self.space.encoding.code(as_subnet(codes))])
         codes = codes_of(codes, len(self.space), "codes")
         most = np.array([len(choice.values) for choice in self.space.choices.values()])
         least = np.minimum(self._smallest, 0)  # -1 for choices that are not live in some subnet

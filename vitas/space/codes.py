@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vitas.checks import is_int
 from vitas.errors import ChoiceError, listed, one_of, shown
 from vitas.space.liveness import Liveness
-from vitas.space.subnet import Number, Subnet
+from vitas.space.subnet import Number, Subnet, well_formed
 from vitas.space.walk import AnyChoice
 
 
@@ -29,12 +29,15 @@ class Encoding:
 
     Attributes:
         cumulative: For each choice the prior of its values, summed up.
+
+    Raises:
+        ChoiceError: a name that no subnet may have.
     """
 
     def __init__(self, choices: Mapping[str, AnyChoice], liveness: Liveness) -> None:
         self.choices, self.liveness = choices, liveness
         self.cumulative = [list(accumulate(choice.p)) for choice in choices.values()]
-        self._names = list(choices)
+        self._names = list(Subnet(dict.fromkeys(choices, 0)))  # which refuses names that no subnet may have
         self._values = [choice.values for choice in choices.values()]
         self._index_of: list[dict[Any, int]] = [{value: i for i, value in enumerate(values)} for values in self._values]
 
@@ -49,17 +52,17 @@ class Encoding:
         Raises:
             ChoiceError: unknown names, illegal values, missing choices, choices that are not live.
         """
+        names, index_of, missing = self._names, self._index_of, []
         left = dict(subnet.items())
-        missing = []
 
         def number_of(k: int) -> int:
-            value = left.pop(self._names[k], None)
+            value = left.pop(names[k], None)
             if value is not None:
-                index = self._index_of[k].get(value)
+                index = index_of[k].get(value)
                 return self._refuse(k, value) if index is None else index
             if fill is None:
-                missing.append(self._names[k])
-            return 0 if fill == "smallest" else len(self._values[k]) - 1
+                missing.append(names[k])
+            return 0 if fill == "smallest" else len(index_of[k]) - 1
 
         code = self.liveness.fill(number_of)
         if left:
@@ -86,7 +89,7 @@ class Encoding:
     def subnet(self, code: Iterable[int]) -> Subnet:
         """Return the subnet of a code."""
         rows = zip(self._names, self._values, code, strict=True)
-        return Subnet({name: values[number] for name, values, number in rows if number >= 0})
+        return well_formed({name: values[number] for name, values, number in rows if number >= 0})
 
     def decoded(self, vector: Sequence[int] | NDArray[Any]) -> Subnet:
         """Return the subnet of a vector from outside; numbers of choices that are not live are ignored.

@@ -80,7 +80,7 @@ class Liveness:
             alternatives = [
                 {gate for gate, _ in conjunction if gate not in given}
                 for conjunction in self.conditions[k]
-                if all(given[gate] in allowed for gate, allowed in conjunction if gate in given)
+                if all(given[gate] in allowed if gate in given else gate in gates for gate, allowed in conjunction)
             ]
             if alternatives:  # else it is dead
                 gates[k] = set() if set() in alternatives else set().union(*alternatives)

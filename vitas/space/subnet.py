@@ -103,6 +103,13 @@ def as_subnet(values: Mapping[str, Number]) -> Subnet:
     return values if isinstance(values, Subnet) else Subnet(values)
 
 
+def well_formed(values: dict[str, Number]) -> Subnet:
+    """Return the subnet of names and Python numbers that are known to be well formed, unchecked."""
+    subnet = Subnet.__new__(Subnet)
+    subnet._values, subnet._hash = values, hash(frozenset(values.items()))
+    return subnet
+
+
 def by_block(subnet: Mapping[str, Number]) -> tuple[dict[str, Number], list[str], dict[str, dict[str, Number]]]:
     """Split names at their last dot: values without one, the words behind it, and block -> word -> value."""
     single: dict[str, Number] = {}

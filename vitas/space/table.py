@@ -26,7 +26,7 @@ class Table(NamedTuple):
         """Return the table as it is printed, line by line; names take at least `first` characters."""
         lines = [("", *self.head), *self.lines] if self.head else self.lines
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        name = f"<{max(first, *widths[:1])}"
+        name = f"<{max([first, *widths[:1]])}"
         formats = [name, *(f">{width}" if self.head else "" for width in widths[1:])]
         return ["  ".join(format(cell, how) for cell, how in zip(line, formats, strict=True)) for line in lines]
 
