@@ -68,7 +68,7 @@ def by_pymoo(task, seed, evaluations):
             x = np.round(x).astype(np.int64)
             for row, fits in enumerate(inside(x)):
                 if not fits:
-                    mended = repair(x[row], task.space.live(x[row : row + 1])[0], genome, inside, rng)
+                    mended = repair(x[row], task.space.liveness.of(x[row : row + 1])[0], genome, inside, rng)
                     x[row] = x[row] if mended is None else mended
             return x
 

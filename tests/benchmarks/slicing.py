@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from overhead import cpu_time
 from torch import Tensor
 
-from vitas.choice.slicing import cut, mark
+from vitas.choice import Mark
+from vitas.choice.slicing import cut
 
 Runs = tuple[tuple[int, int], tuple[int, int]]
 
@@ -52,7 +53,7 @@ def by_one_function(x: Tensor, weight: Tensor, runs: Runs) -> Tensor:
     return F.linear(x, cut([weight], [cuts], [MARK])[0])
 
 
-MARK = mark(1, 1)
+MARK = Mark(1, 1).tensor
 WAYS = [by_one_function, by_cat, by_index_select, by_two_products]
 
 

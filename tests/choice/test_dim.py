@@ -14,8 +14,7 @@ from torch.utils.checkpoint import CheckpointError as TorchCheckpointError
 from torch.utils.checkpoint import checkpoint
 
 from vitas import Choice, ChoiceError, Dim
-from vitas.choice.dim import as_choice, as_dim
-from vitas.choice.take import take
+from vitas.choice import as_choice, as_dim, take
 from vitas.errors import CheckpointError, ShapeError
 from vitas.sharing import coverage
 

@@ -648,7 +648,7 @@ def test_draws_are_exact_with_coarse_bins_too(seed):
     drawn, _ = conditional.propose(proposed, np.random.default_rng(3))
     assert len(drawn) < 0.97 * proposed
     assert len(drawn) / proposed == pytest.approx(priors[inside].sum() / conditional.bound, abs=0.01)
-    drawn = search_space(model).completed(drawn, chain.free, np.random.default_rng(4))
+    drawn = search_space(model).encoding.completed(drawn, chain.free, np.random.default_rng(4))
     expected = dict(zip((code.tobytes() for code in codes[inside]), priors[inside] / priors[inside].sum(), strict=True))
     seen = {key: 0 for key, p in expected.items() if p}
     for code in drawn:

@@ -84,7 +84,7 @@ def test_half_of_the_children_have_what_lies_between_two_points(space):
 def test_mutation_changes_about_one_live_number(space):
     genome = Genome.of(space)
     codes = genome.draw(3000, np.random.default_rng(0))
-    live = space.live(codes)
+    live = space.liveness.of(codes)
     mutants = mutate(codes, live, genome, np.random.default_rng(1))
     changed = mutants != codes
     assert not changed[~live].any()
@@ -109,7 +109,7 @@ def test_repair_finds_a_code_inside_and_near(space):
     outside = [code for code in genome.draw(300, rng) if not inside(code[None])[0]][:60]
     steps = []
     for code in outside:
-        live = space.live(code[None])[0]
+        live = space.liveness.of(code[None])[0]
         mended = repair(code, live, genome, inside, rng)
         if mended is not None:  # no change of width makes up for patches four times as large
             assert inside(mended[None])[0]
@@ -120,7 +120,8 @@ def test_repair_finds_a_code_inside_and_near(space):
     assert np.median(steps) < 8
     near = repair(code, live, genome, lambda codes: np.ones(len(codes), dtype=bool), rng)
     assert np.square(near - code)[live].sum() <= 1  # of all copies the nearest
-    nothing = repair(outside[0], space.live(outside[0][None])[0], genome, lambda codes: np.zeros(len(codes), bool), rng)
+    live = space.liveness.of(outside[0][None])[0]
+    nothing = repair(outside[0], live, genome, lambda codes: np.zeros(len(codes), bool), rng)
     assert nothing is None
 
 

@@ -1,26 +1,33 @@
 """A dimension is an object: what can be chosen, and which channels a choice of width uses.
 
-    dim.py       Choice and Dim, and the products of them; with nn/linear.py it explains the library
-    values.py    the legal values of a choice and their probabilities
-    take.py      the active part of a layer's shared weights
-    slicing.py   how a run of channels is cut out of a tensor and its gradient put back: all autograd code
+    dim.py        Choice and Dim, and the products of them; with nn/linear.py it explains the library
+    arguments.py  plain numbers and choices as arguments of layers
+    values.py     the legal values of a choice and their probabilities
+    products.py   the channel counts that a product of choices can have
+    take.py       the active part of a layer's shared weights
+    slicing.py    how a run of channels is cut out of a tensor and its gradient put back
+    marks.py      what is active, as eager code, compiled code and checkpoints can each read it
+
+What other rooms need of what is active: `choice.active`, `choice.index`, `dim.run` and `dim.side`, each of which can be set
+but for the run; `state()` and `restore(state)`; `follow(follower)`. A *run* is always a stretch of channels on the ring.
 
 Knows no module and no model. Imports errors, checks and sharing only.
 """
 
-from vitas.choice.dim import SIDES, Choice, Dim, as_choice, as_dim
-from vitas.choice.slicing import mark, mark_sizes, marked, noted, outside_graphs, restored
+from vitas.choice.arguments import as_choice, as_dim
+from vitas.choice.dim import SIDES, Choice, Dim
+from vitas.choice.marks import Mark, compiling, mark_sizes, noted, outside_graphs, restored
 from vitas.choice.take import take
 
 __all__ = [
     "SIDES",
     "Choice",
     "Dim",
+    "Mark",
     "as_choice",
     "as_dim",
-    "mark",
+    "compiling",
     "mark_sizes",
-    "marked",
     "noted",
     "outside_graphs",
     "restored",

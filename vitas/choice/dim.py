@@ -4,26 +4,33 @@ A Choice's only state is its active value. A Dim also knows which channels of a 
 must agree hold the same object: that is how a residual add, a norm and a classifier always have the same width.
 """
 
-import math
 import uuid
 import weakref
 from collections.abc import Iterable, Sequence
-from itertools import islice, product
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitas.checks import LONGEST_NAME, MOST_CHANNELS, MOST_VALUES, are_several, is_int, is_name, is_number
-from vitas.choice.slicing import mark, marked, refuse_reentrant
+from vitas.checks import LONGEST_NAME, MOST_CHANNELS, is_int, is_name
+from vitas.choice.marks import Mark
+from vitas.choice.products import products_of
 from vitas.choice.take import take
-from vitas.choice.values import V, checked_p, checked_values, in_order, refuse_too_many
+from vitas.choice.values import V, checked_p, checked_values, fractions_of, in_order, refuse_too_many
 from vitas.errors import ChoiceError, ShapeError, fault_of_name, is_one_of, one_of, shown
 from vitas.sharing import Run, Sharing, runs_of
 
 SIDES = ("left", "right")
+"""Bilateral sharing gives each count two runs."""
+
+
+class Follower(Protocol):
+    """What keeps something for the active value of a choice, see `Choice.follow`."""
+
+    def refresh(self) -> None:
+        """Read the choice again: another value has become active."""
 
 
 class Choice(Generic[V]):
@@ -50,27 +57,28 @@ class Choice(Generic[V]):
         values, p = in_order(values, p)
         self._values: tuple[V, ...] = checked_values(values, self.label, self._least)
         self._p = checked_p(p, len(self.values), self.label)
-        self._origin = uuid.uuid4().hex  # kept by copies: two of one origin in one model are a broken tie
         self._index = len(self.values) - 1
+        self.origin = uuid.uuid4().hex  # kept by copies: two of one origin in one model are a broken tie
         self._build()
 
     _kind = "Choice"
     _least = 0.0
+    _side = 0
 
     def _build(self) -> None:
         """Make what copies and pickles leave out."""
-        self._followers: list[weakref.ref[Any]] = []  # products and private copies: they have a _refresh()
-        self._model: weakref.ref[Any] | None = None
+        self.owner = None
+        self._followers: list[weakref.ref[Follower]] = []
         self._index_of: dict[Any, int] = {value: index for index, value in enumerate(self.values)}
-        self._marks = self._make_marks()
-        self._set(self._index)
+        self._marks: tuple[list[Mark[V]], ...] = self._make_marks()
+        self.restore(self.state())
 
-    def _make_marks(self) -> tuple[Sequence[Tensor | None], ...]:
-        if self.fixed or not all(isinstance(value, int) for value in self.values):
-            return ([None] * len(self.values),)
-        return ([mark(int(value)) for value in self.values],)
+    def _make_marks(self) -> tuple[list[Mark[V]], ...]:
+        """Return the marks of the values, for each side."""
+        fixed = self.fixed or not all(isinstance(value, int) for value in self.values)
+        return ([Mark(value, fixed=fixed) for value in self.values],)
 
-    _left_out = ("_followers", "_model", "_index_of", "_marks", "_mark")
+    _left_out = ("_owner", "_followers", "_index_of", "_marks", "mark")
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in self._left_out}
@@ -117,16 +125,11 @@ class Choice(Generic[V]):
             ChoiceError: on setting a value that is not one of `values`.
             CheckpointError: on reading inside the recomputation of reentrant checkpointing.
         """
-        if self._mark is None:
-            return self._values[self._index]
-        if torch.compiler.is_compiling():
-            return marked(self._mark, 0)
-        refuse_reentrant()
-        return self._values[self._index]
+        return self.mark.read(0)
 
     @active.setter
     def active(self, value: V) -> None:
-        self._set(self.index_of(value))
+        self.restore((self.index_of(value), self._side))
 
     def index_of(self, value: object) -> int:
         """Return the position of `value` among `values`.
@@ -142,17 +145,46 @@ class Choice(Generic[V]):
             return index
         raise ChoiceError(f"{self.label}: {one_of(self.values, value)}")
 
-    def _set(self, index: int) -> None:
-        self._index = index
-        self._mark = self._marks[0][index]
-        for follower in self._followers:
-            if (it := follower()) is not None:
-                it._refresh()
+    @property
+    def index(self) -> int:
+        """The position of the active value among `values`; setting it makes another value active.
 
-    def _follow(self, follower: Any) -> None:
-        """Let `follower` be refreshed whenever another value becomes active."""
-        self._followers = [ref for ref in self._followers if ref() is not None]
+        Raises:
+            ChoiceError: on setting what is no position.
+        """
+        return self._index
+
+    @index.setter
+    def index(self, index: int) -> None:
+        if not is_int(index, 0, len(self.values) - 1):
+            raise ChoiceError(f"{self.label}: expected an index in 0..{len(self.values) - 1}, got {shown(index)}")
+        self.active = self.values[index]
+
+    def state(self) -> tuple[int, int]:
+        """Return all that is active, to be restored later: the index, and for a Dim the number of its side (else 0)."""
+        return self._index, self._side
+
+    def restore(self, state: tuple[int, int]) -> None:
+        """Make active what `state()` returned; nothing is checked."""
+        self._index, self._side = state
+        self.mark: Mark[V] = self._marks[self._side][self._index]
+        for reference in self._followers:
+            if (follower := reference()) is not None:
+                follower.refresh()
+
+    def follow(self, follower: Follower) -> None:
+        """Call `follower.refresh()` whenever another value becomes active, as long as the follower is alive."""
+        self._followers = [reference for reference in self._followers if reference() is not None]
         self._followers.append(weakref.ref(follower))
+
+    @property
+    def owner(self) -> Any:
+        """Who has claimed it: a model, whose copies claim copies of it; None: nobody, or nobody who is still alive."""
+        return None if self._owner is None else self._owner()
+
+    @owner.setter
+    def owner(self, owner: Any) -> None:
+        self._owner = None if owner is None else weakref.ref(owner)
 
     @property
     def bases(self) -> "tuple[Choice[Any], ...]":
@@ -166,7 +198,7 @@ class Choice(Generic[V]):
     def __mul__(self, other: "int | Choice[Any]") -> "Dim":
         if not isinstance(other, Choice) and not is_int(other):
             return NotImplemented
-        return _Product.of(self, other)
+        return _Product(self, other)
 
     __rmul__ = __mul__
 
@@ -218,7 +250,6 @@ class Dim(Choice[int]):
         self.sharing = sharing if isinstance(sharing, str) else getattr(sharing, "__name__", "custom")
         p = checked_p(p, len(values), what)
         self.sides: tuple[tuple[Run, ...], ...] = runs_of(sharing, values, p)
-        self._side = 0
         super().__init__(values, p=p, name=name)
 
     @classmethod
@@ -237,26 +268,10 @@ class Dim(Choice[int]):
         """
         name = options.get("name")
         what = name if is_name(name) else cls._kind
-        if not are_several(fractions):
-            raise ChoiceError(f"{what}: expected several fractions, got {shown(fractions)}")
-        largest = as_dim(largest, what).largest
-        fractions = [f.item() if isinstance(f, np.generic) else f for f in islice(fractions, MOST_VALUES + 1)]
-        for fraction in fractions:
-            if not is_number(fraction) or not 0 < fraction <= 1:
-                raise ChoiceError(f"{what}: fractions lie in (0, 1], got {shown(fraction)}")
-        return cls([round(largest * fraction) for fraction in fractions], **options)
+        return cls(fractions_of(largest, fractions, what), **options)
 
-    def _make_marks(self) -> tuple[Sequence[Tensor | None], ...]:
-        if self.fixed:
-            return tuple([None] for _ in self.sides)
-        return tuple([mark(length, start) for start, length in side] for side in self.sides)
-
-    def _set(self, index: int) -> None:
-        self._index = index
-        self._mark = self._marks[self._side][index]
-        for follower in self._followers:
-            if (it := follower()) is not None:
-                it._refresh()
+    def _make_marks(self) -> tuple[list[Mark[int]], ...]:
+        return tuple([Mark(length, start, fixed=self.fixed) for start, length in side] for side in self.sides)
 
     @property
     def side(self) -> str:
@@ -273,17 +288,12 @@ class Dim(Choice[int]):
             raise ChoiceError(f"side: {one_of(SIDES, side)}")
         if SIDES.index(side) >= len(self.sides):
             raise ChoiceError(f"side: {self.label} shares its channels by {shown(self.sharing)}, which has no right side")
-        self._side = SIDES.index(side)
-        self._set(self._index)
+        self.restore((self._index, SIDES.index(side)))
 
     @property
     def run(self) -> Run:
         """(start, length) of the active channels on the ring."""
-        if self._mark is not None:
-            if torch.compiler.is_compiling():
-                return marked(self._mark, 1), marked(self._mark, 0)
-            refuse_reentrant()
-        return self.sides[self._side][self._index]
+        return self.mark.read(1), self.mark.read(0)
 
     def channels(self) -> Tensor:
         """Return the indices of the active channels in order, (K,); for tests and pictures."""
@@ -309,10 +319,9 @@ class _Product(Dim):
     Where all are ints it is used in whole runs of `scale` channels: `heads * 64` in whole heads.
     """
 
-    _kind = "Dim"
+    scale: int
 
-    @classmethod
-    def of(cls, *factors: "int | Choice[Any]") -> "_Product":
+    def __init__(self, *factors: int | Choice[Any]) -> None:
         scale, sharing = 1, "cyclic"
         bases: list[Choice[Any]] = []
         for factor in factors:
@@ -325,56 +334,21 @@ class _Product(Dim):
                 sharing = factor.sharing if isinstance(factor, Dim) else sharing
             else:
                 scale *= int(factor)
-        if sharing not in ("ordinal", "bilateral", "cyclic-chain"):
-            sharing = "cyclic"  # pairs of complements, or a rule of one's own, do not carry over to products
-        dim = cls.__new__(cls)
-        dim._derive(tuple(bases), scale, sharing)
-        return dim
-
-    def _derive(self, bases: tuple[Choice[Any], ...], scale: int, sharing: str) -> None:
         if not 1 <= scale <= MOST_CHANNELS:
             raise ChoiceError(f"{bases[0].label} * {shown(scale)}: expected a positive number of at most {MOST_CHANNELS}")
-        if len(set(map(id, bases))) < len(bases):
-            raise ChoiceError(f"{bases[0].label} stands twice in one product")
-        self._bases, self.scale, self.sharing, self.name = bases, scale, sharing, None
-        self._origin = uuid.uuid4().hex
+        if sharing not in ("ordinal", "bilateral", "cyclic-chain"):
+            sharing = "cyclic"  # pairs of complements, or a rule of one's own, do not carry over to products
+        self._bases, self.scale, self.sharing, self.name = tuple(bases), scale, sharing, None
         whole_runs = all(isinstance(value, int) for base in bases for value in base.values)  # not for ratios
         unit, times = (scale, 1) if whole_runs else (1, scale)
-        if math.prod(len(base.values) for base in bases) > 8 * MOST_VALUES:
-            raise ChoiceError(f"{self.label}: a product of more than {8 * MOST_VALUES} combinations")
-        weights: dict[int, float] = {}
-        counts: dict[tuple[int, ...], int] = {}
-        for indices in product(*(range(len(base.values)) for base in bases)):
-            channels = math.prod(base.values[i] for base, i in zip(bases, indices, strict=True)) * times
-            refuse_too_many(channels * unit, self.label)
-            count = int(channels)
-            if count < 1:
-                raise ChoiceError(f"{self.label}: a product of {count} channels")
-            counts[indices] = count
-            p = math.prod(base.p[i] for base, i in zip(bases, indices, strict=True))
-            weights[count] = weights.get(count, 0.0) + p
-        whole = sorted(weights)
-        self._position = {indices: whole.index(count) for indices, count in counts.items()}
-        self._refuse_equal_products()
-        self._values = tuple(count * unit for count in whole)
-        self._p = tuple(weights[count] for count in whole)
+        counts, self._p, self._number_of = products_of(bases, times, unit, self.label)
+        self._values = tuple(count * unit for count in counts)
         follows = bases[0] if len(bases) == 1 and isinstance(bases[0], Dim) else None
-        sides = follows.sides if follows else runs_of(sharing, whole, self.p)
+        sides = follows.sides if follows else runs_of(sharing, counts, self.p)
         self.sides = tuple(tuple((start * unit, length * unit) for start, length in side) for side in sides)
-        self._side = 0
-        self._index = len(whole) - 1
+        self._index = len(counts) - 1
+        self.origin = uuid.uuid4().hex
         self._build()
-
-    def _refuse_equal_products(self) -> None:
-        """One network, one subnet: no two values of a factor may give one count, the other factors being equal."""
-        for axis, base in enumerate(self._bases):
-            seen: dict[tuple[Any, ...], Any] = {}
-            for indices, position in self._position.items():
-                key = (*indices[:axis], *indices[axis + 1 :], position)
-                if key in seen:
-                    twin = base.values[seen[key]]
-                    raise ChoiceError(f"{base.label}: {twin} and {base.values[indices[axis]]} give the same channel count")
-                seen[key] = indices[axis]
 
     @property
     def bases(self) -> tuple[Choice[Any], ...]:
@@ -387,20 +361,21 @@ class _Product(Dim):
 
     def table(self) -> NDArray[Any]:
         table = np.empty([len(base.values) for base in self._bases], dtype=np.int64)
-        for indices, position in self._position.items():
-            table[indices] = self.values[position]
+        for indices, number in self._number_of.items():
+            table[indices] = self.values[number]
         return table
 
     def _build(self) -> None:
         super()._build()
         for base in self._bases:
-            base._follow(self)
-        self._refresh()
+            base.follow(self)
+        self.refresh()
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Follow the factors."""
         sides = [base._side for base in self._bases if isinstance(base, Dim)]
-        self._side = min(max(sides, default=0), len(self.sides) - 1)
-        self._set(self._position[tuple([base._index for base in self._bases])])
+        side = min(max(sides, default=0), len(self.sides) - 1)
+        self.restore((self._number_of[tuple([base._index for base in self._bases])], side))
 
     @property
     def side(self) -> str:
@@ -413,29 +388,3 @@ class _Product(Dim):
 
     def index_of(self, value: object) -> int:
         raise ChoiceError(f"{self.label} follows its factors; set {' or '.join(base.label for base in self._bases)} instead")
-
-
-def as_dim(dim: int | Dim, what: str = "channels") -> Dim:
-    """Return `dim` itself, or a fixed Dim for a plain int.
-
-    Raises:
-        ChoiceError: not a positive int or a Dim.
-    """
-    if isinstance(dim, Dim):
-        return dim
-    if not is_int(dim):
-        raise ChoiceError(f"{what}: expected a positive int or a Dim, got {shown(dim)}")
-    return Dim(checked_values([dim], what, 1))
-
-
-def as_choice(value: "V | Choice[V]", what: str = "value") -> "Choice[V]":
-    """Return the Choice itself, or a fixed one for a plain number.
-
-    Raises:
-        ChoiceError: not a number or a Choice.
-    """
-    if isinstance(value, Choice):
-        return value
-    if not is_number(value):
-        raise ChoiceError(f"{what}: expected a number or a Choice, got {shown(value)}")
-    return Choice(checked_values([value], what, 0))  # type: ignore[list-item]  # is_number forgets which of both it is

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vitas.choice.slicing import by_selection, cut, refuse_reentrant, select
+from vitas.choice.marks import by_selection, refuse_reentrant
+from vitas.choice.slicing import cut, select
 from vitas.errors import ShapeError
 
 
@@ -37,15 +38,16 @@ def take(**weights: Any) -> dict[str, Tensor]:
                 raise ShapeError(
                     f"{dim.label}: expected {dim.largest} channels along axis {axis}, got shape {tuple(tensor.shape)}"
                 )
-            if dim._mark is None:
+            mark = dim.mark
+            if mark.tensor is None:
                 continue
             if selecting:
-                tensor = select(tensor, axis, dim._mark)
+                tensor = select(tensor, axis, mark)
                 continue
-            start, length = dim.sides[dim._side][dim._index]
+            length, start = mark.numbers
             if length < dim.values[-1]:
                 runs.append((axis, start, length))
-                marks[id(dim)] = dim._mark
+                marks[id(dim)] = mark.tensor
         result[name] = tensor
         if runs:
             names.append(name)

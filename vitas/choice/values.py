@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vitas.checks import MOST_CHANNELS, MOST_VALUES, are_several, as_number
+from vitas.checks import MOST_CHANNELS, MOST_VALUES, are_several, as_number, is_int, is_number
 from vitas.errors import ChoiceError, shown
 
 _MOST_INT = 2**31  # of a Choice: an empty tensor of that size has to exist
@@ -61,6 +61,24 @@ def checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ...
         wanted = "positive values" if least else "values of at least 0"
         raise ChoiceError(f"{what}: expected {wanted}, got {min(numbers)}")
     return tuple(sorted(numbers))  # type: ignore[arg-type]
+
+
+def fractions_of(largest: int, fractions: Iterable[float], what: str) -> list[int]:
+    """Return round(largest * fraction) for each fraction.
+
+    Raises:
+        ChoiceError: `largest` is no channel count; fractions outside (0, 1].
+    """
+    if not is_int(largest, 1):
+        raise ChoiceError(f"{what}: expected a positive int, got {shown(largest)}")
+    refuse_too_many(largest, what)
+    if not are_several(fractions):
+        raise ChoiceError(f"{what}: expected several fractions, got {shown(fractions)}")
+    listed = [f.item() if isinstance(f, np.generic) else f for f in islice(fractions, MOST_VALUES + 1)]
+    for fraction in listed:
+        if not is_number(fraction) or not 0 < fraction <= 1:
+            raise ChoiceError(f"{what}: fractions lie in (0, 1], got {shown(fraction)}")
+    return [round(int(largest) * fraction) for fraction in listed]
 
 
 def checked_p(p: Sequence[float] | None, n: int, what: str) -> tuple[float, ...]:

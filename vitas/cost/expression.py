@@ -171,7 +171,7 @@ class ActiveIndices(dict[Choice[Any], int]):
     """For every choice the number of its active value."""
 
     def __missing__(self, choice: Choice[Any]) -> int:
-        return choice.index_of(choice.active)
+        return choice.index
 
 
 def product_of(*counts: int | Choice[Any]) -> Cost:

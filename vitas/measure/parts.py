@@ -125,7 +125,7 @@ class Parts:
 
     def activate(self, indices: Sequence[int]) -> None:
         for choice, index in zip(self.choices, indices, strict=True):
-            choice._set(index)
+            choice.index = index
 
     def cost(self, part: _Part, module: nn.Module, gates: tuple[Gate, ...]) -> Cost:
         """Return the table of a part over its choices, 0 where it does not run."""

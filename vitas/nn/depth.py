@@ -131,7 +131,7 @@ class ShiftableIdentity(Elastic, plain.Blocks):
 
         torch.compile compiles a block, not the row, so depth adds no graphs.
         """
-        x = _noted_eagerly(x, *(choice._mark for choice in self.uses))
+        x = _noted_eagerly(x, *(choice.mark for choice in self.uses))
         x = super().forward(x, after_first, taken, last)
         mark_sizes(x)
         return x

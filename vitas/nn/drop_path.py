@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitas import plain
 from vitas.checks import check_rates
-from vitas.choice import Choice, mark, marked
+from vitas.choice import Choice, Mark, compiling
 from vitas.nn.layer import Elastic, like
 
 
@@ -41,8 +41,7 @@ class DropPath(Elastic, plain.DropPath):
             ChoiceError: a rate that is no number in [0, 1).
         """
         self.drop_prob = rate
-        self._slot, self._before, self._total = slot, tuple(before), tuple(total)
-        self._mark = mark(slot)
+        self._slot, self._before, self._total = Mark(slot), tuple(before), tuple(total)
 
     @property
     def drop_prob(self) -> float:
@@ -53,29 +52,27 @@ class DropPath(Elastic, plain.DropPath):
         """
         if not self._total:
             return self._rate
-        place = self._slot + sum(choice.active for choice in self._before)
-        last = sum(choice.active for choice in self._total) - 1
-        return self._rate * place / last if last > 0 else 0.0
+        earlier, last = self._counted()
+        return self._rate * earlier / last if last > 0 else 0.0
 
     @drop_prob.setter
     def drop_prob(self, rate: float) -> None:
         check_rates(drop_prob=rate)
         self._rate = rate
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._mark = mark(self._slot)
+    def _counted(self) -> tuple[int, int]:
+        """Return how many blocks run before this one, and before the last one; compiled, they are symbols."""
+        earlier = self._slot.read(0) + sum(choice.active for choice in self._before)
+        return earlier, sum(choice.active for choice in self._total) - 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
-        if not torch.compiler.is_compiling() or not self._total:
+        if not compiling() or not self._total:
             return super().forward(x)
         if not self.training:
             return x
-        place = marked(self._mark, 0) + sum(choice.active for choice in self._before)
-        last = sum(choice.active for choice in self._total) - 1
-        keep = 1 - self._rate * place / torch.sym_max(last, 1)
-        return drop_samples(x, keep)
+        earlier, last = self._counted()
+        return drop_samples(x, 1 - self._rate * earlier / torch.sym_max(last, 1))
 
     def export(self) -> nn.Module:
         """Return plain drop path at the rate that it has in the active subnet; an identity where that is 0."""

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from vitas.choice import Choice, noted
+from vitas.choice import Choice, compiling, noted
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, shown
 from vitas.nn.layer import Elastic, exported
@@ -38,12 +37,13 @@ class Private(Elastic, nn.ModuleDict):
         self._follow()
 
     def _follow(self) -> None:
-        self.choice._follow(self)
-        self._refresh()
+        self.choice.follow(self)
+        self.refresh()
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Choose the copy of the active value."""
         # Not a registered child: torch.compile takes its weights as inputs, so that one graph serves every copy.
-        self.__dict__["_chosen"] = self[str(self.choice.values[self.choice._index])]
+        self.__dict__["_chosen"] = self[str(self.choice.values[self.choice.index])]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -51,9 +51,7 @@ class Private(Elastic, nn.ModuleDict):
 
     def chosen(self) -> nn.Module:
         """Return the copy of the active value."""
-        if torch.compiler.is_compiling():
-            return self._chosen
-        return self[str(self.choice.active)]
+        return self._chosen if compiling() else self[str(self.choice.active)]
 
     def gate_of(self, name: str) -> Gate:
         """Say which value of the choice makes the copy `name` run."""
@@ -66,7 +64,7 @@ class Private(Elastic, nn.ModuleDict):
     def forward(self, *inputs: Any) -> Any:
         """Run the chosen copy."""
         first, *rest = inputs
-        return self.chosen()(noted(first, self.choice._mark), *rest)
+        return self.chosen()(noted(first, self.choice.mark), *rest)
 
     def _each(self) -> Iterator[tuple[Cost, nn.Module]]:
         for value in self.choice.values:

@@ -61,7 +61,7 @@ class Decisions:
         self._choices = list(space.choices.values())
         self._number = {choice: k for k, choice in enumerate(self._choices)}
         # for each choice the alternatives of which one makes it live, conjunctions of (choice, allowed numbers)
-        self._alternatives = [space._conditions[entry.condition] for entry in space._entries]
+        self._alternatives = space.liveness.conditions
         allowed: dict[int, set[frozenset[int]]] = {}
         for alternatives in self._alternatives:
             for k, numbers in (gate for conjunction in alternatives for gate in conjunction):

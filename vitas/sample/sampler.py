@@ -150,8 +150,8 @@ class SubnetSampler:
     def _propose(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         if self._conditional is not None:
             codes, _ = self._conditional.propose(n, rng)
-            return self.space.completed(codes, self._conditional.chain.free, rng)
-        codes = self.space.completed(np.zeros((n, len(self.space)), dtype=np.int64), range(len(self.space)), rng)
+            return self.space.encoding.completed(codes, self._conditional.chain.free, rng)
+        codes = self.space.encoding.completed(np.zeros((n, len(self.space)), dtype=np.int64), range(len(self.space)), rng)
         return codes[self.contains(codes)]
 
     def _not_found(self, proposed: int, arrived: int) -> str:

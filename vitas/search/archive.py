@@ -124,7 +124,7 @@ class Archive:
         codes = np.stack([np.frombuffer(self.best[parent][0], dtype=np.int64) for parent in parents])
         second = np.where(rng.random((litter, 1)) < 0.5, codes[litter:], codes[:litter])
         children = crossover(codes[:litter], second, self._genome, rng)
-        children = mutate(children, self.space.live(children), self._genome, rng)
+        children = mutate(children, self.space.liveness.of(children), self._genome, rng)
         canonical = self.space.canonical(children)
         inside = self.sampler.contains(canonical)
         for child, code, fits in zip(children, canonical, inside, strict=True):

@@ -1,5 +1,6 @@
 """All choices of a model: found, named, drawn, activated.
 
+    table.py     a space as a table; numbers in words
     subnet.py    Subnet: one value for each live choice, a frozen mapping that travels as JSON
     model.py     a model from outside: its wrappers, device, mode and arguments
     walk.py      the one walk over modules: who holds which choice, and when does it run
@@ -8,7 +9,8 @@
     codes.py     subnets as vectors of ints
     state.py     what is active, to be put back
     space.py     SearchSpace and search_space, the only door to all choices
-    table.py     the space as a table
+
+A subnet has two forms: a `Subnet` of names and values, and a code, the vector of ints that `SearchSpace.encode` makes.
 
 Knows no layer: whoever holds a Choice is found by walking. Imports choice and what stands before it.
 """
@@ -17,7 +19,7 @@ from vitas.space.codes import codes_of
 from vitas.space.model import StatesCost, arguments_of, device_of, eval_mode, needs_tokens, unwrap
 from vitas.space.space import SearchSpace, search_space
 from vitas.space.state import State
-from vitas.space.subnet import Number, Subnet
+from vitas.space.subnet import Number, Subnet, as_subnet
 from vitas.space.table import readable_amount, readable_size
 from vitas.space.walk import AnyChoice, Gate, gated_children, held, holders
 
@@ -30,6 +32,7 @@ __all__ = [
     "StatesCost",
     "Subnet",
     "arguments_of",
+    "as_subnet",
     "codes_of",
     "device_of",
     "eval_mode",

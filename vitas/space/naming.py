@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -21,16 +20,17 @@ def refuse_broken_ties(paths: Mapping[AnyChoice, Sequence[tuple[str, ...]]]) -> 
     """Refuse copies of one choice in one model.
 
     Raises:
-        ChoiceError: with both places.
+        ChoiceError: with both paths.
     """
     seen: dict[str, AnyChoice] = {}
     for choice, at in paths.items():
-        twin = seen.setdefault(choice._origin, choice)
+        twin = seen.setdefault(choice.origin, choice)
         if twin is not choice:
             here, there = ".".join(at[0]), ".".join(paths[twin][0])
             raise ChoiceError(
-                f"{choice.name or here}: {here} and {there} hold two copies of what was one {choice._kind}; a part of a"
-                " model was copied alone and lost its tie: copy the whole model, or build the part anew with the same object"
+                f"{choice.name or here}: {here} and {there} hold two copies of what was one {type(choice).__name__}; a part"
+                " of a model was copied alone and lost its tie: copy the whole model, or build the part anew with the same"
+                " object"
             )
 
 
@@ -38,7 +38,7 @@ def refuse_equal_names(names: Mapping[AnyChoice, str], paths: Mapping[AnyChoice,
     """Refuse two choices of one name.
 
     Raises:
-        ChoiceError: with both places.
+        ChoiceError: with both paths.
     """
     seen: dict[str, AnyChoice] = {}
     for choice, name in names.items():
@@ -50,7 +50,7 @@ def refuse_equal_names(names: Mapping[AnyChoice, str], paths: Mapping[AnyChoice,
 
 def claim_for_model(choice: AnyChoice, model: nn.Module, name: str) -> None:
     """Remember which model a choice stands in, and refuse another one that is neither part of it nor around it."""
-    other = choice._model() if choice._model is not None else None
+    other = choice.owner
     if other is not None and other is not model:
         inside = any(module is model for module in other.modules())
         around = any(module is other for module in model.modules())
@@ -61,4 +61,4 @@ def claim_for_model(choice: AnyChoice, model: nn.Module, name: str) -> None:
             )
         if inside:
             return
-    choice._model = weakref.ref(model)
+    choice.owner = model

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from torch import nn
 
-from vitas.choice import Dim
 from vitas.space.walk import AnyChoice, holders
 
 
@@ -16,26 +15,27 @@ class State(NamedTuple):
     """What was active in some choices, to be put back later."""
 
     choices: tuple[AnyChoice, ...]
-    indices: tuple[int, ...]
-    sides: tuple[int, ...]
+    states: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, choices: Iterable[AnyChoice]) -> State:
         """Return the present state of `choices`."""
         choices = tuple(choices)
-        return cls(choices, tuple(c._index for c in choices), tuple(getattr(c, "_side", 0) for c in choices))
+        return cls(choices, tuple([choice.state() for choice in choices]))
 
     @classmethod
     def of_module(cls, module: nn.Module) -> State:
         """Return the present state of every choice that `module` holds."""
         return cls.of({holder.choice: None for holder in holders(module)})
 
+    def largest(self) -> State:
+        """Return the state of the same choices in which each has its largest value."""
+        return State(self.choices, tuple([(len(choice.values) - 1, 0) for choice in self.choices]))
+
     def put_back(self) -> None:
         """Activate what was active."""
-        for choice, index, side in zip(*self, strict=True):
-            if isinstance(choice, Dim):
-                choice._side = side
-            choice._set(index)
+        for choice, state in zip(self.choices, self.states, strict=True):
+            choice.restore(state)
 
     @contextmanager
     def restored(self) -> Iterator[None]:

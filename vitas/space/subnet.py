@@ -1,7 +1,7 @@
 """One value for each live choice of a search space: a frozen mapping that travels as JSON."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from typing import Any, NoReturn
 
 from vitas.checks import LONGEST_NAME, as_number
@@ -47,6 +47,10 @@ class Subnet(Mapping[str, Number]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def items(self) -> ItemsView[str, Number]:
+        """Return names and values, as fast as a dict does."""
+        return self._values.items()
+
     def __hash__(self) -> int:
         return self._hash
 
@@ -89,6 +93,22 @@ class Subnet(Mapping[str, Number]):
         single, columns, blocks = by_block(self)
         rows = [[name, *(row.get(word, "") for word in columns)] for name, row in blocks.items()]
         return html_table(single.items()) + (html_table(rows, ["", *columns]) if rows else "")
+
+
+def as_subnet(values: Mapping[str, Number]) -> Subnet:
+    """Return a Subnet itself, and one of any other mapping.
+
+    Raises:
+        ChoiceError: as Subnet.
+    """
+    return values if isinstance(values, Subnet) else Subnet(values)
+
+
+def well_formed(values: dict[str, Number]) -> Subnet:
+    """Return the subnet of names and Python numbers that are known to be well formed, unchecked."""
+    subnet = Subnet.__new__(Subnet)
+    subnet._values, subnet._hash = values, hash(frozenset(values.items()))
+    return subnet
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

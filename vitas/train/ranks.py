@@ -105,7 +105,7 @@ class _Guard:
         if not module.training or not torch.is_grad_enabled():
             return
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-        mine = torch.tensor([choice._index for choice in self.choices.values()], device=device)
+        mine = torch.tensor([choice.index for choice in self.choices.values()], device=device)
         ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(ranks, mine)
         rows = torch.stack(ranks).tolist()

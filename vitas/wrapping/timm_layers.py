@@ -18,7 +18,7 @@ from timm import layers
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
-from vitas.choice import Choice, Dim, mark, marked, take
+from vitas.choice import Choice, Dim, Mark, compiling, take
 from vitas.cost import Cost, cost_of
 from vitas.nn import CyclicLinear, Elastic
 from vitas.nn.drop_path import drop_samples
@@ -113,8 +113,8 @@ class StretchedDropPath(Elastic, layers.DropPath):
     Cost: 0 MACs.
     """
 
-    holds = ("slot", "rates", "before", "_mark")
-    slot: int
+    holds = ("slot", "rates", "before")
+    slot: Mark[int]
     rates: tuple[float, ...]
     before: tuple[Choice[int], ...]
     depths: tuple[Choice[int], ...]
@@ -123,7 +123,7 @@ class StretchedDropPath(Elastic, layers.DropPath):
     @property
     def drop_prob(self) -> float:
         """The rate in the active subnet."""
-        number = self.slot + sum(depth.active for depth in self.before)
+        number = self.slot.read(0) + sum(depth.active for depth in self.before)
         last = sum(depth.active for depth in self.depths) - 1
         place = number * (len(self.rates) - 1) / max(last, 1)
         below = min(int(place), len(self.rates) - 1)
@@ -132,19 +132,15 @@ class StretchedDropPath(Elastic, layers.DropPath):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
-        if not self.training or not torch.compiler.is_compiling():
+        if not self.training or not compiling():
             return super().forward(x)  # type: ignore[no-any-return]
         last = len(self.rates) - 1
-        number = marked(self._mark, 0) + sum(depth.active for depth in self.before)
+        number = self.slot.read(0) + sum(depth.active for depth in self.before)
         steps, place = torch.sym_max(sum(depth.active for depth in self.depths) - 1, 1), number * last
         rates, below = torch.tensor(self.rates, device=x.device), torch.sym_min(place // steps, last)
         share = place / steps - below
         rate = rates[below] + share * (rates[torch.sym_min(below + 1, last)] - rates[below])
         return drop_samples(x, 1 - rate, self.scale_by_keep)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._mark = mark(self.slot)  # torch.compile would take the sizes of a copied mark for fixed
 
 
 class HeadwiseAttention(Elastic, layers.Attention):
@@ -254,7 +250,7 @@ def stretch_drop_path(rows: Sequence[Iterable[nn.Module]], depths: Sequence[Choi
             for slot, drop in enumerate(row):
                 if type(drop) is layers.DropPath:
                     before = tuple(depths[:number])
-                    become(drop, StretchedDropPath, slot=slot, rates=rates, before=before, depths=all_, _mark=mark(slot))
+                    become(drop, StretchedDropPath, slot=Mark(slot), rates=rates, before=before, depths=all_)
 
 
 def narrow_mlp(mlp: Any, width: Dim, hidden: Dim) -> None:

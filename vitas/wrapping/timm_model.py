@@ -44,8 +44,7 @@ class Running(nn.Sequential):
 
 def largest(module: nn.Module) -> AbstractContextManager[None]:
     """Activate the largest value of every choice for the length of a with block."""
-    choices = State.of_module(module).choices
-    return State(choices, tuple(len(choice.values) - 1 for choice in choices), tuple(0 for _ in choices)).restored()
+    return State.of_module(module).largest().restored()
 
 
 def whole(narrowed: Callable[..., Any]) -> Callable[..., Any]:

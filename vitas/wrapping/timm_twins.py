@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
-import torch
 from timm.models import twins
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.choice import Dim, as_choice, as_dim, mark_sizes, outside_graphs
+from vitas.choice import Dim, as_choice, as_dim, compiling, mark_sizes, outside_graphs
 from vitas.cost import Cost, Map
 from vitas.nn import (
     CyclicLinear,
@@ -60,7 +59,7 @@ class TwinsAttention(Elastic):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Run timm's code where it can express the active subnet, else ours; compiled, one graph of ours serves both."""
-        if torch.compiler.is_compiling() or self.of_plain:
+        if compiling() or self.of_plain:
             return cast(Tensor, like(self, self.ours)(x, size))
         return cast(Tensor, super().forward(x, size))
 

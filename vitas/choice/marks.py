@@ -1,0 +1,155 @@
+"""What the active subnet is, in the form in which eager code, compiled code and checkpoints can each read it.
+
+Layers read `choice.active` and `dim.run`, which read a Mark, and never ask how. Only what has to compute something else in
+compiled code, since nothing there may branch on an active value, asks `compiling()`.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Generic
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from vitas.choice.values import V
+from vitas.errors import CheckpointError
+
+_OFFSET = 2
+"""Added to the sizes of a mark, since torch.compile makes special cases of the sizes 0 and 1."""
+
+
+class Mark(Generic[V]):
+    """Numbers that belong to one value of a choice, for instance where its channels start and how many there are.
+
+    Eager code reads the numbers. Compiled code reads sizes of an empty tensor, as symbols: it may read shapes without being
+    specialised to them, so that one graph serves every subnet. And a saved tensor makes torch's (non-reentrant)
+    checkpointing notice that a recomputation ran another subnet. Ours; the idea of a size carried by a shape is
+    torch._dynamo's dynamic shapes (torch 2.13).
+
+    Args:
+        numbers: Ints; with `fixed` any numbers.
+        fixed: Whether they are the same in every subnet, so that a graph may hold them as constants.
+
+    Attributes:
+        numbers: The numbers.
+        tensor: The tensor that carries them; None where they are fixed.
+    """
+
+    def __init__(self, *numbers: V, fixed: bool = False) -> None:
+        self.numbers: tuple[V, ...] = numbers
+        self.tensor: Tensor | None = None if fixed else _carrier(numbers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), fixed=self.tensor is None), self.numbers  # copied sizes would be fixed for torch.compile
+
+    def read(self, position: int) -> V:
+        """Return one of the numbers; under torch.compile it is a symbol, to compute with but not to branch on.
+
+        Raises:
+            CheckpointError: inside the recomputation of reentrant checkpointing.
+        """
+        if self.tensor is None:
+            return self.numbers[position]
+        if compiling():
+            return self.tensor.shape[position] - _OFFSET
+        refuse_reentrant()
+        return self.numbers[position]
+
+
+@torch.inference_mode(False)
+def _carrier(numbers: tuple[float, ...]) -> Tensor:
+    """Return an empty tensor whose shape holds ints."""
+    from torch._dynamo import maybe_mark_dynamic
+
+    tensor = torch.empty(*(int(number) + _OFFSET for number in numbers), 0, device="cpu")
+    maybe_mark_dynamic(tensor, list(range(len(numbers))))
+    return tensor
+
+
+def compiling() -> bool:
+    """Say whether torch.compile is making a graph: active values are symbols then, which may not decide what is computed."""
+    return torch.compiler.is_compiling()
+
+
+outside_graphs = _disable_dynamo
+"""Decorator of functions that torch.compile leaves alone; with recursive=False what they call is compiled."""
+
+
+@outside_graphs
+def mark_sizes(tensor: object) -> None:
+    """Tell torch.compile that every size of an activation but the first (the batch) may change with the subnet."""
+    from torch._dynamo import maybe_mark_dynamic
+
+    if isinstance(tensor, Tensor):
+        maybe_mark_dynamic(tensor, list(range(1, tensor.ndim)))
+
+
+def noted(x: Tensor, *marks: Mark[Any]) -> Tensor:
+    """Return `x`, having left `marks` for a checkpoint around it to compare with those of its recomputation."""
+    if by_selection() or not torch.is_grad_enabled() or not tensors_are_hooked():
+        return x
+    anchor = torch.empty(0, requires_grad=True)
+    return _Noted.apply(x, anchor, *(mark.tensor for mark in marks if mark.tensor is not None))  # type: ignore[no-any-return]
+
+
+class _Noted(torch.autograd.Function):
+    """Identity that saves the tensors of marks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *marks: Tensor) -> Tensor:
+        ctx.save_for_backward(*marks)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *(None for _ in ctx.saved_tensors)
+
+
+def by_selection() -> bool:
+    """Say whether slices are to be made by `select`: under torch.compile and inside torch.func transforms."""
+    return compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def tensors_are_hooked() -> bool:
+    """Say whether hooks see what is saved for the backward pass, as inside a (non-reentrant) checkpoint."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("no hooks are set"):  # refused while there are hooks
+            return False
+    except RuntimeError:
+        return True
+
+
+class _Thread(threading.local):
+    restored = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Hold that a recomputation runs the subnet that ran, so that `refuse_reentrant` has nothing to find out."""
+    before, _thread.restored = _thread.restored, True
+    try:
+        yield
+    finally:
+        _thread.restored = before
+
+
+def refuse_reentrant() -> None:
+    """Refuse to compute in the recomputation of reentrant checkpointing, which uses whatever subnet is active by then.
+
+    Raises:
+        CheckpointError: inside a backward pass, with gradients on and no saved-tensor hooks: only reentrant checkpointing
+            (or a model called from a custom backward) computes forwards there.
+    """
+    if torch._C._current_graph_task_id() == -1 or not torch.is_grad_enabled() or _thread.restored:
+        return
+    if not tensors_are_hooked():
+        raise CheckpointError(
+            "reentrant checkpointing recomputes with whatever subnet is active by then, not with the one that ran;"
+            " use model.set_grad_checkpointing() or torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
