@@ -1,36 +1,40 @@
 from vitas import Choice, Dim
-from vitas.space.table import SpaceTable, Table, readable_costs, table_of
+from vitas.space.table import readable_costs, space_html, space_text
+
+CHOICES = {
+    "embed_dim": Dim([4, 8]),
+    "blocks.0.mlp_dim": Dim([2, 3]),
+    "blocks.1.mlp_dim": Dim([2, 3]),
+    "blocks.2.mlp_dim": Dim([2, 5]),
+    "ratio<b>": Choice([0.5, 1.0]),
+}
 
 
-def test_a_table_is_described_once_and_rendered_twice():
-    table = Table([("blocks.0", "4", "1440"), ("b", "12", "")], ("heads", "a<b"))
-    assert table.text() == ["          heads   a<b", "blocks.0      4  1440", "b            12      "]
-    assert table.html() == (
-        "<tr><th></th><th>heads</th><th>a&lt;b</th></tr>"
-        "<tr><th>blocks.0</th><td>4</td><td>1440</td></tr><tr><th>b</th><td>12</td><td></td></tr>"
-    )
-
-
-def test_names_stand_as_wide_as_wanted_and_cells_without_words_to_the_left():
-    assert Table([("a", "1"), ("bc", "1000")]).text(4) == ["a     1", "bc    1000"]
-    assert Table([]).text(4) == []
-    assert Table([]).html() == ""
-
-
-def test_equal_choices_of_several_blocks_are_one_line():
-    choices = {f"stages.1.blocks.{i}.heads": Choice([1, 2 + i // 2]) for i in range(3)} | {"width": Dim([4, 8])}
-    assert table_of(choices).lines == [
-        ("stages.1.blocks.*.heads", "1, 2  (x2)"),
-        ("stages.1.blocks.2.heads", "1, 3"),
-        ("width", "4, 8"),
+def test_blocks_of_equal_choices_share_a_line():
+    assert space_text(CHOICES, 64, "1 M / 2 M / 3 M").split("\n") == [
+        "SearchSpace of 5 choices, 64 networks",
+        "  1 M / 2 M / 3 M",
+        "  embed_dim         4, 8",
+        "  blocks.*.mlp_dim  2, 3  (x2)",
+        "  blocks.2.mlp_dim  2, 5",
+        "  ratio<b>          0.5, 1.0",
     ]
 
 
-def test_a_space_in_words():
-    choices = {"width": Dim([4, 8])}
-    costs = (950, 1_300_000_000, 2_000_000_000)
-    assert readable_costs(costs) == "950 / 1.3 G / 2 G multiply-adds (cheapest / median / costliest)"
-    table = SpaceTable.of(choices, 2, costs)
-    assert table.text() == f"SearchSpace of 1 choices, 2 networks\n  {readable_costs(costs)}\n  width  4, 8"
-    assert table.html().startswith(f"<b>1 choices, 2 networks</b><br>{readable_costs(costs)}<table><tr><th>width</th>")
-    assert SpaceTable.of(choices, 2, None).text() == "SearchSpace of 1 choices, 2 networks\n  width  4, 8"
+def test_a_space_of_unknown_cost_has_no_line_for_it():
+    assert space_text({"depth": Choice([1, 2])}, 2, "").split("\n") == [
+        "SearchSpace of 1 choices, 2 networks",
+        "  depth  1, 2",
+    ]
+
+
+def test_html_escapes_names():
+    html = space_html(CHOICES, 64, "a < b")
+    assert html.startswith("<b>5 choices, 64 networks</b><br>a &lt; b<table><tr><th>embed_dim</th><td>4, 8</td></tr>")
+    assert "ratio&lt;b&gt;" in html
+    assert "<b>" not in html[3:]
+
+
+def test_costs_in_words():
+    words = "1 M / 2.5 M / 1.3 G multiply-adds (cheapest / median / costliest)"
+    assert readable_costs((10**6, 2_500_000, 1_300_000_000)) == words
