@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/concepts.md: python docs/pictures/draw.py writes the SVG files beside this script."""
+"""Draw the pictures of docs/concepts.md and docs/design.md: python docs/pictures/draw.py writes the SVG files here."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -100,9 +100,56 @@ def shifting() -> Figure:
     return figure
 
 
+FLOORS = (
+    (("train", "helpers for the user's loop"), ("search", "evolve, on Optuna")),
+    (("wrapping", "a timm model made searchable"), ("plot", "cards and pictures")),
+    (("export", "plain networks, and files"),),
+    (("superformer", "whole models, named spaces"), ("measure", "accuracy, latency")),
+    (("nn", "searchable layers"), ("sample", "draws, also inside a budget")),
+    (("cost", "tables over choices: what a subnet costs"),),
+    (("space", "all choices of a model, by name"),),
+    (("choice", "a dimension is an object"),),
+    (("errors", "what went wrong"), ("checks", "arguments"), ("sharing", "which channels"), ("plain", "forward passes")),
+)
+
+
+def rooms() -> Figure:
+    """Draw the rooms of the package: each imports only from the floors below it."""
+    figure, axes = canvas(8.6, 6.4, 13.2, 9.9)
+    for floor, names in enumerate(FLOORS):
+        y = 0.25 + 1.08 * (len(FLOORS) - 1 - floor)
+        wide = (12.2 - 0.3 * (len(names) - 1)) / len(names)
+        for place, (name, what) in enumerate(names):
+            ground = floor == len(FLOORS) - 1
+            face, edge = ("#f4f4f4", GREY) if ground else (PALE, BLUE)
+            box(
+                axes,
+                0.3 + place * (wide + 0.3),
+                y,
+                wide,
+                0.8,
+                f"$\\bf{{{name}}}$   {what}" if not ground else "",
+                edge,
+                face,
+                8.5,
+            )
+            if ground:
+                axes.text(
+                    0.3 + place * (wide + 0.3) + wide / 2,
+                    y + 0.4,
+                    f"$\\bf{{{name}}}$\n{what}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                )
+    arrow(axes, (12.85, 9.4), (12.85, 0.4), ORANGE, width=1.6)
+    axes.text(13.02, 4.9, "imports", fontsize=9, color="#a06c00", rotation=270, va="center")
+    return figure
+
+
 def main() -> None:
     """Write all pictures; the same bytes every time."""
-    for draw in (shared_dim, sharing, shifting):
+    for draw in (shared_dim, sharing, shifting, rooms):
         figure = draw()
         figure.savefig(HERE / f"{draw.__name__}.svg", metadata={"Date": None}, facecolor="white")
         print(f"{draw.__name__}.svg")

@@ -223,7 +223,9 @@ def test_image_sizes_that_do_not_fit_are_refused(saved):
 # -- superformers ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"distilled": True}, {"private": "v"}, {"sharing": "bilateral"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"distilled": True}, {"private": "v"}, {"sharing": "bilateral"}, {"sharing": {"qkv_dim": "ordinal"}}]
+)
 def test_a_superformer_comes_back(options, tmp_path):
     model, twin = randomize(small(**options)), small(**options)
     save_superformer(nn.DataParallel(model), tmp_path / "sub" / "model.safetensors")
@@ -266,6 +268,8 @@ def test_a_superformers_positions_follow_its_image(options, tmp_path):
         ({"depth": range(2, 4)}, "another search space; different in depth"),
         ({"depth": range(1, 3)}, "another search space; .*blocks.2.num_heads"),
         ({"sharing": "ordinal"}, "another search space; different in embed_dim, .*blocks.0.mlp_dim"),
+        ({"sharing": {"embed_dim": "ordinal"}}, "another search space; different in embed_dim$"),
+        ({"sharing": {"qkv_dim": "ordinal"}}, r"different in blocks.0.qkv_dim, blocks.1.qkv_dim, blocks.2.qkv_dim$"),
         ({"num_classes": 6}, r"head.weight: expected shape \(6, 8\), got \(5, 8\)"),
         ({"distilled": True}, "missing tensors: dist_token.2, dist_token.4"),
         ({"private": None}, "missing tensors: blocks.0.attn.qkv"),

@@ -1,4 +1,4 @@
-"""Files of Twins networks and superformers; what files have to withstand is tested once, in test_saving.py."""
+"""Files of Twins networks and superformers; what files have to withstand is tested once, in test_files.py."""
 
 import pytest
 import torch

@@ -12,6 +12,7 @@ from torch import nn
 import vitas
 from vitas import ChoiceError, plot
 from vitas.errors import FileError
+from vitas.plot import pictures
 
 VOID = {"meta", "br", "hr", "img"}
 
@@ -199,9 +200,9 @@ def test_notebooks_show_figures_without_pyplot():
 
 
 def widths_of(subnet):
-    figure = plot.figure(1)
+    figure = pictures.figure(1)
     (axes,) = figure.axes
-    plot.widths(axes, vitas.Subnet(subnet))
+    pictures.widths(axes, vitas.Subnet(subnet))
     figure.canvas.draw()
     labels = [label.get_text() for label in axes.get_xticklabels()]
     lines = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines}
@@ -227,10 +228,10 @@ def test_widths_of_a_space_without_blocks_stand_under_their_names():
 
 @pytest.mark.extras
 def test_the_front_tells_what_breaks_a_limit():
-    figure = plot.figure(1)
+    figure = pictures.figure(1)
     (axes,) = figure.axes
     x, allowed = np.array([1e9, 2e9, 3e9]), np.array([True, False, True])
-    plot.front(axes, x, np.arange(3.0), allowed, np.array([False, False, True]), "flops", "accuracy")
+    pictures.front(axes, x, np.arange(3.0), allowed, np.array([False, False, True]), "flops", "accuracy")
     figure.canvas.draw()
     clouds = {cloud.get_label(): cloud.get_offsets().tolist() for cloud in axes.collections}
     assert clouds == {"a subnet": [[1e9, 0], [3e9, 2]], "breaks a limit": [[2e9, 1]]}

@@ -61,7 +61,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     path = tmp_path / "search.log"
     path.touch()
     code = (
-        "import time; from vitas.storage import FileLock\n"
+        "import time; from vitas.search.storage import FileLock\n"
         f"lock = FileLock({str(path)!r}); lock.acquire(); print('locked', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

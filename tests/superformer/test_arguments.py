@@ -4,11 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
+from tests.contract import randomize, relative_error
 from tests.superformer import test_deit, test_twins
-from vitas import ChoiceError, search_space
+from vitas import ChoiceError, Dim, create_superformer, export_subnet, sample_subnet, search_space
 from vitas.checks import MOST_VALUES, check_flags, check_numbers
-from vitas.superformer.arguments import MOST_BLOCKS, depths_of, reusable
+from vitas.superformer.arguments import MOST_BLOCKS, depths_of, patterns_of, reusable
 
 
 @pytest.mark.parametrize(
@@ -74,3 +76,95 @@ def test_flags_are_true_or_false_of_python_or_numpy():
     for flag in ("no", 1, None):
         with pytest.raises(ChoiceError, match="shift: expected True or False, got "):
             check_flags(qk_norm=False, shift=flag)
+
+
+# -- a pattern for each kind of choice
+
+
+KINDS = ["embed_dim", "qkv_dim", "num_heads", "mlp_dim"]
+
+
+def patterns(model):
+    """The pattern of every Dim of a space, by the last word of its name."""
+    found = {}
+    for name, choice in search_space(model).choices.items():
+        if isinstance(choice, Dim):
+            found.setdefault(name.split(".")[-1], set()).add(choice.sharing)
+    return found
+
+
+@pytest.mark.parametrize("build", [test_deit.small, test_twins.small])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_that_is_named_has_its_pattern_and_others_stay_cyclic(build, kind):
+    assert patterns(build(sharing={kind: "ordinal"})) == {k: {"ordinal" if k == kind else "cyclic"} for k in KINDS}
+
+
+@pytest.mark.parametrize("build", [test_deit.small, test_twins.small])
+@pytest.mark.parametrize("pattern", ["ordinal", "bilateral", "cyclic-chain"])
+def test_one_pattern_and_a_mapping_of_all_kinds_to_it_make_the_same_space(build, pattern):
+    one, mapping = build(sharing=pattern), build(sharing=dict.fromkeys(KINDS, pattern))
+    assert search_space(one).description() == search_space(mapping).description()
+    assert search_space(build(sharing={})).description() == search_space(build()).description()
+
+
+@pytest.mark.parametrize("build", [test_deit.small, test_twins.small])
+@pytest.mark.parametrize(
+    "sharing", [{"embed_dim": "ordinal"}, {"embed_dim": "bilateral", "mlp_dim": "ordinal"}, {"qkv_dim": "cyclic-paired"}]
+)
+def test_every_subnet_of_a_mixture_equals_its_export(build, sharing):
+    model = randomize(build(sharing=sharing).double()).eval()
+    images = (
+        torch.randn(2, 2, 12, 10, dtype=torch.float64) if build is test_twins.small else torch.randn(2, 2, 8, 8).double()
+    )
+    for seed in range(6):
+        sample_subnet(model, generator=torch.Generator().manual_seed(seed))
+        assert relative_error(export_subnet(model)(images), model(images)) < 1e-12
+
+
+def test_a_named_space_takes_a_mapping_and_derived_widths_follow_what_they_are_derived_from():
+    model = create_superformer("autoformer_tiny", num_classes=4, img_size=32, depth=2, sharing={"num_heads": "ordinal"})
+    block = model.blocks[0]
+    assert block.attn.num_heads.sharing == block.attn.qkv_dim.sharing == "ordinal"
+    assert model.embed_dim.sharing == block.mlp.fc1.out_dim.sharing == "cyclic"
+    model = create_superformer("autoformer_tiny", num_classes=4, img_size=32, depth=2, sharing={"embed_dim": "ordinal"})
+    assert model.embed_dim.sharing == model.blocks[0].mlp.fc1.out_dim.sharing == "ordinal"
+    assert model.blocks[0].attn.qkv_dim.sharing == "cyclic"
+
+
+def test_a_rule_of_ones_own_serves_one_kind_and_a_dim_keeps_its_pattern():
+    dim = Dim([4, 6, 8], sharing="cyclic-chain", name="embed_dim")
+    model = test_deit.small(embed_dim=dim, sharing={"embed_dim": "ordinal", "mlp_dim": lambda values, largest, p: [0, 3, 1]})
+    assert model.embed_dim is dim
+    assert model.blocks[0].mlp.fc1.out_dim.sides == (((7, 3), (2, 6), (0, 8)),)
+
+
+@pytest.mark.parametrize("build", [test_deit.small, test_twins.small])
+@pytest.mark.parametrize(
+    ("sharing", "message"),
+    [
+        (
+            {"embed_dims": "ordinal"},
+            r"sharing: unknown kind of choice, expected one of embed_dim, .* \(nearest: embed_dim\)",
+        ),
+        ({"mlp_ratio": "ordinal"}, r"unknown kind of choice, .* got 'mlp_ratio'"),
+        ({None: "ordinal"}, "unknown kind of choice, .* got None"),
+        ({0: "ordinal"}, "unknown kind of choice, .* got 0"),
+        ({"mlp_dim": "ordinary"}, r"sharing: expected one of .* got 'ordinary' \(nearest: ordinal\)"),
+        ({"num_heads": None}, "sharing: expected one of .* got None"),
+    ],
+)
+def test_unknown_kinds_and_patterns_are_refused(build, sharing, message):
+    with pytest.raises(ChoiceError, match=message):
+        build(sharing=sharing)
+
+
+def test_a_kind_that_follows_another_has_no_pattern_of_its_own():
+    assert patterns_of({"embed_dim": "ordinal"}, None, None)["mlp_dim"] == "cyclic"
+    with pytest.raises(
+        ChoiceError, match="qkv_dim follows num_heads where it is not given; name num_heads, or give qkv_dim"
+    ):
+        create_superformer("autoformer_tiny", sharing={"qkv_dim": "ordinal"})
+    with pytest.raises(
+        ChoiceError, match="mlp_dim follows embed_dim where it is not given; name embed_dim, or give mlp_dim"
+    ):
+        create_superformer("vitas_twins", mlp_ratios=4.0, sharing={"mlp_dim": "ordinal"})

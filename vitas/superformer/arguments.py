@@ -1,35 +1,49 @@
 """What the arguments of superformers become: one value is fixed, several make a choice; and the block made of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TypeVar
 
 from vitas.checks import MOST_VALUES, are_several
 from vitas.choice import Choice, Dim, as_choice
-from vitas.errors import ChoiceError, shown
+from vitas.errors import ChoiceError, is_one_of, one_of, shown
 from vitas.sharing import Sharing
 
 Count = int | Iterable[int] | Choice[int]
-
-
 Width = int | Iterable[int] | Dim
-
-
 Ratio = float | Iterable[float] | Choice[float]
-
-
+Patterns = Sharing | Mapping[str, Sharing]
+KINDS = ("embed_dim", "qkv_dim", "num_heads", "mlp_dim")
 MOST_BLOCKS = 1024
-
-
 T = TypeVar("T")
-
-
 V = TypeVar("V", int, float)
 
 
 def choice_of(values: "V | Iterable[V] | Choice[V]", name: str) -> "Choice[V]":
     """Return a Choice of one or several values; one that was given is used as it is."""
     return Choice(values, name=name) if are_several(values) else as_choice(values, name)  # type: ignore[arg-type]
+
+
+def patterns_of(sharing: Patterns, qkv_dim: object, mlp_dim: object) -> dict[str, Sharing]:
+    """Return the sharing pattern of each of `KINDS`: one for all, or from a mapping, which leaves the others at "cyclic".
+
+    Args:
+        sharing: What the superformer was given.
+        qkv_dim: Its widths of q, k and v; None: they are a number of channels for each head, and follow the heads.
+        mlp_dim: Its hidden widths; None: they are a ratio of the residual stream, and follow that.
+
+    Raises:
+        ChoiceError: a kind that does not exist, or one that follows another here and has no pattern of its own.
+    """
+    if not isinstance(sharing, Mapping):
+        return dict.fromkeys(KINDS, sharing)
+    for kind in sharing:
+        if not is_one_of(KINDS, kind) or kind is None:
+            raise ChoiceError(f"sharing: unknown kind of choice, {one_of(KINDS, kind)}")
+    for kind, values, leader in (("qkv_dim", qkv_dim, "num_heads"), ("mlp_dim", mlp_dim, "embed_dim")):
+        if kind in sharing and values is None:
+            raise ChoiceError(f"sharing: {kind} follows {leader} where it is not given; name {leader}, or give {kind}")
+    return {**dict.fromkeys(KINDS, "cyclic"), **sharing}
 
 
 def dim_of(values: "int | Iterable[int] | Choice[int]", name: str, sharing: Sharing) -> Dim:

@@ -14,8 +14,7 @@ from vitas.nn import CyclicLinear, ElasticAttention, ElasticLayerNorm, ElasticPa
 from vitas.nn.layer import exported, like
 from vitas.nn.patches import patch_count
 from vitas.nn.tokens import Table, active_table, make_table
-from vitas.sharing import Sharing
-from vitas.superformer.arguments import Count, Ratio, Width, choice_of, depths_of, dim_of, reusable
+from vitas.superformer.arguments import Count, Patterns, Ratio, Width, choice_of, depths_of, dim_of, patterns_of, reusable
 from vitas.superformer.base import Superformer
 from vitas.superformer.blocks import block_of, hidden_of
 
@@ -55,13 +54,15 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
         drop_path_rate: Stochastic depth of the last block that runs, rising from 0.
         norm_eps: Added to variances in the blocks.
         final_norm_eps: Added to the variance in the last norm; None: `norm_eps`.
-        sharing: Which channels a width uses, see vitas.sharing.
+        sharing: Which channels a width uses, see vitas.sharing; or a mapping from "embed_dim", "qkv_dim", "num_heads" and
+            "mlp_dim" to patterns, where what it does not name is "cyclic".
         depth_p: Depth law, see ShiftableIdentity.
         shift: Identity shifting, see ShiftableIdentity.
 
     Raises:
         ChoiceError: values that are not positive numbers, patches that do not divide the image, heads that do not divide the
-            q/k/v width, a depth with gaps, an unknown pooling, options that are neither True nor False.
+            q/k/v width, a depth with gaps, an unknown pooling, options that are neither True nor False, an unknown
+            pattern or kind of choice.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
         drop_path_rate: float = 0.0,
         norm_eps: float = 1e-6,
         final_norm_eps: float | None = None,
-        sharing: Sharing = "cyclic",
+        sharing: Patterns = "cyclic",
         depth_p: float | Sequence[float] | None = None,
         shift: bool = True,
     ) -> None:
@@ -101,15 +102,16 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
             check_flags(fc_norm=fc_norm)
         _check_pooling(global_pool, distilled, fc_norm)
         num_classes = as_count(num_classes, "num_classes", least=0)
+        patterns = patterns_of(sharing, qkv_dim, mlp_dim)
         min_depth, slots, step = depths_of(depth)
-        width = dim_of(embed_dim, "embed_dim", sharing)
+        width = dim_of(embed_dim, "embed_dim", patterns["embed_dim"])
         patch = choice_of(patch_size, "patch_size")
         num_heads, qkv_dim = reusable(num_heads), reusable(qkv_dim)
         mlp_dim, mlp_ratio = reusable(mlp_dim), reusable(mlp_ratio)
 
         def block(slot: int) -> plain.Block:
-            heads = dim_of(num_heads, f"blocks.{slot}.num_heads", sharing)
-            qkv = None if qkv_dim is None else dim_of(qkv_dim, f"blocks.{slot}.qkv_dim", sharing)
+            heads = dim_of(num_heads, f"blocks.{slot}.num_heads", patterns["num_heads"])
+            qkv = None if qkv_dim is None else dim_of(qkv_dim, f"blocks.{slot}.qkv_dim", patterns["qkv_dim"])
             attention = ElasticAttention(
                 width,
                 heads,
@@ -122,7 +124,7 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
                 proj_drop=proj_drop_rate,
                 norm_eps=norm_eps,
             )
-            hidden = hidden_of(mlp_dim, mlp_ratio, width, f"blocks.{slot}", sharing)
+            hidden = hidden_of(mlp_dim, mlp_ratio, width, f"blocks.{slot}", patterns["mlp_dim"])
             return block_of(width, attention, hidden, norm_eps, proj_drop_rate, drop_path_rate, init_values)
 
         patch_embed = ElasticPatchEmbed(img_size, patch, in_chans, width)

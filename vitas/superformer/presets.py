@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from vitas.errors import ChoiceError, is_one_of, one_of
-from vitas.sharing import Sharing
 from vitas.space import Subnet
+from vitas.superformer.arguments import Patterns
 from vitas.superformer.deit import DeiTSuperformer
 from vitas.superformer.twins import TwinsSuperformer
 
@@ -181,7 +181,7 @@ def create_superformer(
     num_classes: int = 1000,
     img_size: int | tuple[int, int] = 224,
     in_chans: int = 3,
-    sharing: Sharing = "cyclic",
+    sharing: Patterns = "cyclic",
     **overrides: Any,
 ) -> nn.Module:
     """Return a superformer by name.
@@ -191,7 +191,8 @@ def create_superformer(
         num_classes: Classes; 0: no classifier.
         img_size: Height and width in pixels, or one int for both.
         in_chans: Image channels.
-        sharing: Which channels a width uses, see vitas.sharing.
+        sharing: Which channels a width uses, see vitas.sharing; or a mapping from "embed_dim", "qkv_dim", "num_heads" and
+            "mlp_dim" to patterns, where what it does not name is "cyclic".
         overrides: Other arguments of DeiTSuperformer or TwinsSuperformer in place of the named space's; `mlp_ratio` also
             replaces its `mlp_dim`, `head_dim` its `qkv_dim`, and the other way round.
 

@@ -22,8 +22,7 @@ from vitas.nn import (
 from vitas.nn.depth import lay_drop_path
 from vitas.nn.layer import rebuilt
 from vitas.nn.patches import pixels
-from vitas.sharing import Sharing
-from vitas.superformer.arguments import Count, Ratio, Width, choice_of, depths_of, dim_of, reusable
+from vitas.superformer.arguments import Count, Patterns, Ratio, Width, choice_of, depths_of, dim_of, patterns_of, reusable
 from vitas.superformer.base import Superformer
 from vitas.superformer.blocks import block_of, hidden_of
 
@@ -71,7 +70,8 @@ class TwinsSuperformer(Superformer, plain.Twins):
         attn_drop_rate: Dropout on the attention weights.
         drop_path_rate: Stochastic depth of the last block that runs, rising from 0 over all stages.
         norm_eps: Added to variances in the blocks and in the last norm; others are torch's 1e-5, as in timm.
-        sharing: Which channels a width uses, see vitas.sharing.
+        sharing: Which channels a width uses, see vitas.sharing; or a mapping from "embed_dim", "qkv_dim", "num_heads" and
+            "mlp_dim" to patterns, where what it does not name is "cyclic".
         depth_p: Depth law of every stage, see ShiftableIdentity.
         shift: Whether identities are shifted to the tail, see ShiftableIdentity.
 
@@ -104,7 +104,7 @@ class TwinsSuperformer(Superformer, plain.Twins):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         norm_eps: float = 1e-6,
-        sharing: Sharing = "cyclic",
+        sharing: Patterns = "cyclic",
         depth_p: float | Sequence[float] | None = None,
         shift: bool = True,
     ) -> None:
@@ -121,7 +121,11 @@ class TwinsSuperformer(Superformer, plain.Twins):
         check_flags(shift=shift)
         in_chans, patch_size = as_count(in_chans, "in_chans"), as_count(patch_size, "patch_size")
         num_classes = as_count(num_classes, "num_classes", least=0)
-        dims = [dim_of(d, f"stages.{k}.embed_dim", sharing) for k, d in enumerate(_listed(embed_dims, "embed_dims"))]
+        patterns = patterns_of(sharing, qkv_dims, mlp_dims)
+        dims = [
+            dim_of(d, f"stages.{k}.embed_dim", patterns["embed_dim"])
+            for k, d in enumerate(_listed(embed_dims, "embed_dims"))
+        ]
         ratios = mlp_ratios if are_several(mlp_ratios) else [mlp_ratios] * len(dims)
         stages = _stages(
             dims,
@@ -136,9 +140,9 @@ class TwinsSuperformer(Superformer, plain.Twins):
 
         def block(stage: _Stage, window: Choice[int] | None, slot: int) -> plain.Block:
             name = f"{stage.name}.blocks.{slot}"
-            heads = dim_of(stage.num_heads, f"{name}.num_heads", sharing)
+            heads = dim_of(stage.num_heads, f"{name}.num_heads", patterns["num_heads"])
             options: dict[str, Any] = {
-                "qkv_dim": None if stage.qkv_dim is None else dim_of(stage.qkv_dim, f"{name}.qkv_dim", sharing),
+                "qkv_dim": None if stage.qkv_dim is None else dim_of(stage.qkv_dim, f"{name}.qkv_dim", patterns["qkv_dim"]),
                 "private": private,
                 "attn_drop": attn_drop_rate,
                 "proj_drop": proj_drop_rate,
@@ -148,7 +152,7 @@ class TwinsSuperformer(Superformer, plain.Twins):
                 attention = ElasticWindowAttention(stage.dim, heads, window, **options)
             else:
                 attention = ElasticSubsampledAttention(stage.dim, heads, stage.sr_ratio, **options)
-            hidden = hidden_of(stage.mlp_dim, stage.mlp_ratio, stage.dim, name, sharing)
+            hidden = hidden_of(stage.mlp_dim, stage.mlp_ratio, stage.dim, name, patterns["mlp_dim"])
             return block_of(stage.dim, attention, hidden, norm_eps, proj_drop_rate, drop_path_rate)
 
         def row(stage: _Stage) -> ShiftableIdentity:

@@ -1,0 +1,44 @@
+"""How well one list of scores ranks networks as another does, and which superformer is searched."""
+
+import statistics
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import torch
+import training
+
+Figures = dict[str, Any]
+Results = Mapping[str, Figures]
+"""Name of a cell -> its figures."""
+
+
+def chosen_superformer(results: Results) -> str | None:
+    """Return the long cell of seed 0 whose superformer is searched; None while it cannot be known.
+
+    The rule was fixed before anything ran: of the nine combinations that both lengths have at seed 0, the one with the
+    largest Kendall tau over all networks trained alone, mean of both lengths. Only held-out images enter.
+    """
+    truth, taus = ground_truth(results), {}
+    for regime, sharing in product(training.PASSES, ("ordinal", "cyclic", "inside")):
+        names = [f"scores/{length}/{regime}/{sharing}/shared/0" for length in ("short", "long")]
+        if not all(name in results and len(results[name]["ground"]) == len(truth) for name in names):
+            return None
+        taus[names[1]] = statistics.fmean(kendall_tau(results[name]["ground"], truth) for name in names)
+    return max(taus, key=lambda name: taus[name])
+
+
+def ground_truth(results: Results, trainings: int = 2) -> list[float]:
+    """Return the mean accuracy of so many trainings of each ground network; nothing while one is missing."""
+    numbers = sorted({int(name.split("/")[1]) for name in results if name.startswith("ground/")})
+    names = [[f"ground/{number}/{seed}" for seed in range(trainings)] for number in numbers]
+    if not all(name in results for row in names for name in row):
+        return []
+    return [statistics.fmean(results[name]["accuracy"] for name in row) for row in names]
+
+
+def kendall_tau(x: list[float], y: list[float]) -> float:
+    """Return Kendall's tau-b; nan where one of the two ties all."""
+    a, b = (torch.tensor(values, dtype=torch.float64) for values in (x, y))
+    a, b = (a[:, None] - a).sign(), (b[:, None] - b).sign()
+    return float((a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt())
