@@ -4,7 +4,7 @@ A width uses a run of positions. Any permutation of a Dim's channels, applied to
 function of the largest subnet; it decides which channels the smaller widths inherit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from vitas.choice import Choice, Dim
 from vitas.nn import CyclicLinear, ElasticConv2d
+from vitas.nn.norm import ElasticLayerNorm
 from vitas.nn.stacked import StackedLinear
+from vitas.wrapping.narrow import Narrowed
 
 
 class _Use(NamedTuple):
@@ -38,7 +40,7 @@ def order_by_magnitude(model: nn.Module) -> None:
     layers of a width, and positions on a ring, are ours.
 
     Args:
-        model: A model whose searchable Dims stand in CyclicLinear, StackedLinear, ElasticConv2d and modules with `axes()`.
+        model: A model whose searchable Dims stand in CyclicLinear, StackedLinear, ElasticConv2d and modules narrowed by a record.
     """
     uses: dict[Choice[Any], list[_Use]] = {}
     dims: dict[Choice[Any], Dim] = {}
@@ -64,21 +66,26 @@ def _uses_in(module: nn.Module) -> Iterator[tuple[Dim, _Use]]:
             found.append((module.in_dim, weight, 2, True))
         if module.bias is not None:
             found.append((module.out_dim, module.bias.view(stacks, -1), 1, False))
+    elif isinstance(module, ElasticLayerNorm):
+        found = [(module.dim, parameter, 0, False) for parameter in module.parameters()]
     else:
-        axes: dict[str, Sequence[Dim | None]] = module.axes() if hasattr(module, "axes") else {}  # type: ignore[operator]
-        held = [(module._parameters[name], dims) for name, dims in axes.items()]
-        found = [
-            (dim, tensor, axis, False)
-            for tensor, dims in held
-            if tensor is not None
-            for axis, dim in enumerate(dims)
-            if dim is not None
-        ]
+        found = list(_cut_by_record(module)) if isinstance(module, Narrowed) else []
     for dim, tensor, axis, weighs in found:
         if not dim.fixed:
             (units,) = dim.bases
             shape = (*tensor.shape[:axis], units.largest, -1, *tensor.shape[axis + 1 :])
             yield dim, _Use(units, tensor.view(shape), axis, weighs)
+
+
+def _cut_by_record(module: Narrowed) -> Iterator[tuple[Dim, Tensor, int, bool]]:
+    """Yield Dim, tensor, axis, and whether the tensor weighs, of what a record cuts; runs of an axis stand apart."""
+    for name, axes in module.axes().items():
+        tensor = module._parameters.get(name)
+        tensor = module._buffers.get(name) if tensor is None else tensor
+        for axis, (runs, dim) in enumerate(axes if tensor is not None else ()):
+            if tensor is not None and dim is not None:
+                apart = tensor.view(*tensor.shape[:axis], runs, -1, *tensor.shape[axis + 1 :])
+                yield dim, apart, axis + 1, isinstance(module, nn.Linear) and tensor.ndim > 1
 
 
 def _importance(use: _Use) -> Tensor:
