@@ -1,15 +1,34 @@
-"""What a model and its parts say that they cost."""
+"""What a model and its parts say that they cost.
+
+Whoever states a cost has a method for it: `cost(tokens)` of a layer, `cost()` of a model, `param_count()` of both. An
+exception that such a method raises is its author's, and comes through as it is.
+"""
 
 from __future__ import annotations
 
-from inspect import signature
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from vitas import plain
 from vitas.cost.expression import Cost
 from vitas.errors import ChoiceError, VitasError, is_one_of, one_of, shown
-from vitas.space import unwrap
+from vitas.space import StatesCost, needs_tokens, unwrap
+
+
+@runtime_checkable
+class StatesParams(Protocol):
+    """A module that says how many of its parameters are active."""
+
+    def param_count(self) -> Cost: ...
+
+
+@runtime_checkable
+class HasConventions(Protocol):
+    """A model whose `cost` takes one of several conventions, "exact" among them."""
+
+    conventions: tuple[str, ...]
+
 
 _SAME_TOKENS = (plain.Block, plain.Blocks, plain.Mlp, plain.PatchMerging, plain.PositionGenerator, nn.Sequential)
 
@@ -21,11 +40,11 @@ def cost_of(module: nn.Module, tokens: Cost) -> Cost:
     """Return the multiply-adds of a layer, or of a container that hands all its tokens to each of its layers.
 
     Raises:
-        VitasError: a module that states no cost and is no container of vitas.plain or Sequential.
+        VitasError: a module that states no cost and is no container of vitas.plain or Sequential; a cost of another type.
     """
     module = unwrap(module)
-    if hasattr(module, "cost"):
-        return module.cost(tokens)  # type: ignore[no-any-return, operator]
+    if isinstance(module, StatesCost):
+        return _checked(module.cost(tokens), f"{type(module).__name__}.cost()")
     if isinstance(module, _FREE) or not any(True for _ in module.parameters()):
         return Cost()
     if type(module) is nn.Linear:
@@ -37,10 +56,14 @@ def cost_of(module: nn.Module, tokens: Cost) -> Cost:
 
 
 def params_of(module: nn.Module) -> Cost:
-    """Return the active parameters of a module; what no elastic layer owns counts whole."""
+    """Return the active parameters of a module; what no elastic layer owns counts whole.
+
+    Raises:
+        VitasError: a count of another type.
+    """
     module = unwrap(module)
-    if hasattr(module, "param_count"):
-        return module.param_count()  # type: ignore[no-any-return, operator]
+    if isinstance(module, StatesParams):
+        return _checked(module.param_count(), f"{type(module).__name__}.param_count()")
     own = Cost(sum(parameter.numel() for parameter in module.parameters(recurse=False)))
     return sum((params_of(child).under(name) for name, child in module.named_children()), own)
 
@@ -50,27 +73,26 @@ def stated_cost(model: nn.Module, convention: str = "exact") -> Cost:
 
     Raises:
         ChoiceError: another convention.
-        VitasError: a model that states no cost, or not for one image.
+        VitasError: a model that states no cost, or not for one image; a cost of another type.
     """
     if not is_one_of(["exact", "vitas"], convention):
         raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
-    state_cost = getattr(model, "cost", None)
-    if state_cost is None:
+    name = type(model).__name__
+    if not isinstance(model, StatesCost):
         raise VitasError(
-            f"{type(model).__name__} states no cost: give it a method cost() -> vitas.cost.Cost, or count one subnet by"
+            f"{name} states no cost: give it a method cost() -> vitas.cost.Cost, or count one subnet by"
             " running it with inputs=..."
         )
-    name = type(model).__name__
-    arguments = {} if convention == "exact" else {"convention": convention}
-    if arguments:
-        try:
-            signature(state_cost).bind_partial(**arguments)
-        except (TypeError, ValueError) as error:
-            raise ChoiceError(f"convention: {name} states its cost as 'exact' only, got {shown(convention)}") from error
-    try:
-        cost = state_cost(**arguments)
-    except TypeError as error:
-        raise VitasError(f"{name} states no cost for one image ({error}); inputs=... counts by running") from error
+    if needs_tokens(model):
+        raise VitasError(f"{name} states no cost for one image, only for a number of tokens; inputs=... counts by running")
+    if convention == "exact":
+        return _checked(model.cost(), f"{name}.cost()")
+    if not isinstance(model, HasConventions):
+        raise ChoiceError(f"convention: {name} states its cost as 'exact' only, got {shown(convention)}")
+    return _checked(model.cost(convention=convention), f"{name}.cost()")
+
+
+def _checked(cost: Any, said: str) -> Cost:
     if not isinstance(cost, Cost):
-        raise VitasError(f"{type(model).__name__}.cost() does not return a vitas.cost.Cost, got {type(cost).__name__}")
+        raise VitasError(f"{said} does not return a vitas.cost.Cost, got {shown(cost)}")
     return cost

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitas.errors import ChoiceError, ExportError, is_one_of, one_of, shown
-from vitas.nn.layer import exported
+from vitas.nn.layer import Layer, exported
 from vitas.sample import use_subnet
 from vitas.space import Number, Subnet, arguments_of, device_of, eval_mode, holders, search_space, unwrap
 from vitas.superformer import create_superformer
@@ -52,7 +52,7 @@ def export_subnet(
     if weights == "fresh" and verify is not None:
         raise ChoiceError("verify: fresh weights have nothing to be compared with")
     inner = unwrap(model)
-    if not any(type(part).__module__.startswith("vitas.") or hasattr(part, "export") for part in inner.modules()):
+    if not any(isinstance(part, Layer) or type(part).__module__ == "vitas.plain" for part in inner.modules()):
         raise ExportError(f"{type(inner).__name__} has no elastic layers to export")
     if verify is not None:
         device_of(inner)  # refuses the meta device, before anything is copied

@@ -1,6 +1,6 @@
 """Searchable layers. With plain ints each computes what torch's (or timm's) does; with Choices and Dims it is elastic.
 
-    layer.py       what every elastic layer offers, and how an export is put together from those of layers
+    layer.py       the contract of an elastic layer, Elastic; and how an export is put together from those of layers
     linear.py      CyclicLinear; with choice/dim.py it explains the library
     norm.py        layer norm and layer scale
     conv.py        convolutions
@@ -28,6 +28,7 @@ from vitas.nn.conv import ElasticConv2d
 from vitas.nn.depth import ShiftableIdentity, shift_identities
 from vitas.nn.drop_path import DropPath
 from vitas.nn.embed import ElasticPatchEmbed
+from vitas.nn.layer import Elastic
 from vitas.nn.linear import CyclicLinear
 from vitas.nn.mlp import ElasticMlp
 from vitas.nn.norm import ElasticLayerNorm, LayerScale
@@ -39,6 +40,7 @@ from vitas.nn.window import ElasticWindowAttention
 __all__ = [
     "CyclicLinear",
     "DropPath",
+    "Elastic",
     "ElasticAttention",
     "ElasticConv2d",
     "ElasticLayerNorm",

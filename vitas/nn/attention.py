@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from vitas import plain
 from vitas.choice import Choice, Dim
-from vitas.cost import Cost, cost_of, params_of
+from vitas.cost import Cost, cost_of
 from vitas.errors import ChoiceError
 from vitas.nn.heads import as_heads
-from vitas.nn.layer import rebuilt
+from vitas.nn.layer import Elastic
 from vitas.nn.linear import CyclicLinear, check_axes
 from vitas.nn.stacked import stacked
 
 
-class ElasticAttention(plain.Attention):
+class ElasticAttention(Elastic, plain.Attention):
     """Self-attention whose heads and width follow the active subnet, with the true head width in the scale.
 
     Either every head has `head_dim` channels and the width follows the heads, or `qkv_dim` channels are searched and
@@ -84,10 +86,6 @@ class ElasticAttention(plain.Attention):
         matmul = (tokens * tokens * self.qkv_dim * 2).named("matmul")
         return cost_of(self.qkv, tokens).under("qkv") + matmul + cost_of(self.proj, tokens).under("proj")
 
-    def param_count(self) -> Cost:
-        """Return the parameters of qkv, proj and the norms of q and k."""
-        return sum((params_of(child) for child in self.children()), Cost())
-
-    def export(self) -> plain.Attention:
-        """Return plain attention with its own copy of the active weights, q, k and v in one linear layer."""
-        return rebuilt(self, plain.Attention, num_heads=self.heads())
+    def plain_sizes(self) -> dict[str, Any]:
+        """Return the number of heads in use."""
+        return {"num_heads": self.heads()}

@@ -5,14 +5,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitas.choice import Dim, as_dim, take
-from vitas.cost import Cost, product_of
+from vitas.choice import Dim, as_dim
+from vitas.cost import Cost
 from vitas.errors import ChoiceError, shown
-from vitas.nn.layer import filled
+from vitas.nn.layer import Axes, Elastic
 from vitas.nn.linear import check_channels
 
 
-class ElasticConv2d(nn.Conv2d):
+class ElasticConv2d(Elastic, nn.Conv2d):
     """Convolution of which every subnet uses the filters and channels that its widths use.
 
     Shapes: (B, I, H, W) -> (B, O, H', W'), I = in_channels.active, O = out_channels.active.
@@ -35,6 +35,8 @@ class ElasticConv2d(nn.Conv2d):
     Raises:
         ChoiceError: channels that are neither a positive int nor a Dim; groups that searchable channels cannot have.
     """
+
+    holds = ("depthwise",)
 
     def __init__(
         self,
@@ -71,10 +73,10 @@ class ElasticConv2d(nn.Conv2d):
         )
         self.in_dim, self.out_dim, self.depthwise = in_dim, out_dim, depthwise
 
-    def active_weights(self) -> dict[str, Tensor]:
-        """Return the weight (O, I / groups, kernel) and bias (O,) in use; nothing else slices."""
+    def axes(self) -> Axes:
+        """Return output and input channels of the weight (O, I / groups, kernel) and the bias (O,)."""
         columns = None if self.depthwise or self.groups > 1 else self.in_dim
-        return take(weight=(self.weight, self.out_dim, columns), bias=(self.bias, self.out_dim))
+        return {"weight": (self.out_dim, columns), "bias": (self.out_dim,)}
 
     def active_groups(self) -> int:
         """Return the number of groups in use."""
@@ -104,35 +106,12 @@ class ElasticConv2d(nn.Conv2d):
 
     def cost(self, tokens: Cost) -> Cost:
         """Return tokens * kernel * I * O / groups, `tokens` being the number of output positions."""
-        return (tokens * self._weight_count()).named("conv")
+        return (tokens * self.count_of("weight")).named("conv")
 
-    def param_count(self) -> Cost:
-        """Return kernel * I * O / groups, and O for the bias."""
-        return self._weight_count() + (self.out_dim if self.bias is not None else 0)
-
-    def _weight_count(self) -> Cost:
-        kernel = self.kernel_size[0] * self.kernel_size[1]
-        if self.depthwise:
-            return product_of(kernel, self.out_dim)
-        if self.groups > 1:
-            return Cost(self.weight.numel())
-        return product_of(kernel, self.in_dim, self.out_dim)
-
-    def export(self) -> nn.Conv2d:
-        """Return a plain convolution with its own copy of the active weights."""
-        conv = nn.Conv2d(
-            self.in_dim.active,
-            self.out_dim.active,
-            self.kernel_size,  # type: ignore[arg-type]
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.dilation,  # type: ignore[arg-type]
-            self.active_groups(),
-            self.bias is not None,
-            self.padding_mode,
-            device="meta",
-        )
-        return filled(self, conv, self.active_weights())
+    def plain_sizes(self) -> dict[str, Any]:
+        """Return the channels and groups in use."""
+        sizes = {"in_channels": self.in_dim.active, "out_channels": self.out_dim.active}
+        return {**sizes, "groups": self.active_groups()}
 
     def extra_repr(self) -> str:
         return f"{self.in_dim.brief()} -> {self.out_dim.brief()}, kernel_size={self.kernel_size}, stride={self.stride}"

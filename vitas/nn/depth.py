@@ -15,7 +15,7 @@ from vitas.choice import Choice, mark_sizes, noted, outside_graphs
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, VitasError, shown
 from vitas.nn.drop_path import DropPath
-from vitas.nn.layer import exported, like
+from vitas.nn.layer import Elastic, exported, like
 from vitas.space import Gate, State
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ T = TypeVar("T")
 _noted_eagerly = outside_graphs(noted)
 
 
-class ShiftableIdentity(plain.Blocks):
+class ShiftableIdentity(Elastic, plain.Blocks):
     """A row of slots, each a block or an identity; identities are shifted to the tail, so the first `depth` slots run.
 
     Shifting makes one network one subnet: the same blocks in the same order have one encoding, wherever the identities

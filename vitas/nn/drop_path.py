@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from vitas import plain
 from vitas.checks import check_rates
 from vitas.choice import Choice, mark, marked
-from vitas.cost import Cost
-from vitas.nn.layer import like
+from vitas.nn.layer import Elastic, like
 
 
-class DropPath(plain.DropPath):
+class DropPath(Elastic, plain.DropPath):
     """Stochastic depth whose rate depends on where the block stands among those that run.
 
     Shapes: (B, ...) -> (B, ...).
@@ -77,14 +76,6 @@ class DropPath(plain.DropPath):
         last = sum(choice.active for choice in self._total) - 1
         keep = 1 - self._rate * place / torch.sym_max(last, 1)
         return drop_samples(x, keep)
-
-    def cost(self, tokens: Cost) -> Cost:
-        """Return nothing."""
-        return Cost()
-
-    def param_count(self) -> Cost:
-        """Return nothing."""
-        return Cost()
 
     def export(self) -> nn.Module:
         """Return plain drop path at the rate that it has in the active subnet; an identity where that is 0."""

@@ -7,15 +7,15 @@ from torch import Tensor
 from vitas import plain
 from vitas.checks import as_count
 from vitas.choice import Choice, Dim, as_choice, as_dim
-from vitas.cost import Cost, cost_of, params_of
+from vitas.cost import Cost, cost_of
 from vitas.errors import ShapeError
 from vitas.nn.conv import ElasticConv2d
-from vitas.nn.layer import rebuilt
+from vitas.nn.layer import Elastic
 from vitas.nn.patches import check_patches, patches, pixels
 from vitas.nn.private import Private
 
 
-class ElasticPatchEmbed(plain.PatchEmbed):
+class ElasticPatchEmbed(Elastic, plain.PatchEmbed):
     """Patch embedding with a projection of its own for each patch size.
 
     Shapes: (B, C, H, W) -> (B, N, D), N = (H / P) * (W / P), D = embed_dim.active, P = patch_size.active.
@@ -33,6 +33,8 @@ class ElasticPatchEmbed(plain.PatchEmbed):
         ChoiceError: a patch size that does not divide the image; image channels that are no positive int; channels that
             are neither a positive int nor a Dim.
     """
+
+    needs_tokens = False
 
     def __init__(
         self,
@@ -73,14 +75,6 @@ class ElasticPatchEmbed(plain.PatchEmbed):
     def cost(self, tokens: Cost | None = None) -> Cost:
         """Return N * C * P^2 * D; the number of patches is its own."""
         return cost_of(self.proj, self.tokens()).under("proj")
-
-    def param_count(self) -> Cost:
-        """Return the parameters of the chosen projection."""
-        return params_of(self.proj)
-
-    def export(self) -> plain.PatchEmbed:
-        """Return a plain patch embedding with its own copy of the chosen projection."""
-        return rebuilt(self, plain.PatchEmbed, img_size=self.img_size, in_chans=self.in_chans)
 
     def extra_repr(self) -> str:
         return f"img_size={self.img_size}, patch_size={self.patch_size.brief()}"

@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitas.choice import Dim, as_dim, take
-from vitas.cost import Cost, product_of
+from vitas.choice import Dim, as_dim
+from vitas.cost import Cost
 from vitas.errors import ShapeError
-from vitas.nn.layer import filled
+from vitas.nn.layer import Axes, Elastic
 
 
-class CyclicLinear(nn.Linear):
+class CyclicLinear(Elastic, nn.Linear):
     """Linear layer of which every subnet uses the rows and columns that its widths use.
 
     Shapes: (..., I) -> (..., O), I = in_features.active, O = out_features.active.
@@ -40,9 +40,9 @@ class CyclicLinear(nn.Linear):
         super().__init__(in_dim.largest, out_dim.largest, bias, device, dtype)
         self.in_dim, self.out_dim = in_dim, out_dim
 
-    def active_weights(self) -> dict[str, Tensor]:
-        """Return the weight (O, I) and bias (O,) in use; nothing else slices."""
-        return take(weight=(self.weight, self.out_dim, self.in_dim), bias=(self.bias, self.out_dim))
+    def axes(self) -> Axes:
+        """Return output and input channels of the weight (O, I) and the bias (O,)."""
+        return {"weight": (self.out_dim, self.in_dim), "bias": (self.out_dim,)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the active part.
@@ -56,16 +56,6 @@ class CyclicLinear(nn.Linear):
     def cost(self, tokens: Cost) -> Cost:
         """Return tokens * I * O."""
         return (tokens * self.in_dim * self.out_dim).named("linear")
-
-    def param_count(self) -> Cost:
-        """Return I * O, and O for the bias."""
-        return product_of(self.in_dim, self.out_dim) + (self.out_dim if self.bias is not None else 0)
-
-    def export(self) -> nn.Linear:
-        """Return a plain linear layer with its own copy of the active weights."""
-        out_features, in_features = self.out_dim.active, self.in_dim.active
-        plain = nn.Linear(in_features, out_features, self.bias is not None, device="meta")
-        return filled(self, plain, self.active_weights())
 
     def extra_repr(self) -> str:
         return f"{self.in_dim.brief()} -> {self.out_dim.brief()}, bias={self.bias is not None}"

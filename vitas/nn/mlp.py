@@ -4,12 +4,12 @@ from torch import nn
 
 from vitas import plain
 from vitas.choice import Dim
-from vitas.cost import Cost, cost_of, params_of
-from vitas.nn.layer import rebuilt
+from vitas.cost import Cost, cost_of
+from vitas.nn.layer import Elastic
 from vitas.nn.linear import CyclicLinear
 
 
-class ElasticMlp(plain.Mlp):
+class ElasticMlp(Elastic, plain.Mlp):
     """Two CyclicLinear layers that share the hidden dimension, with an activation between.
 
     Shapes: (B, N, D) -> (B, N, D), D = dim.active; inside (B, N, H), H = hidden_dim.active.
@@ -41,11 +41,3 @@ class ElasticMlp(plain.Mlp):
     def cost(self, tokens: Cost) -> Cost:
         """Return 2 * tokens * D * H."""
         return cost_of(self.fc1, tokens).under("fc1") + cost_of(self.fc2, tokens).under("fc2")
-
-    def param_count(self) -> Cost:
-        """Return the parameters of both linear layers."""
-        return params_of(self.fc1) + params_of(self.fc2)
-
-    def export(self) -> plain.Mlp:
-        """Return a plain MLP with its own copy of the active weights."""
-        return rebuilt(self, plain.Mlp)

@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.choice import Dim, as_dim, take
+from vitas.choice import Dim, as_dim
 from vitas.cost import Cost
-from vitas.nn.layer import filled
+from vitas.nn.layer import Axes, Elastic
 from vitas.nn.linear import check_channels
 
 
-class ElasticLayerNorm(nn.LayerNorm):
+class ElasticLayerNorm(Elastic, nn.LayerNorm):
     """Layer norm over the K active channels of `dim`; gain and bias are shared by every subnet.
 
     Shapes: (B, N, K) -> (B, N, K), K = dim.active.
@@ -43,9 +43,9 @@ class ElasticLayerNorm(nn.LayerNorm):
         super().__init__(dim.largest, eps, elementwise_affine, bias, device, dtype)
         self.dim = dim
 
-    def active_weights(self) -> dict[str, Tensor]:
-        """Return the gain and bias in use, (K,) each; nothing else slices."""
-        return take(weight=(self.weight, self.dim), bias=(self.bias, self.dim))
+    def axes(self) -> Axes:
+        """Return the channels of gain and bias, (K,) each."""
+        return {"weight": (self.dim,), "bias": (self.dim,)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise over the active channels.
@@ -60,21 +60,11 @@ class ElasticLayerNorm(nn.LayerNorm):
         """Return nothing: norms are listed as not counted."""
         return Cost()
 
-    def param_count(self) -> Cost:
-        """Return K for each of gain and bias."""
-        return sum((Cost(self.dim) for _ in self.parameters()), Cost())
-
-    def export(self) -> nn.LayerNorm:
-        """Return a plain layer norm of K channels with its own copy of the weights."""
-        bias = self.bias is not None
-        plain_norm = nn.LayerNorm(self.dim.active, self.eps, self.elementwise_affine, bias, device="meta")
-        return filled(self, plain_norm, self.active_weights())
-
     def extra_repr(self) -> str:
         return f"{self.dim.brief()}, eps={self.eps}"
 
 
-class LayerScale(plain.LayerScale):
+class LayerScale(Elastic, plain.LayerScale):
     """A learned gain for each of the K active channels of `dim`.
 
     Shapes: (B, N, K) -> (B, N, K), K = dim.active.
@@ -94,9 +84,9 @@ class LayerScale(plain.LayerScale):
         super().__init__(dim.largest, init_values)
         self.dim = dim
 
-    def active_weights(self) -> dict[str, Tensor]:
-        """Return the gains in use, (K,); nothing else slices."""
-        return take(gamma=(self.gamma, self.dim))
+    def axes(self) -> Axes:
+        """Return the channels of the gains, (K,)."""
+        return {"gamma": (self.dim,)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the active channels.
@@ -110,15 +100,3 @@ class LayerScale(plain.LayerScale):
     def cost(self, tokens: Cost) -> Cost:
         """Return nothing: scaling is listed as not counted."""
         return Cost()
-
-    def param_count(self) -> Cost:
-        """Return K."""
-        return Cost(self.dim)
-
-    def export(self) -> plain.LayerScale:
-        """Return a plain layer scale of K channels with its own copy of the gains."""
-        scale = plain.LayerScale(self.dim.active, self.init_values, device=torch.device("meta"))
-        return filled(self, scale, self.active_weights())
-
-    def extra_repr(self) -> str:
-        return f"{self.dim.brief()}"

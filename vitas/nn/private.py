@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from vitas.choice import Choice, noted
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, shown
-from vitas.nn.layer import exported
+from vitas.nn.layer import Elastic, exported
 from vitas.space import Gate
 
 
-class Private(nn.ModuleDict):
+class Private(Elastic, nn.ModuleDict):
     """One copy of a layer for each value of `choice`; copies that are not chosen get no gradient at all.
 
     Shapes: those of the chosen copy.

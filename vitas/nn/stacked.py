@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas.choice import Dim, as_dim, take
-from vitas.cost import Cost, cost_of, params_of, product_of
+from vitas.cost import Cost, cost_of
 from vitas.errors import ChoiceError, is_one_of, one_of, shown
 from vitas.nn.heads import Heads
-from vitas.nn.layer import filled
+from vitas.nn.layer import Axes, Elastic, Stack, filled
 from vitas.nn.linear import check_channels
 from vitas.nn.private import Private
 
@@ -48,7 +48,7 @@ def _copies(heads: Heads, stacks: int, bias: bool) -> Private:
     return Private(heads.num_heads, copy_for)
 
 
-class StackedLinear(nn.Linear):
+class StackedLinear(Elastic, nn.Linear):
     """Several linear layers with the same input and widths, stacked in one weight as timm's fused q, k, v are.
 
     Each part is cut by itself, so a row of the shared weight serves q, k or v in every subnet, never two of them.
@@ -64,10 +64,17 @@ class StackedLinear(nn.Linear):
         bias: Whether to add a learned bias.
     """
 
+    holds = ("stacks",)
+
     def __init__(self, in_features: int | Dim, out_features: int | Dim, stacks: int, bias: bool = True) -> None:
         in_dim, out_dim = as_dim(in_features, "in_features"), as_dim(out_features, "out_features")
         super().__init__(in_dim.largest, stacks * out_dim.largest, bias)
         self.in_dim, self.out_dim, self.stacks = in_dim, out_dim, stacks
+
+    def axes(self) -> Axes:
+        """Return output channels, in parts, and input channels of the weight (stacks * O, I) and the bias (stacks * O,)."""
+        rows = Stack(self.stacks, self.out_dim)
+        return {"weight": (rows, self.in_dim), "bias": (rows,)}
 
     def active_weights(self) -> dict[str, Tensor]:
         """Return the weight (stacks * O, I) and bias (stacks * O,) in use; nothing else slices."""
@@ -90,22 +97,11 @@ class StackedLinear(nn.Linear):
         """Return stacks * tokens * I * O."""
         return (tokens * self.in_dim * self.out_dim * self.stacks).named("linear")
 
-    def param_count(self) -> Cost:
-        """Return stacks * (I * O + O)."""
-        rows = product_of(self.stacks, self.out_dim)
-        return rows * self.in_dim + (rows if self.bias is not None else 0)
-
-    def export(self) -> nn.Linear:
-        """Return one plain linear layer with its own copy of the active weights."""
-        rows = self.stacks * self.out_dim.active
-        plain_linear = nn.Linear(self.in_dim.active, rows, self.bias is not None, device="meta")
-        return filled(self, plain_linear, self.active_weights())
-
     def extra_repr(self) -> str:
         return f"{self.in_dim.brief()} -> {self.stacks} x {self.out_dim.brief()}, bias={self.bias is not None}"
 
 
-class PrivateStack(nn.Module):
+class PrivateStack(Elastic):
     """q, k, v of which some have a copy for each head count, joined into one weight for one matrix product.
 
     Shapes: (..., D) -> (..., stacks * d), the stacks being `parts`.
@@ -145,10 +141,6 @@ class PrivateStack(nn.Module):
     def cost(self, tokens: Cost) -> Cost:
         """Return stacks * tokens * D * d."""
         return sum((cost_of(layer, tokens) for layer in self.children()), Cost())
-
-    def param_count(self) -> Cost:
-        """Return the parameters of the chosen copies and of the shared part."""
-        return sum((params_of(layer) for layer in self.children()), Cost())
 
     def export(self) -> nn.Linear:
         """Return one plain linear layer with its own copy of the active weights."""

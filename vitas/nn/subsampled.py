@@ -1,21 +1,23 @@
 """Attention to a coarser map, with searchable heads and width."""
 
+from typing import Any
+
 from torch import Tensor
 
 from vitas import plain
 from vitas.checks import as_count
 from vitas.choice import Choice, Dim
-from vitas.cost import Cost, Map, as_map, cost_of, params_of
+from vitas.cost import Cost, Map, as_map, cost_of
 from vitas.errors import ShapeError
 from vitas.nn.conv import ElasticConv2d
 from vitas.nn.heads import as_heads
-from vitas.nn.layer import rebuilt
+from vitas.nn.layer import Elastic
 from vitas.nn.linear import CyclicLinear, check_axes
 from vitas.nn.norm import ElasticLayerNorm
 from vitas.nn.stacked import stacked
 
 
-class ElasticSubsampledAttention(plain.SubsampledAttention):
+class ElasticSubsampledAttention(Elastic, plain.SubsampledAttention):
     """Attention of all positions to a map that is `sr_ratio` times coarser; heads and width follow the active subnet.
 
     With plain ints this is timm's `GlobalSubSampleAttn` for maps (B, H, W, D).
@@ -41,6 +43,8 @@ class ElasticSubsampledAttention(plain.SubsampledAttention):
     Raises:
         ChoiceError: as ElasticAttention; a ratio that is not a positive int.
     """
+
+    holds = ("sr_ratio",)
 
     def __init__(
         self,
@@ -105,13 +109,9 @@ class ElasticSubsampledAttention(plain.SubsampledAttention):
                 cost += cost_of(layer, positions).under(name)
         return cost
 
-    def param_count(self) -> Cost:
-        """Return the parameters of all its layers."""
-        return sum((params_of(child) for child in self.children()), Cost())
-
-    def export(self) -> plain.SubsampledAttention:
-        """Return plain attention with its own copy of the active weights."""
-        return rebuilt(self, plain.SubsampledAttention, num_heads=self.heads())
+    def plain_sizes(self) -> dict[str, Any]:
+        """Return the number of heads in use."""
+        return {"num_heads": self.heads()}
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads.brief()}, sr_ratio={self.sr_ratio}"

@@ -9,13 +9,13 @@ from vitas import plain
 from vitas.choice import Choice, Dim, as_choice, as_dim
 from vitas.cost import Cost
 from vitas.errors import ShapeError
-from vitas.nn.layer import filled
+from vitas.nn.layer import Axes, Elastic
 from vitas.nn.patches import check_patches, patch_count, patches, pixels
 
 Table = nn.Parameter | nn.ParameterDict
 
 
-class ElasticTokens(plain.Tokens):
+class ElasticTokens(Elastic, plain.Tokens):
     """Class token and learned positions, one of each for every patch size; for models of one's own.
 
     Shapes: (B, N, D) -> (B, 1 + N, D), D = embed_dim.active, N the patches of the active patch size.
@@ -30,6 +30,8 @@ class ElasticTokens(plain.Tokens):
     Raises:
         ChoiceError: a patch size that does not divide the image; channels that are neither a positive int nor a Dim.
     """
+
+    holds = ("img_size",)
 
     def __init__(
         self,
@@ -46,10 +48,13 @@ class ElasticTokens(plain.Tokens):
         self.pos_embed = make_table(patch_size, embed_dim, lambda patch: 1 + patch_count(size, patch))  # type: ignore[assignment]
         self.reset_parameters()
 
-    def active_weights(self) -> dict[str, Tensor]:
-        """Return the class token (1, 1, D) and positions (1, 1 + N, D) in use; nothing else slices."""
-        names = ("cls_token", "pos_embed")
-        return {name: active_table(getattr(self, name), self.patch_size, self.embed_dim) for name in names}
+    def axes(self) -> Axes:
+        """Return the channels of class token (1, 1, D) and positions (1, 1 + N, D)."""
+        return dict.fromkeys(("cls_token", "pos_embed"), (None, None, self.embed_dim))
+
+    def stored(self, name: str) -> Tensor:
+        """Return a table of the active patch size, of full width."""
+        return chosen_table(getattr(self, name), self.patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add token and positions.
@@ -71,12 +76,6 @@ class ElasticTokens(plain.Tokens):
         """Return (2 + N) * D."""
         return (patches(self.patch_size, self.img_size) + 2) * self.embed_dim
 
-    def export(self) -> plain.Tokens:
-        """Return plain token and positions with their own copies of the tables."""
-        weights = self.active_weights()
-        empty = {name: torch.empty_like(table, device="meta") for name, table in weights.items()}
-        return filled(self, plain.Tokens(**empty), weights)
-
 
 def make_table(patch_size: Choice[int], dim: Dim, length: Callable[[int], int]) -> Table:
     """Return a table (1, length, L) of zeros, or one for each patch size."""
@@ -91,5 +90,9 @@ def make_table(patch_size: Choice[int], dim: Dim, length: Callable[[int], int]) 
 
 def active_table(table: Table, patch_size: Choice[int], dim: Dim) -> Tensor:
     """Return the table in use, (1, length, D)."""
-    chosen = table[str(patch_size.active)] if isinstance(table, nn.ParameterDict) else table
-    return dim.take(chosen, axis=2)
+    return dim.take(chosen_table(table, patch_size), axis=2)
+
+
+def chosen_table(table: Table, patch_size: Choice[int]) -> Tensor:
+    """Return the table of the active patch size, (1, length, L)."""
+    return table[str(patch_size.active)] if isinstance(table, nn.ParameterDict) else table

@@ -1,18 +1,20 @@
 """Self-attention inside the windows of a map, with searchable heads, width and window."""
 
+from typing import Any
+
 from torch import Tensor
 
 from vitas import plain
 from vitas.checks import as_count
 from vitas.choice import Choice, Dim, as_choice
-from vitas.cost import Cost, as_map, cost_of, params_of
+from vitas.cost import Cost, as_map, cost_of
 from vitas.nn.heads import as_heads
-from vitas.nn.layer import rebuilt
+from vitas.nn.layer import Elastic
 from vitas.nn.linear import CyclicLinear, check_axes
 from vitas.nn.stacked import stacked
 
 
-class ElasticWindowAttention(plain.WindowAttention):
+class ElasticWindowAttention(Elastic, plain.WindowAttention):
     """Self-attention inside square windows, whose heads and width follow the active subnet.
 
     The map is padded with zeros to whole windows, as in timm, so any input size fits. With plain ints this is timm's
@@ -96,13 +98,9 @@ class ElasticWindowAttention(plain.WindowAttention):
         matmul = (pairs * self.qkv_dim * 2).named("matmul")
         return cost_of(self.qkv, positions).under("qkv") + matmul + cost_of(self.proj, size).under("proj")
 
-    def param_count(self) -> Cost:
-        """Return the parameters of qkv and proj."""
-        return params_of(self.qkv) + params_of(self.proj)
-
-    def export(self) -> plain.WindowAttention:
-        """Return plain window attention with its own copy of the active weights."""
-        return rebuilt(self, plain.WindowAttention, num_heads=self.heads(), window_size=self.window())
+    def plain_sizes(self) -> dict[str, Any]:
+        """Return heads and window in use."""
+        return {"num_heads": self.heads(), "window_size": self.window()}
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads.brief()}, window_size={self.window_size.brief()}"

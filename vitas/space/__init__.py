@@ -14,7 +14,7 @@ Knows no layer: whoever holds a Choice is found by walking. Imports choice and w
 """
 
 from vitas.space.codes import codes_of
-from vitas.space.model import arguments_of, device_of, eval_mode, unwrap
+from vitas.space.model import StatesCost, arguments_of, device_of, eval_mode, needs_tokens, unwrap
 from vitas.space.space import SearchSpace, search_space
 from vitas.space.state import State
 from vitas.space.subnet import Number, Subnet
@@ -27,6 +27,7 @@ __all__ = [
     "Number",
     "SearchSpace",
     "State",
+    "StatesCost",
     "Subnet",
     "arguments_of",
     "codes_of",
@@ -35,6 +36,7 @@ __all__ = [
     "gated_children",
     "held",
     "holders",
+    "needs_tokens",
     "readable_amount",
     "readable_size",
     "search_space",

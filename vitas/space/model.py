@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -70,3 +70,22 @@ def arguments_of(inputs: Any, what: str = "inputs") -> tuple[Any, ...]:
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(arguments)):
         raise ChoiceError(f"{what}: expected a tensor, or a tuple with a tensor among them, got {shown(inputs)}")
     return arguments
+
+
+@runtime_checkable
+class StatesCost(Protocol):
+    """What states its cost: a model for one image, `cost()`; a layer for tokens, `cost(tokens)`."""
+
+    def cost(self, *tokens: Any, **convention: Any) -> Any: ...
+
+
+@runtime_checkable
+class NeedsTokens(Protocol):
+    """A layer of vitas.nn says whether its cost depends on the tokens that it is given."""
+
+    needs_tokens: bool
+
+
+def needs_tokens(module: nn.Module) -> bool:
+    """Say whether a layer has to be told the tokens before it can state its cost."""
+    return isinstance(module, NeedsTokens) and module.needs_tokens

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.choice import SIDES, Dim
-from vitas.errors import ChoiceError, VitasError, is_one_of, listed, one_of, shown
+from vitas.errors import ChoiceError, VitasError, brief, is_one_of, listed, one_of, shown
 from vitas.space.codes import codes_of
 from vitas.space.liveness import Condition, connected, gates_first, weakest
-from vitas.space.model import unwrap
+from vitas.space.model import StatesCost, needs_tokens, unwrap
 from vitas.space.naming import claim_for_model, refuse_broken_ties, refuse_equal_names, shortest_path
 from vitas.space.state import State
 from vitas.space.subnet import Number, Subnet
@@ -380,12 +380,14 @@ class SearchSpace:
 
         None where the model states no cost, or where too many choices interact for the exact extremes.
         """
-        try:
-            cost = self._cost() if self._cost is not None else None
-        except (TypeError, VitasError):  # a layer, whose cost depends on its tokens; a model with a part that states none
+        if self._cost is None:
             return None
-        extremes = getattr(cost, "extremes", lambda: None)()
-        if cost is None or extremes is None:
+        try:
+            cost = self._cost()
+        except VitasError:  # a model with a part that states none
+            return None
+        extremes = cost.extremes()
+        if extremes is None:
             return None
         generator = torch.Generator().manual_seed(0)
         draws = sorted(cost.at(self.indices(self.sample(generator))) for _ in range(101))
@@ -405,7 +407,10 @@ class SearchSpace:
         ]
 
     def _summary(self) -> str:
-        costs = self.costs()
+        try:
+            costs = self.costs()
+        except Exception as error:  # printing must not fail where a user's own cost() does
+            return f"no cost: {type(error).__name__}: {brief(error)}"
         if costs is None:
             return ""
         return " / ".join(map(readable_amount, costs)) + " multiply-adds (cheapest / median / costliest)"
@@ -456,4 +461,5 @@ def search_space(model: nn.Module) -> SearchSpace:
     for choice in paths:
         claim_for_model(choice, model, names[choice])
     ordered = gates_first(gates)
-    return SearchSpace({names[choice]: (choice, gates[choice]) for choice in ordered}, getattr(model, "cost", None))
+    cost = model.cost if isinstance(model, StatesCost) and not needs_tokens(model) else None
+    return SearchSpace({names[choice]: (choice, gates[choice]) for choice in ordered}, cost)

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from vitas.errors import ChoiceError
+from vitas.nn import Elastic
 from vitas.space import holders, search_space
 
 
-class Superformer(nn.Module):
+class Superformer(Elastic):
     """Put before a plain model: its features are those of the active subnet, which it shows when printed."""
+
+    needs_tokens = False
 
     def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         """Return the numbers of the features that `indices` means, of those that the active subnet has.

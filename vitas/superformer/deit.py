@@ -156,6 +156,8 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
             self.depth = blocks.depth
         self.reset_parameters()
 
+    conventions = ("exact", "vitas")
+
     def tables(self) -> dict[str, Tensor]:
         """Return class token, distillation token (if any) and positions in use, (1, ..., D) each; nothing else slices."""
         stored: dict[str, Table] = super().tables()  # type: ignore[assignment]

@@ -14,7 +14,8 @@ from torch import nn
 from vitas.checks import as_count
 from vitas.choice import Dim
 from vitas.errors import ChoiceError, needs, shown
-from vitas.nn import Private
+from vitas.nn import Elastic
+from vitas.nn.layer import StatesWeights
 from vitas.plot.pictures import displayed
 from vitas.sample import use_subnet
 from vitas.sharing import coverage
@@ -248,7 +249,8 @@ def supernet_report(
 
 def _sliced(model: nn.Module) -> set[AnyChoice]:
     """Return the choices by which some layer cuts its weights; a head count that only regroups channels is none."""
-    layers = (part for part in unwrap(model).modules() if hasattr(part, "active_weights") and not isinstance(part, Private))
+    parts = (part for part in unwrap(model).modules() if isinstance(part, StatesWeights))
+    layers = (part for part in parts if not isinstance(part, Elastic) or part.axes())
     return {base for layer in layers for _, choice in held(layer) for base in choice.bases}
 
 

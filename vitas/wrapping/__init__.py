@@ -1,16 +1,20 @@
-"""A timm model that you already have, made searchable.
+"""A model that you already have, made searchable: one line for each class says what follows what.
 
-    wrap.py        wrap: from the model and its arguments to choices
-    arguments.py   numbers and percentages of what a model has
-    order.py       a permutation of channels that keeps the function
-    timm_vit.py    timm's Vision Transformer with properties that read choices
-    timm_twins.py  timm's Twins by the same classes
-    families.py    which of the two a model belongs to
-    report.py      what of an export timm's constructor can build: export_report
-    register.py    exports under a name that timm.create_model knows
+    record.py     the notation of these lines
+    records/      the lines for classes of libraries
+    narrow.py     a class narrowed by its record, and exports
+    rows.py       blocks in a row of which the first run
+    attention.py  attention that its library ties to the width of the input
+    counted.py    what every subnet costs, from one counted run
+    plan.py       what each part of a model becomes, and what is refused
+    model.py      whole models: their methods and features
+    order.py      a permutation of channels that keeps the function
+    arguments.py  numbers and percentages of what a model has
+    wrap.py       wrap: from the model and its arguments to choices
+    report.py     what of an export the library's constructor can build: export_report
+    register.py   exports under a name that timm.create_model knows
 
-The files named after timm import timm, so they are imported when a model is wrapped. Imports export and what stands
-before it.
+No file imports timm before it is used. Imports export and what stands before it.
 """
 
 from vitas.wrapping.register import register

@@ -49,6 +49,7 @@ class Model(Narrowed):
     Cost: linear layers, convolutions and products of the active subnet in MACs, for an image of the model's size.
     """
 
+    needs_tokens = False
     holds = (*Narrowed.holds, "_stages", "_counts", "_remade")
     whole = ("reset_classifier", "init_weights", "load_pretrained", "set_input_size", "get_submodule", "get_parameter")
     """Methods that read or write whole parameters, or make layers: they run while the largest subnet is active."""

@@ -13,7 +13,6 @@ import functools
 import sys
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from math import prod
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -21,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from vitas.choice import Choice, Dim, take
-from vitas.cost import Cost, cost_of, params_of, product_of
+from vitas.cost import Cost, cost_of
 from vitas.errors import ExportError
-from vitas.nn.layer import exports_itself, like
+from vitas.nn import Elastic
+from vitas.nn.layer import Axes, Layer, Stack, like
 from vitas.space import unwrap
 from vitas.wrapping.record import Attribute, Axis
 
@@ -40,7 +40,7 @@ class Shape(NamedTuple):
     row: str | None = None  # the attribute that holds rows of blocks
 
 
-class Narrowed(nn.Module):
+class Narrowed(Elastic):
     """What stands first among the bases of every class made here; the class that it narrows stands last.
 
     `_dims` holds the Dim, Choice or int of each word of the record: "w", "h d". Of stages there is one word each: "w0", "w1".
@@ -56,12 +56,16 @@ class Narrowed(nn.Module):
     _axes: Mapping[str, tuple[Axis, ...]]
     _dims: dict[str, Any]
 
-    def axes(self) -> dict[str, tuple[tuple[int, Dim | None], ...]]:
-        """Return, for each axis of the parameters and buffers that the module itself holds, its runs and their Dim."""
-        return {
-            name: tuple((axis.runs, self._dims[axis.word] if axis.letters else None) for axis in axes)
-            for name, axes in self._axes.items()
-        }
+    def axes(self) -> Axes:
+        """Return the Dim of each axis of the parameters and buffers that the module itself holds; runs stand apart."""
+        own: Axes = {name: () for name in (*self._parameters, *self._buffers)}
+        dims = self._dims
+        for name, axes in self._axes.items():
+            own[name] = tuple(
+                None if not axis.letters else dims[axis.word] if axis.runs == 1 else Stack(axis.runs, dims[axis.word])
+                for axis in axes
+            )
+        return own
 
     def cut(self, *names: str) -> dict[str, Tensor]:
         """Return the parts in use of parameters and buffers; nothing else slices."""
@@ -87,8 +91,8 @@ class Narrowed(nn.Module):
         return parts
 
     def active_weights(self) -> dict[str, Tensor]:
-        """Return the part in use of all parameters."""
-        return self.cut(*(name for name in self._axes if name in self._parameters))
+        """Return the part in use of each weight of which an axis is cut."""
+        return self.cut(*self._axes)
 
     @classmethod
     def additions(cls, narrowed: type[nn.Module]) -> dict[str, Any]:
@@ -98,14 +102,6 @@ class Narrowed(nn.Module):
     def cost(self, tokens: Cost) -> Cost:
         """Return what the children cost; norms and scaling are listed as not counted."""
         return sum((cost_of(child, tokens).under(name) for name, child in self.named_children()), Cost())
-
-    def param_count(self) -> Cost:
-        """Return the active parameters of the module and its children."""
-        own, axes = Cost(), self.axes()
-        for name, parameter in self._parameters.items():
-            if parameter is not None:
-                own += _product(axes.get(name, ((1, None),) * parameter.ndim), parameter)
-        return sum((params_of(child) for child in self.children()), own)
 
     def export(self) -> nn.Module:
         """Return a module of the narrowed class with the values, and its own copy of the weights, of the active subnet."""
@@ -128,18 +124,12 @@ def _dim(dims: Mapping[str, Any], axis: Axis) -> Dim | None:
     return dims[axis.word] if axis.letters else None
 
 
-def _product(axes: tuple[tuple[int, Dim | None], ...], parameter: Tensor) -> Cost:
-    sizes = [(n if dim is None else runs, dim) for (runs, dim), n in zip(axes, parameter.shape, strict=True)]
-    return product_of(prod(n for n, _ in sizes), *(dim for _, dim in sizes if dim is not None))
-
-
-def weight_cost(module: Any, positions: int) -> Cost:
+def weight_cost(layer: Any, positions: int) -> Cost:
     """Return what `positions` products with the weight of a layer cost."""
-    if isinstance(module, Narrowed):
-        axes = module.axes()
-        weights = [(axes.get(n, ((1, None),) * p.ndim), p) for n, p in module._parameters.items() if p is not None and p.ndim > 1]
-        return sum((_product(*weight) for weight in weights), Cost()) * positions
-    return cast(Cost, module.cost(Cost(positions)))
+    if not isinstance(layer, Narrowed):
+        return cast(Cost, layer.cost(Cost(positions)))
+    weights = [name for name, own in layer._parameters.items() if own is not None and own.ndim > 1]
+    return sum((layer.count_of(name) for name in weights), Cost()) * positions
 
 
 def _blank(*shape: Any) -> nn.Module:
@@ -209,8 +199,8 @@ def plain(module: nn.Module | None, path: str = "") -> nn.Module | None:
         return None
     inner = unwrap(module)
     refuse_patches(inner)
-    if exports_itself(inner):
-        return cast(nn.Module, inner.export())
+    if isinstance(inner, Layer):
+        return inner.export()
     return rebuilt(inner, type(inner))
 
 

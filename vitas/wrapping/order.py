@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vitas.choice import Choice, Dim
-from vitas.nn import CyclicLinear, ElasticConv2d
-from vitas.nn.norm import ElasticLayerNorm
-from vitas.nn.stacked import StackedLinear
-from vitas.wrapping.narrow import Narrowed
+from vitas.nn import Elastic
+from vitas.nn.layer import Stack
 
 
 class _Use(NamedTuple):
@@ -40,7 +38,7 @@ def order_by_magnitude(model: nn.Module) -> None:
     layers of a width, and positions on a ring, are ours.
 
     Args:
-        model: A model whose searchable Dims stand in CyclicLinear, StackedLinear, ElasticConv2d and modules narrowed by a record.
+        model: A model whose searchable Dims are those of elastic layers.
     """
     uses: dict[Choice[Any], list[_Use]] = {}
     dims: dict[Choice[Any], Dim] = {}
@@ -58,34 +56,20 @@ def order_by_magnitude(model: nn.Module) -> None:
 
 def _uses_in(module: nn.Module) -> Iterator[tuple[Dim, _Use]]:
     """Yield every axis of a layer's own parameters that a searchable Dim counts."""
-    if isinstance(module, (CyclicLinear, StackedLinear, ElasticConv2d)):
-        stacks = getattr(module, "stacks", 1)
-        weight = module.weight.view(stacks, -1, *module.weight.shape[1:])
-        found = [(module.out_dim, weight, 1, True)]
-        if module.weight.shape[1] == module.in_dim.largest:  # not where a filter reads one channel only
-            found.append((module.in_dim, weight, 2, True))
-        if module.bias is not None:
-            found.append((module.out_dim, module.bias.view(stacks, -1), 1, False))
-    elif isinstance(module, ElasticLayerNorm):
-        found = [(module.dim, parameter, 0, False) for parameter in module.parameters()]
-    else:
-        found = list(_cut_by_record(module)) if isinstance(module, Narrowed) else []
-    for dim, tensor, axis, weighs in found:
-        if not dim.fixed:
-            (units,) = dim.bases
-            shape = (*tensor.shape[:axis], units.largest, -1, *tensor.shape[axis + 1 :])
-            yield dim, _Use(units, tensor.view(shape), axis, weighs)
-
-
-def _cut_by_record(module: Narrowed) -> Iterator[tuple[Dim, Tensor, int, bool]]:
-    """Yield Dim, tensor, axis, and whether the tensor weighs, of what a record cuts; runs of an axis stand apart."""
-    for name, axes in module.axes().items():
-        tensor = module._parameters.get(name)
-        tensor = module._buffers.get(name) if tensor is None else tensor
-        for axis, (runs, dim) in enumerate(axes if tensor is not None else ()):
-            if tensor is not None and dim is not None:
-                apart = tensor.view(*tensor.shape[:axis], runs, -1, *tensor.shape[axis + 1 :])
-                yield dim, apart, axis + 1, isinstance(module, nn.Linear) and tensor.ndim > 1
+    if not isinstance(module, Elastic):
+        return
+    for name, dims in module.axes().items():
+        if (tensor := module.stored(name)) is None:
+            continue
+        weighs, axis = name == "weight" and isinstance(module, (nn.Linear, nn.Conv2d)), 0
+        for dim in dims:
+            if isinstance(dim, Stack):  # each part is permuted alike
+                tensor, axis, dim = tensor.unflatten(axis, (dim.parts, -1)), axis + 1, dim.dim
+            if dim is not None and not dim.fixed:
+                (units,) = dim.bases
+                shape = (*tensor.shape[:axis], units.largest, -1, *tensor.shape[axis + 1 :])
+                yield dim, _Use(units, tensor.view(shape), axis, weighs)
+            axis += 1
 
 
 def _importance(use: _Use) -> Tensor:

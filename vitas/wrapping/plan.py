@@ -304,7 +304,7 @@ def refuse_unfit(model: nn.Module, plan: Plan) -> None:
     except VitasError:
         return  # a model that does not know the size of its images
     if any(holders(twin)):
-        search_space(twin).sample(torch.Generator().manual_seed(0))
+        (space := search_space(twin)).activate(space.sample(torch.Generator().manual_seed(0)))
     try:
         with torch.no_grad():
             twin.eval()(image)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitas.choice import Choice, mark, mark_sizes, marked, noted, outside_graphs
-from vitas.nn import ShiftableIdentity
+from vitas.nn import Elastic, ShiftableIdentity
 from vitas.nn.drop_path import drop_samples
 from vitas.nn.layer import like
 from vitas.space import State
@@ -30,7 +30,7 @@ class Row(ShiftableIdentity):
         return like(self, _contained(self.container, [plain(block) for block in self.running()]))
 
 
-class Rows(nn.ModuleList):
+class Rows(Elastic, nn.ModuleList):
     """The rows of all stages, where a model holds them in one list."""
 
     def export(self) -> nn.ModuleList:
