@@ -10,6 +10,7 @@
     model.py      whole models: their methods and features
     order.py      a permutation of channels that keeps the function
     arguments.py  numbers and percentages of what a model has
+    stages.py     where the blocks stand, and their choices
     wrap.py       wrap: from the model and its arguments to choices
     report.py     what of an export the library's constructor can build: export_report
     register.py   exports under a name that timm.create_model knows

@@ -6,11 +6,12 @@ computation runs in a class whose code asks its layers, and the export is of tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vitas import plain
 from vitas.nn.layer import like
@@ -24,6 +25,7 @@ class Freed(Narrowed):
     Compiled, one graph of `free` serves all subnets.
     """
 
+    words = ("w",)
     free: Callable[..., Any]
 
     @property
@@ -70,7 +72,8 @@ class _Windows(_InPlain):
 
     def freed(self) -> nn.Module:
         """Return attention of vitas.plain."""
-        qkv, proj = (exported(getattr(self, name)) for name in ("qkv", "proj"))
+        parts: list[Any] = [exported(getattr(self, name)) for name in ("qkv", "proj")]
+        qkv, proj = parts
         return self.filled(plain.WindowAttention(qkv, proj, self._dims["h"].active, self.ws))
 
 
@@ -81,11 +84,84 @@ class _Subsampled(_InPlain):
 
     def freed(self) -> nn.Module:
         """Return attention of vitas.plain."""
-        q, kv, proj, sr, norm = (exported(getattr(self, name)) for name in ("q", "kv", "proj", "sr", "norm"))
+        parts: list[Any] = [exported(getattr(self, name)) for name in ("q", "kv", "proj", "sr", "norm")]
+        q, kv, proj, sr, norm = parts
         return self.filled(plain.SubsampledAttention(q, kv, proj, self._dims["h"].active, sr, norm))
 
 
-FORWARDS: dict[str, type[nn.Module]] = {
+class _Eva(Freed):
+    """timm's EvaAttention by the code of its AttentionRope, of which exports are where EvaAttention does not fit."""
+
+    num_prefix_tokens: int
+    head_dim: int
+    scale: float
+
+    def free(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Attend: (B, N, D) -> (B, N, D); rotary positions turn q and k of all but the prefix tokens."""
+        from timm.layers import apply_rot_embed_cat
+
+        own: Any = self
+        heads, first = self._dims["h"].active, self.num_prefix_tokens
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in self.qkv_of(x))  # (B, h, N, d) each
+        q, k = own.q_norm(q), own.k_norm(k)
+        if rope is not None:
+            half = bool(vars(self).get("rotate_half"))
+            q, k = (
+                torch.cat([p[:, :, :first], apply_rot_embed_cat(p[:, :, first:], rope, half=half)], dim=2).type_as(v)
+                for p in (q, k)
+            )
+        dropout = own.attn_drop.p if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal)
+        out = own.norm(out.transpose(1, 2).flatten(2))
+        if own._modules.get("gate") is not None:
+            out = out * own.gate(x).sigmoid()
+        return own.proj_drop(own.proj(out))  # type: ignore[no-any-return]
+
+    def qkv_of(self, x: Tensor) -> Sequence[Tensor]:
+        """Return q, k and v, (B, N, h * d) each."""
+        own: Any = self
+        if own._modules.get("qkv") is None:
+            return [own.q_proj(x), own.k_proj(x), own.v_proj(x)]
+        biases = self.cut("q_bias", "k_bias", "v_bias")
+        bias = torch.cat(list(biases.values())) if biases else None
+        return F.linear(x, own.qkv.active_weights()["weight"], bias).chunk(3, dim=-1)
+
+    def freed(self) -> nn.Module:
+        """Return timm's AttentionRope, q, k and v apart: there k has no bias either."""
+        from timm.layers import AttentionRope
+
+        parts: Any = super(Freed, self).export()
+        made: Any = AttentionRope.__new__(AttentionRope)
+        nn.Module.__init__(made)
+        names = ("num_heads", "head_dim", "scale", "num_prefix_tokens", "fused_attn")
+        vars(made).update({name: getattr(parts, name) for name in names}, rotate_half=bool(vars(self).get("rotate_half")))
+        inner = self._dims["h d"].active
+        made.attn_dim = made.kv_dim = inner
+        made.num_kv_heads, made.num_kv_groups = parts.num_heads, 1
+        made.qkv = None
+        for name, bias in (("q_proj", parts.q_bias), ("k_proj", None), ("v_proj", parts.v_bias)):
+            made.add_module(name, parts._modules.get(name))
+            if parts.qkv is not None:
+                rows = "qkv".index(name[0]) * inner
+                made.add_module(name, _linear(parts.qkv, rows, inner, bias))
+        for name in ("q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"):
+            made.add_module(name, parts._modules.get(name))
+        return like(self, made)
+
+
+def _linear(stacked: nn.Linear, start: int, rows: int, bias: nn.Parameter | None) -> nn.Linear:
+    """Return some rows of a linear layer as one of its own."""
+    made = nn.Linear(stacked.in_features, rows, bias is not None, device="meta")
+    weight = stacked.weight.detach()[start : start + rows].clone()
+    made.weight = nn.Parameter(weight, stacked.weight.requires_grad)
+    made.bias = bias  # type: ignore[assignment]
+    return like(stacked, made)
+
+
+FORWARDS: dict[str, type[Narrowed]] = {
+    "timm.models.eva.EvaAttention": _Eva,
     "timm.models.twins.LocallyGroupedAttn": _Windows,
     "timm.models.twins.GlobalSubSampleAttn": _Subsampled,
 }

@@ -42,7 +42,7 @@ def image_of(model: nn.Module) -> tuple[int, int, int]:
     given = tuple(dict(vars(model).get("pretrained_cfg") or {}).get("input_size") or ())
     if not size and len(given) != 3:
         raise VitasError("cost: this model does not know the size of its images; give it one by set_input_size")
-    height, width = (given[1:] if not size else (size, size) if isinstance(size, int) else size)
+    height, width = given[1:] if not size else (size, size) if isinstance(size, int) else size
     return (conv.in_channels if conv is not None else 3), int(height), int(width)
 
 
@@ -56,7 +56,9 @@ def counted_cost(model: Any, known: dict[Any, Counts]) -> Cost:
     image = image_of(model)
     if image not in known:
         known.clear()
-        known[image] = counts_of(_original(model), torch.empty(1, *image, device="meta"))
+        known[image] = counts_of(
+            _original(model), torch.empty(1, *image, device="meta", dtype=next(model.parameters()).dtype)
+        )
     return sum((cost * gate for cost, gate in _terms(model, known[image])), Cost())
 
 
@@ -143,7 +145,9 @@ def _costs(part: Any, path: str, operator: str, macs: int, counts: Counts) -> It
 
 
 def _positions(path: str, macs: int, layer: nn.Module) -> int:
-    return _whole(path, macs, sum(weight.numel() for weight in layer._parameters.values() if weight is not None and weight.ndim > 1))
+    return _whole(
+        path, macs, sum(weight.numel() for weight in layer._parameters.values() if weight is not None and weight.ndim > 1)
+    )
 
 
 def _whole(path: str, macs: int, unit: int) -> int:

@@ -43,7 +43,7 @@ def largest(module: nn.Module) -> AbstractContextManager[None]:
 class Model(Narrowed):
     """A model whose width, and of whose blocks heads, MLP width and number, can be searched.
 
-    Attributes and methods of its own class follow the active subnet. Checkpoint keys and shapes are those of the whole model.
+    Attributes and methods of its own class follow the active subnet; checkpoint keys and shapes are the whole model's.
 
     Shapes: those of the narrowed class.
     Cost: linear layers, convolutions and products of the active subnet in MACs, for an image of the model's size.
@@ -58,7 +58,7 @@ class Model(Narrowed):
     _counts: dict[Any, Any]
     _remade: dict[str, Any]  # the axes of what the record of the model names
 
-    def cost(self, tokens: Cost | None = None) -> Cost:  # type: ignore[override]
+    def cost(self, tokens: Cost | None = None) -> Cost:
         """Return the multiply-adds for one image of the model's size; `tokens` is not used.
 
         Raises:
@@ -67,7 +67,7 @@ class Model(Narrowed):
         return counted_cost(self, self._counts)
 
     def export(self) -> nn.Module:
-        """Return the library's model of the active subnet, its blocks of different sizes, with its own copy of the weights."""
+        """Return the library's model of the active subnet, its blocks of different sizes, with weights of its own."""
         plain = super().export()
         vars(plain).pop("_model_args", None)  # what timm.create_model was given says no longer what the network is
         return plain
@@ -99,7 +99,7 @@ class TimmModel(Model):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """Channels and strides of the features in the active subnet: an entry for each stage, or for each block that runs."""
+        """Channels and strides of features in the active subnet, for each stage or for each block that runs."""
         info, stages = vars(self)["feature_info"], self._stages
         if len(info) == len(stages) and stages[0].prefix:
             return [{**one, "num_chs": stage.width.active} for one, stage in zip(info, stages, strict=True)]

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from types import FunctionType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,22 +43,25 @@ class Shape(NamedTuple):
 class Narrowed(Elastic):
     """What stands first among the bases of every class made here; the class that it narrows stands last.
 
-    `_dims` holds the Dim, Choice or int of each word of the record: "w", "h d". Of stages there is one word each: "w0", "w1".
+    `_dims` holds the Dim, Choice or int of each word of the record: "w", "h d"; of stages "w0", "w1" too.
     """
 
     shape: Shape
-    holds: tuple[str, ...] = ("_dims", "heads")
+    holds: ClassVar[tuple[str, ...]] = ("_dims", "heads")
     """Attributes that the narrowed class does not have."""
 
-    reads: tuple[str, ...] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
     """Attributes that the narrowed class holds as values and that are properties here, in front of the values."""
+
+    words: ClassVar[tuple[str, ...]] = ()
+    """Words that its code asks for, beside those of the record."""
 
     _axes: Mapping[str, tuple[Axis, ...]]
     _dims: dict[str, Any]
 
     def axes(self) -> Axes:
         """Return the Dim of each axis of the parameters and buffers that the module itself holds; runs stand apart."""
-        own: Axes = {name: () for name in (*self._parameters, *self._buffers)}
+        own: Axes = dict.fromkeys((*self._parameters, *self._buffers), ())
         dims = self._dims
         for name, axes in self._axes.items():
             own[name] = tuple(
@@ -67,12 +70,16 @@ class Narrowed(Elastic):
             )
         return own
 
+    def stored(self, name: str) -> Tensor | None:
+        """Return a parameter or buffer as it is stored, of full size."""
+        parameter = self._parameters.get(name)
+        return self._buffers.get(name) if parameter is None else parameter
+
     def cut(self, *names: str) -> dict[str, Tensor]:
         """Return the parts in use of parameters and buffers; nothing else slices."""
         dims, weights, runs_of = self._dims, {}, {}
         for name in names:
-            tensor = self._parameters.get(name)
-            tensor = self._buffers.get(name) if tensor is None else tensor
+            tensor = self.stored(name)
             if tensor is None:
                 continue
             axes = self._axes[name]
@@ -216,8 +223,8 @@ def rebuilt(module: nn.Module, kind: type[M]) -> M:
     refuse_patches(module)
     made: Any = kind.__new__(kind)
     nn.Module.__init__(made)
-    narrowed = isinstance(module, Narrowed)
-    reads, holds = (module.reads, module.holds) if narrowed else ((), ())
+    own = module if isinstance(module, Narrowed) else None
+    reads, holds = ((), ()) if own is None else (own.reads, own.holds)
     for name, value in vars(module).items():
         if name in _TORCHS_OWN or name in holds:
             continue
@@ -225,10 +232,10 @@ def rebuilt(module: nn.Module, kind: type[M]) -> M:
             vars(made)[name] = getattr(module, name)
         elif is_data(value, kind):
             vars(made)[name] = deepcopy(value)
-    cut = module.cut(*module._axes) if narrowed else {}
+    cut = {} if own is None else own.active_weights()
     for name, parameter in module._parameters.items():
-        own = None if parameter is None else nn.Parameter(_own(cut.get(name, parameter)), parameter.requires_grad)
-        made.register_parameter(name, own)
+        weight = None if parameter is None else nn.Parameter(_own(cut.get(name, parameter)), parameter.requires_grad)
+        made.register_parameter(name, weight)
     for name, buffer in module._buffers.items():
         own_buffer = None if buffer is None else _own(cut.get(name, buffer))
         made.register_buffer(name, own_buffer, persistent=name not in module._non_persistent_buffers_set)
@@ -272,7 +279,9 @@ def is_data(value: object, kind: type) -> bool:
     if isinstance(value, (torch.dtype, torch.device)):
         return True
     home = type(value).__module__.partition(".")[0]
-    return home in ("timm", "transformers") and home == kind.__module__.partition(".")[0] and not isinstance(value, nn.Module)
+    return (
+        home in ("timm", "transformers") and home == kind.__module__.partition(".")[0] and not isinstance(value, nn.Module)
+    )
 
 
 def _found_by_name(function: FunctionType) -> bool:

@@ -18,7 +18,7 @@ from vitas.space import holders, search_space
 from vitas.wrapping.attention import FORWARDS
 from vitas.wrapping.counted import image_of
 from vitas.wrapping.narrow import Narrowed, Shape, become, made
-from vitas.wrapping.record import Axis, Record, weight_of, part_at, parsed, shape_at, sizes_of
+from vitas.wrapping.record import Attribute, Axis, Record, parsed, part_at, sizes_of, weight_of
 from vitas.wrapping.rows import name_of
 
 Letters = dict[str, Any]
@@ -51,7 +51,6 @@ class Plan:
         self.steps: list[Step] = []
         self.done: set[int] = set()  # modules, by identity
         self.named: set[int] = set()  # parameters, by identity
-        self.children: list[nn.Module] = []  # containers that hold what is placed elsewhere
 
     def record_of(self, module: nn.Module) -> Record | None:
         """Return the record of a module's class."""
@@ -64,7 +63,7 @@ class Plan:
         path: str,
         letters: Letters,
         settle: Settle,
-        mixin: type[nn.Module] = Narrowed,
+        mixin: type[Narrowed] = Narrowed,
         **held: Any,
     ) -> None:
         """Plan what a module and all inside it become.
@@ -96,7 +95,7 @@ class Plan:
         letters: Letters,
         settle: Settle,
         record: Record,
-        mixin: type[nn.Module],
+        mixin: type[Narrowed],
         row: str | None,
         held: dict[str, Any],
     ) -> None:
@@ -106,7 +105,7 @@ class Plan:
         def dim(axis: Axis, runs: int = 1) -> Any:
             """Return what a product of letters is, made when first asked for."""
             if axis.word not in letters:
-                parts = [letters.get(letter) for letter in axis.letters]
+                parts: list[Any] = [letters.get(letter) for letter in axis.letters]
                 for number, letter in enumerate(axis.letters):
                     if parts[number] is None:
                         size = sizes.get(letter, 1)
@@ -129,7 +128,7 @@ class Plan:
                 self.named.add(id(found))
                 owner, _, last = name.rpartition(".")
                 if owner:
-                    others.setdefault(id(at := part_at(module, owner)), (at, {}))[1][last] = axes  # type: ignore[arg-type]
+                    others.setdefault(id(at := part_at(module, owner)), (at, {}))[1][last] = axes
                 else:
                     own[name] = axes
         for owner_module, its in others.values():
@@ -145,7 +144,7 @@ class Plan:
     def _step(
         self,
         module: nn.Module,
-        mixin: type[nn.Module],
+        mixin: type[Narrowed],
         axes: Mapping[str, tuple[Axis, ...]],
         attributes: Mapping[str, Any],
         row: str | None,
@@ -163,6 +162,8 @@ class Plan:
                 dims[what.axis.word] = dim(what.axis)
                 if isinstance(dims[what.axis.word], int):
                     dims[what.axis.word] = as_dim(dims[what.axis.word], what.axis.word)
+        for word in mixin.words:
+            dims[word] = dim(Axis(1, (word,)))
         heads = next((dims[w.axis.word] for w in attributes.values() if w.axis.letters == ("h",)), None)
         if heads is not None:
             held["heads" if not hasattr(type(module), "heads") else "num_heads"] = heads
@@ -183,17 +184,21 @@ class Plan:
         if not tensors and "normalized_shape" not in vars(layer):
             return
         self.named |= {id(parameter) for parameter in layer._parameters.values()}
+        weight = weight_of(layer)
+        axes = axes if weight is None else axes[: weight.ndim]
         dims: Letters = {}
         fitted = tuple(_fitted(axis, lambda axis, runs=axis.runs: dim(axis, runs), dims) for axis in axes)
         if not any(axis.letters for axis in fitted):
             return
-        weight, one = weight_of(layer), all(axis.runs == 1 for axis in fitted)
+        one = all(axis.runs == 1 for axis in fitted)
         if type(layer) is nn.Linear and fitted[1].runs == 1:
             out_dim, in_dim = (_as_dim(axis, dims, n) for axis, n in zip(fitted, layer.weight.shape, strict=True))
             if fitted[0].runs == 1:
                 self.steps.append(Step(layer, CyclicLinear, {"in_dim": in_dim, "out_dim": out_dim}))
             else:
-                self.steps.append(Step(layer, StackedLinear, {"in_dim": in_dim, "out_dim": out_dim, "stacks": fitted[0].runs}))
+                self.steps.append(
+                    Step(layer, StackedLinear, {"in_dim": in_dim, "out_dim": out_dim, "stacks": fitted[0].runs})
+                )
         elif type(layer) is nn.Conv2d and one and (layer.groups == 1 or layer.weight.shape[1] == 1):
             out_dim = _as_dim(fitted[0], dims, layer.out_channels)
             in_dim = out_dim if layer.groups > 1 else _as_dim(fitted[1], dims, layer.in_channels)
@@ -235,8 +240,6 @@ def _as_dim(axis: Axis, dims: Letters, size: int) -> Dim:
 
 def _attributes_of(layer: nn.Module, axes: tuple[Axis, ...]) -> tuple[tuple[str, Any], ...]:
     """Return the attributes in which a layer keeps its own sizes."""
-    from vitas.wrapping.record import Attribute
-
     words = {
         nn.Linear: ("out_features", "in_features"),
         nn.Conv2d: ("out_channels", "in_channels"),
@@ -285,6 +288,7 @@ def _unknown(model: nn.Module, path: str, plan: Plan) -> str:
 
 
 def supported_parts(plan: Plan) -> str:
+    """Return the kinds of parts that records describe, for error messages."""
     names = dict.fromkeys(name.rpartition(".")[2] for name, text in plan.records.items() if "rows " not in text)
     return ", ".join(names)
 
@@ -300,7 +304,7 @@ def refuse_unfit(model: nn.Module, plan: Plan) -> None:
     twin, steps = deepcopy((model, plan.steps), memo)
     apply(steps)
     try:
-        image = torch.empty(1, *image_of(twin), device="meta")
+        image = torch.empty(1, *image_of(twin), device="meta", dtype=next(twin.parameters()).dtype)
     except VitasError:
         return  # a model that does not know the size of its images
     if any(holders(twin)):

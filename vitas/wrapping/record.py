@@ -6,16 +6,16 @@ Entries stand between semicolons. There are five forms:
 
     NAMES: AXES              parameters, or layers and then the axes of their weight; an axis is a product of letters and
                              numbers: `3 h d` are three runs of h heads of d channels, `_` leaves an axis whole
-    NAMES = LETTERS          attributes that follow: `num_heads = h`, `num_heads = w / head_dim` (a number that the module
-                             holds); `embed_dims = w*` is the list over all stages
+    NAMES = LETTERS          attributes that follow: `num_heads = h`, `num_heads = w / head_dim` (a number that is held
+                             there); `embed_dims = w*` is the list over all stages
     rows PATH                the blocks in a row whose number is searched; a `*` stands for the number of the stage
     stages PATHS             lists whose i-th part belongs to stage i
     whole PATHS              parts that stay as they are
 
-Letters: w width of the residual stream (of the stage), u of the stage before, w0 w1 ... of each stage, h heads, d channels of
-a head, m hidden width of an MLP, n blocks that run; any other letter is a size that stays. What a letter counts is read off
-the shapes by division. A name may be a path, `patch_embed.proj`; numbers in it may count from the end. What a class lacks is
-passed over: that nothing is forgotten is checked on the model.
+Letters: w width of the residual stream (of the stage), u of the stage before, w0 w1 ... of each stage, h heads, d channels
+of a head, m hidden width of an MLP, n blocks that run; any other letter is a size that stays. What a letter counts is read
+off the shapes by division. A name may be a path, `patch_embed.proj`; numbers in it may count from the end. What a class
+lacks is passed over: that nothing is forgotten is checked on the model.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ def parsed(text: str, of: str) -> Record:
     for entry in filter(None, map(str.strip, text.split(";"))):
         word, *rest = entry.split()
         if word in ("stages", "whole") and rest and not {":", "="} & set(entry):
-            record = record._replace(**{word: (*getattr(record, word), *rest)})
+            if word == "stages":
+                record = record._replace(stages=(*record.stages, *rest))
+            else:
+                record = record._replace(whole=(*record.whole, *rest))
         elif word == "rows" and len(rest) == 1:
             record = record._replace(rows=rest[0])
         elif ":" in entry:
@@ -91,7 +94,9 @@ def parsed(text: str, of: str) -> Record:
             names, _, letters = entry.partition("=")
             record.attributes.update(dict.fromkeys(_names(names, entry, of), _attribute(letters, entry, of)))
         else:
-            raise _fault(of, entry, 'expected "NAMES: AXES", "NAMES = LETTERS", or a line that starts with rows, stages, whole')
+            raise _fault(
+                of, entry, 'expected "NAMES: AXES", "NAMES = LETTERS", or a line that starts with rows, stages, whole'
+            )
     return record
 
 
@@ -176,6 +181,6 @@ def sizes_of(module: nn.Module, record: Record, known: dict[str, int]) -> dict[s
             if axis.letters and all(letter in sizes for letter in axis.letters):
                 expected = axis.runs * prod(sizes[letter] for letter in axis.letters)
                 if expected != size:
-                    what = f"{axis.runs} {axis.word}" if axis.runs > 1 else axis.word
-                    raise _fault(of, f"{name}: {what}", f"axis {number} has {size} channels, the letters say {expected}")
+                    text = f"{axis.runs} {axis.word}" if axis.runs > 1 else axis.word
+                    raise _fault(of, f"{name}: {text}", f"axis {number} has {size} channels, the letters say {expected}")
     return sizes

@@ -68,7 +68,11 @@ def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) 
     with use_subnet(model, subnet) if subnet is not None else nullcontext():
         stages = [sizes(stage) for stage in inner._stages]
         parts = [path for path, part in running_parts(inner) if isinstance(part, Freed) and not part.tied]
-        pools = [part.export() for part in inner.modules() if isinstance(part, Narrowed) and part is inner._modules.get("attn_pool")]
+        pools: list[Any] = [
+            part.export()
+            for part in inner.modules()
+            if isinstance(part, Narrowed) and part is inner._modules.get("attn_pool")
+        ]
         pooled = [pool.mlp.fc2.in_features for pool in pools if hasattr(pool, "mlp")]
     reasons = [reason for own in stages for reason in _unlike_constructor(own, pooled)]
     kind = inner.shape.narrowed

@@ -141,7 +141,7 @@ DROP_PATHS = ("timm.layers.drop.DropPath",)
 
 
 def drop_paths(rows: Sequence[Sequence[nn.Module]], depths: Sequence[Choice[int]]) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """Return, for each module of stochastic depth in several rows in turn, what it holds when its rate follows the depths."""
+    """Return each module of stochastic depth in several rows in turn, and what it holds when its rate follows the depths."""
     parts = [[dict(block.named_modules()) for block in row] for row in rows]
     names = {
         name: None for row in parts for block in row for name, part in block.items() if name_of(type(part)) in DROP_PATHS
@@ -154,7 +154,8 @@ def drop_paths(rows: Sequence[Sequence[nn.Module]], depths: Sequence[Choice[int]
             for slot, drop in enumerate(row):
                 if drop is not None and name_of(type(drop)) in DROP_PATHS:
                     before = tuple(depths[:number])
-                    held = dict(slot=slot, rates=rates, before=before, depths=tuple(depths), _mark=mark(slot), _dims={})
+                    own = {"slot": slot, "rates": rates, "before": before, "depths": tuple(depths)}
+                    held = {**own, "_mark": mark(slot), "_dims": {}}
                     found.append((drop, held))
     return found
 
@@ -162,4 +163,3 @@ def drop_paths(rows: Sequence[Sequence[nn.Module]], depths: Sequence[Choice[int]
 def name_of(kind: type) -> str:
     """Return the full name of a class."""
     return f"{kind.__module__}.{kind.__qualname__}"
-

@@ -1,6 +1,6 @@
 """Records of the classes of libraries, one line each; see vitas/wrapping/record.py for how they read.
 
-    timm.py          classes of timm
+timm.py          classes of timm
 """
 
 from vitas.wrapping.records.timm import TIMM
