@@ -1,19 +1,21 @@
-"""A timm model that you already have, made searchable.
+"""A model that you already have, made searchable: one line for each class says what follows what.
 
-    wrap.py        wrap: from the model and its arguments to choices
-    arguments.py   numbers and percentages of what a model has
-    order.py       a permutation of channels that keeps the function
-    sizes.py       the sizes of a row of blocks, and the choices that take their place
-    timm_layers.py layers of timm with properties that read choices
-    timm_model.py  what searchable models of timm have in common
-    timm_vit.py    timm's Vision Transformer
-    timm_twins.py  timm's Twins
-    families.py    which of the two a model belongs to
-    report.py      what of an export timm's constructor can build: export_report
-    register.py    exports under a name that timm.create_model knows
+    record.py     the notation of these lines
+    records/      the lines for classes of libraries
+    narrow.py     a class narrowed by its record, and exports
+    rows.py       blocks in a row of which the first run
+    attention.py  attention that its library ties to the width of the input
+    counted.py    what every subnet costs, from one counted run
+    plan.py       what each part of a model becomes, and what is refused
+    model.py      whole models: their methods and features
+    order.py      a permutation of channels that keeps the function
+    arguments.py  numbers and percentages of what a model has
+    stages.py     where the blocks stand, and their choices
+    wrap.py       wrap: from the model and its arguments to choices
+    report.py     what of an export the library's constructor can build: export_report
+    register.py   exports under a name that timm.create_model knows
 
-The files named after timm import timm, so they are imported when a model is wrapped. Imports export and what stands
-before it.
+No file imports timm before it is used. Imports export and what stands before it.
 """
 
 from vitas.wrapping.register import register

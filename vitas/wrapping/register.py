@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from vitas.errors import ChoiceError, FileError, one_of, shown
+from vitas.errors import ChoiceError, FileError, VitasError, one_of, shown
 from vitas.export import as_path, load_subnet
-from vitas.wrapping.families import timm_families
 
 
 def register(folder: str | PathLike[str], name: str | None = None) -> str:
@@ -28,8 +27,10 @@ def register(folder: str | PathLike[str], name: str | None = None) -> str:
         FileError: as `load_subnet`; a network that is not timm's.
         VitasError: timm is not installed.
     """
-    timm_families()
-    from timm.models import is_model, model_entrypoint, register_model
+    try:
+        from timm.models import is_model, model_entrypoint, register_model
+    except ImportError:
+        raise VitasError('timm is not installed: pip install "vitas[timm]"') from None
 
     folder = as_path(folder).absolute()
     name = folder.name if name is None else name

@@ -1,27 +1,26 @@
-"""A timm model that you already have, made searchable: weights, checkpoint keys and outputs of the largest subnet kept.
-
-Needs timm (extra `timm`, 1.0.23 or later), which is imported when `wrap` is used.
-"""
+"""A model that you already have, made searchable: weights, checkpoint keys and outputs of the largest subnet kept."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from math import ceil
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from vitas.checks import check_flags
-from vitas.choice import Choice, Dim
 from vitas.errors import ChoiceError, WrapError, is_one_of, one_of, shown
-from vitas.nn import Elastic
 from vitas.sharing import Sharing
 from vitas.space import holders, unwrap
-from vitas.wrapping.arguments import Values, block_numbers, counts_of, for_each_stage, hidden_of, widths_of
-from vitas.wrapping.families import timm_families
+from vitas.wrapping.arguments import Values, for_each_stage
+from vitas.wrapping.model import Stage
+from vitas.wrapping.narrow import Narrowed
 from vitas.wrapping.order import order_by_magnitude
-from vitas.wrapping.sizes import Row
+from vitas.wrapping.plan import Plan, apply, refuse_unfit, refuse_unnamed
+from vitas.wrapping.record import part_at
+from vitas.wrapping.records import RECORDS
+from vitas.wrapping.rows import name_of
+from vitas.wrapping.stages import places_of, planned
 
 
 def wrap(
@@ -35,6 +34,7 @@ def wrap(
     sharing: Sharing = "cyclic",
     order: str | None = None,
     inplace: bool = False,
+    records: Mapping[type[nn.Module], str] | None = None,
 ) -> nn.Module:
     """Return a timm Vision Transformer (ViT, DeiT, DeiT-III, distilled or not) or Twins made searchable.
 
@@ -63,6 +63,8 @@ def wrap(
         sharing: Which channels a width uses, see vitas.sharing.
         order: "magnitude": first permute heads, MLP units and channels so that those with the largest weights serve the most
             widths; the function stays (features before the classifier come in the new order). None: leave them.
+        records: For classes of your own the line that says what follows what, see vitas/wrapping/record.py:
+            {MyBlock: "qkv: 3 h d, w; proj: w, h d; num_heads = h"}.
         inplace: Whether to make `timm_model` itself searchable, and not a copy.
 
     Raises:
@@ -72,58 +74,51 @@ def wrap(
             or `order`; an `inplace` that is neither True nor False.
         VitasError: timm is not installed.
     """
-    families = timm_families()
     check_flags(inplace=inplace)
     if isinstance(timm_model, str):
         raise WrapError(f"expected a model, got the name {shown(timm_model)}; pass timm.create_model({shown(timm_model)})")
     model: Any = unwrap(timm_model)
-    if any(holders(model)) or isinstance(model, Elastic):
+    if any(holders(model)) or any(isinstance(part, Narrowed) for part in model.modules()):
         raise WrapError(f"{type(model).__name__} is searchable already")
-    family = next((family for family in families if type(model) in family.MODELS), None)
-    if family is None:
-        supported = ", ".join(f"{kind.__module__}.{kind.__qualname__}" for family in families for kind in family.MODELS)
-        raise WrapError(
-            f"{type(model).__name__} cannot be wrapped; supported are {supported} (vit_*, deit_*, deit3_*, twins_*)"
-        )
-    if part := family.unsupported(model):
-        raise WrapError(f"{type(model).__name__} cannot be wrapped: {part}; supported are {family.supported_parts()}")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise WrapError("the model is on the meta device and has no weights; build it on a real one")
     if not is_one_of(["magnitude", None], order):
         raise ChoiceError(f"order: {one_of(['magnitude', None], order)}")
-    stages = family.sizes(model)
-
-    def dim(name: str, values: Sequence[int]) -> Dim:
-        return Dim(values, sharing=sharing, name=name)
-
-    def row(own: Any, widths: Values, heads: Values, ratios: Values, depths: Values, numbers: Any) -> Any:
-        name, n = f"{own.prefix}embed_dim", len(own.num_heads)
-        width = dim(name, widths_of(name, widths, own.embed_dim, own.unit))
-        name = f"{own.prefix}depth"
-        slots = Choice(counts_of(name, depths, n, least=ceil(n / 2)), name=name)
-        searched = block_numbers(f"{own.prefix}blocks", numbers, n)
-        counts, hidden = [], []
-        for i in range(n):
-            name = f"{own.prefix}blocks.{i}.num_heads"
-            counts.append(dim(name, counts_of(name, heads if i in searched else None, own.num_heads[i])))
-            name, per_ratio = f"{own.prefix}blocks.{i}.mlp_dim", own.embed_dim / own.stacks[i]
-            hidden.append(dim(name, hidden_of(name, ratios if i in searched else None, own.mlp_dim[i], per_ratio)))
-        return Row(width, slots, counts, hidden)
-
+    known = all_records(records)
+    places = places_of(model, Plan(known))
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise WrapError("the model is on the meta device and has no weights; build it on a real one")
     arguments = {"embed_dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "depth": depth, "blocks": blocks}
-    given = [for_each_stage(what, values, len(stages)) for what, values in arguments.items()]
-    rows = [row(*own) for own in zip(stages, *given, strict=True)]
-    if order is not None and any(own.unit > 1 and not row.width.fixed for own, row in zip(stages, rows, strict=True)):
-        raise ChoiceError("order: attention pooling groups channels into heads, so a searched embed_dim cannot be permuted")
-    if order is not None and not rows[-1].width.fixed and model.num_classes == 0:
-        raise ChoiceError(
-            "order: without a classifier the channels of a searched embed_dim are the outputs; give embed_dim=None"
-        )
-    model = model if inplace else copy.deepcopy(model)
-    family.narrow(model, rows)
+    given = [for_each_stage(what, values, len(places)) for what, values in arguments.items()]
+    per_stage = [dict(zip(arguments, values, strict=True)) for values in zip(*given, strict=True)]
+    plan, stages = planned(model, places, per_stage, sharing, known)
+    if order is not None:
+        _refuse_order(model, stages, plan)
+    refuse_unnamed(model, plan)
+    refuse_unfit(model, plan)
+    model, steps = (model, plan.steps) if inplace else copy.deepcopy((model, plan.steps))
+    apply(steps)
     if order == "magnitude":
         order_by_magnitude(model)
     return model  # type: ignore[no-any-return]
+
+
+def all_records(own: Mapping[type[nn.Module], str] | None) -> dict[str, str]:
+    """Return the records of libraries and those that a user gives, by the full names of classes."""
+    return {**RECORDS, **{name_of(kind): line for kind, line in (own or {}).items()}}
+
+
+def _refuse_order(model: Any, stages: Sequence[Stage], plan: Plan) -> None:
+    if any(stage.unit > 1 and not stage.width.fixed for stage in stages):
+        raise ChoiceError("order: attention pooling groups channels into heads, so a searched embed_dim cannot be permuted")
+    record = plan.record_of(model)
+    classified = any(
+        not axes[0].letters and axes[-1].letters == ("w",) and isinstance(part_at(model, name), nn.Linear)
+        for name, axes in (record.axes.items() if record else ())
+        if len(axes) == 2
+    )
+    if not stages[-1].width.fixed and not classified:
+        raise ChoiceError(
+            "order: without a classifier the channels of a searched embed_dim are the outputs; give embed_dim=None"
+        )
 
 
 def sized(value: Any) -> str:

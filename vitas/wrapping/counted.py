@@ -1,0 +1,156 @@
+"""What every subnet costs, from one counted run of the largest.
+
+How many positions each layer sees does not depend on what is searched. So the multiply-adds of a linear layer or convolution
+are those positions times its weight's active size, and the products inside attention go with its heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitas.cost import Cost
+from vitas.errors import VitasError
+from vitas.nn import CyclicLinear, ElasticConv2d, ShiftableIdentity
+from vitas.nn.stacked import StackedLinear
+from vitas.space import State
+from vitas.wrapping.narrow import Narrowed, plain, weight_cost
+
+Counts = dict[str, dict[str, int]]
+"""The multiply-adds of each module by operator, without those of its parts."""
+
+_OPERATORS = {"mm": "linear", "addmm": "linear", "bmm": "matmul", "baddbmm": "matmul", "convolution": "conv"}
+
+
+def image_of(model: nn.Module) -> tuple[int, int, int]:
+    """Return channels, height and width of a model's images.
+
+    Raises:
+        VitasError: a model that does not say.
+    """
+    size: Any = None
+    for part in model.modules():
+        size = vars(part).get("img_size") or vars(part).get("image_size")
+        size = size or getattr(vars(part).get("config"), "image_size", None)
+        if size:
+            break
+    conv = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+    given = tuple(dict(vars(model).get("pretrained_cfg") or {}).get("input_size") or ())
+    if not size and len(given) != 3:
+        raise VitasError("cost: this model does not know the size of its images; give it one by set_input_size")
+    height, width = given[1:] if not size else (size, size) if isinstance(size, int) else size
+    return (conv.in_channels if conv is not None else 3), int(height), int(width)
+
+
+def counted_cost(model: Any, known: dict[Any, Counts]) -> Cost:
+    """Return the multiply-adds of a narrowed model's subnets for one image of its size.
+
+    Args:
+        model: The model.
+        known: Counts by image; what is counted is kept there.
+    """
+    image = image_of(model)
+    if image not in known:
+        known.clear()
+        known[image] = counts_of(
+            _original(model), torch.empty(1, *image, device="meta", dtype=next(model.parameters()).dtype)
+        )
+    return sum((cost * gate for cost, gate in _terms(model, known[image])), Cost())
+
+
+def _original(model: nn.Module) -> nn.Module:
+    """Return the largest subnet's export, without memory."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    twin = deepcopy(model, memo)
+    for choice in State.of_module(twin).choices:
+        choice._set(len(choice.values) - 1)
+    with torch.no_grad():
+        made = plain(twin)
+    assert made is not None
+    return made.eval()
+
+
+def counts_of(model: nn.Module, *inputs: Tensor) -> Counts:
+    """Return the multiply-adds of each module of a model that has no choices."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import, and seldom used
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # With gradients on: the counter fails on views of parameters that have no gradient function (torch 2.14).
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return own_counts(counter.get_flop_counts(), type(model).__name__)
+
+
+def own_counts(counts: Any, root: str) -> Counts:
+    """Return what each module computes itself: what torch's counter says, without what it says of parts."""
+    total: Counts = {}
+    for path, operators in counts.items():
+        if path != "Global":
+            inner = path.removeprefix(root).removeprefix(".")
+            total[inner] = {}
+            for operator, flops in operators.items():
+                word = _OPERATORS.get(str(operator).split(".")[-1], str(operator))
+                total[inner][word] = total[inner].get(word, 0) + flops // 2
+    own = {path: dict(operators) for path, operators in total.items()}
+    for path, operators in total.items():
+        if path:
+            above = path.rpartition(".")[0]
+            while above and above not in total:
+                above = above.rpartition(".")[0]
+            for word, macs in operators.items():
+                if above in own:
+                    own[above][word] -= macs
+    return {path: {w: n for w, n in operators.items() if n} for path, operators in own.items()}
+
+
+def _terms(model: Any, counts: Counts) -> Iterator[tuple[Cost, Cost]]:
+    """Yield the cost of each module that computes something itself, and when it runs."""
+    parts: dict[str, nn.Module] = dict(model.named_modules())
+    rows = {path: part for path, part in parts.items() if isinstance(part, ShiftableIdentity)}
+    for path, operators in counts.items():
+        gate = Cost(1)
+        for row, slots in rows.items():
+            if path.startswith(f"{row}."):
+                gate = gate * Cost.above(slots.depth, int(path.removeprefix(f"{row}.").partition(".")[0]))
+        for operator, macs in operators.items():
+            for inner, cost in _costs(parts[path], path, operator, macs, counts):
+                yield (cost.named(operator).under(inner) if inner else cost.named(operator)), gate
+
+
+def _costs(part: Any, path: str, operator: str, macs: int, counts: Counts) -> Iterator[tuple[str, Cost]]:
+    """Yield path and cost of what a module computes itself."""
+    if isinstance(part, (CyclicLinear, StackedLinear, ElasticConv2d)) or (
+        isinstance(part, Narrowed) and operator != "matmul" and not part._modules
+    ):
+        yield path, weight_cost(part, _positions(path, macs, part))
+    elif operator == "matmul" and isinstance(part, Narrowed):
+        inner = next((part._dims[word] for word in ("h d", "w") if word in part._dims), None)
+        yield path, Cost(macs) if inner is None else Cost(inner) * _whole(path, macs, inner.largest)
+    elif operator == "linear" and isinstance(part, Narrowed):  # the weights of layers that are not called themselves
+        uncalled = {
+            name: child
+            for name, child in part._modules.items()
+            if isinstance(child, (CyclicLinear, StackedLinear)) and f"{path}.{name}" not in counts
+        }
+        positions = _whole(path, macs, sum(child.weight.numel() for child in uncalled.values()))
+        for name, child in uncalled.items():
+            yield f"{path}.{name}", weight_cost(child, positions)
+    else:
+        yield path, Cost(macs)
+
+
+def _positions(path: str, macs: int, layer: nn.Module) -> int:
+    return _whole(
+        path, macs, sum(weight.numel() for weight in layer._parameters.values() if weight is not None and weight.ndim > 1)
+    )
+
+
+def _whole(path: str, macs: int, unit: int) -> int:
+    if not unit or macs % unit:
+        raise VitasError(f"cost: the {macs} multiply-adds of {path} do not go with the sizes of its weights or heads")
+    return macs // unit

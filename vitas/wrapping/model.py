@@ -1,0 +1,130 @@
+"""Whole models: their methods that read or write whole parameters or make layers, what they cost, their exports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from vitas.choice import Choice, Dim
+from vitas.cost import Cost
+from vitas.errors import VitasError
+from vitas.space import State
+from vitas.wrapping.counted import counted_cost
+from vitas.wrapping.narrow import Narrowed
+
+
+class Block(NamedTuple):
+    """The choices of a block: (heads, channels of each) and (hidden width, parts of the layer before it), of each layer."""
+
+    heads: tuple[tuple[Dim, int], ...]
+    hidden: tuple[tuple[Dim, int], ...]
+
+
+class Stage(NamedTuple):
+    """The choices of a row of blocks; `unit` has to divide its width."""
+
+    prefix: str  # of the names of its choices
+    width: Dim
+    depth: Choice[int]
+    unit: int
+    blocks: tuple[Block, ...]
+
+
+def largest(module: nn.Module) -> AbstractContextManager[None]:
+    """Activate the largest value of every choice for the length of a with block."""
+    choices = State.of_module(module).choices
+    return State(choices, tuple(len(choice.values) - 1 for choice in choices), tuple(0 for _ in choices)).restored()
+
+
+class Model(Narrowed):
+    """A model whose width, and of whose blocks heads, MLP width and number, can be searched.
+
+    Attributes and methods of its own class follow the active subnet; checkpoint keys and shapes are the whole model's.
+
+    Shapes: those of the narrowed class.
+    Cost: linear layers, convolutions and products of the active subnet in MACs, for an image of the model's size.
+    """
+
+    needs_tokens = False
+    holds = (*Narrowed.holds, "_stages", "_counts", "_remade")
+    whole = ("reset_classifier", "init_weights", "load_pretrained", "set_input_size", "get_submodule", "get_parameter")
+    """Methods that read or write whole parameters, or make layers: they run while the largest subnet is active."""
+
+    _stages: tuple[Stage, ...]
+    _counts: dict[Any, Any]
+    _remade: dict[str, Any]  # the axes of what the record of the model names
+
+    def cost(self, tokens: Cost | None = None) -> Cost:
+        """Return the multiply-adds for one image of the model's size; `tokens` is not used.
+
+        Raises:
+            VitasError: a model that does not know the size of its images.
+        """
+        return counted_cost(self, self._counts)
+
+    def export(self) -> nn.Module:
+        """Return the library's model of the active subnet, its blocks of different sizes, with weights of its own."""
+        plain = super().export()
+        vars(plain).pop("_model_args", None)  # what timm.create_model was given says no longer what the network is
+        return plain
+
+    @classmethod
+    def additions(cls, narrowed: type[nn.Module]) -> dict[str, Any]:
+        """Return the methods that run on the whole model, of those that the narrowed class has."""
+        return {name: whole(name, narrowed) for name in cls.whole if callable(getattr(narrowed, name, None))}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a new classifier is searchable like the old one."""
+        super().__setattr__(name, value)
+        if isinstance(value, nn.Module):
+            remake(self)
+
+    def prune_intermediate_layers(self, *arguments: Any, **named: Any) -> list[int]:
+        """Refuse: which blocks run is the choice of a subnet.
+
+        Raises:
+            VitasError: always.
+        """
+        raise VitasError("prune_intermediate_layers: not while the depth can be searched; export a subnet and prune that")
+
+
+class TimmModel(Model):
+    """A model of timm that says what its intermediate features are."""
+
+    reads = ("feature_info",)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Channels and strides of features in the active subnet, for each stage or for each block that runs."""
+        info, stages = vars(self)["feature_info"], self._stages
+        if len(info) == len(stages) and stages[0].prefix:
+            return [{**one, "num_chs": stage.width.active} for one, stage in zip(info, stages, strict=True)]
+        widths = [stage.width.active for stage in stages for _ in range(stage.depth.active)]
+        return [{**one, "num_chs": width} for one, width in zip(info, widths, strict=False)]
+
+
+def whole(name: str, narrowed: type[nn.Module]) -> Callable[..., Any]:
+    """Return a method of the narrowed class, run while the largest subnet is active."""
+    method = getattr(narrowed, name)
+
+    def run(self: Model, *arguments: Any, **named: Any) -> Any:
+        with largest(self), torch.no_grad():
+            result = method(self, *arguments, **named)
+        remake(self)
+        return result
+
+    run.__name__, run.__doc__ = name, method.__doc__
+    return run
+
+
+def remake(model: Model) -> None:
+    """Make layers searchable that a method of the model, or a user, has put in place of those that the record names."""
+    from vitas.wrapping.plan import Plan, apply
+
+    plan = Plan({})
+    plan.remake(model, vars(model)["_remade"], model._dims)
+    apply(plan.steps)

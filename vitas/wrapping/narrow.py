@@ -1,0 +1,296 @@
+"""Any class narrowed by its record: what its forward pass reads follows the choices.
+
+Only the class of a module changes (`become`): parameters, checkpoint keys, hooks and flags stay, and the library's own
+forward code runs. What that code reads as an attribute, `num_heads`, `cls_token`, the gain of a norm, is a property over a
+Choice or Dim in a class made for each (class, record). Linear layers and convolutions become those of `vitas.nn`. An export
+takes every step back.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import sys
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from types import FunctionType
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from vitas.choice import Choice, Dim, take
+from vitas.cost import Cost, cost_of
+from vitas.errors import ExportError
+from vitas.nn import Elastic
+from vitas.nn.layer import Axes, Layer, Stack, like
+from vitas.space import unwrap
+from vitas.wrapping.record import Attribute, Axis
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Shape(NamedTuple):
+    """What a class made here narrows, and how: with these two a pickle finds it again."""
+
+    narrowed: type[nn.Module]
+    mixin: type[Narrowed]
+    axes: tuple[tuple[str, tuple[Axis, ...]], ...] = ()
+    attributes: tuple[tuple[str, Attribute], ...] = ()
+    row: str | None = None  # the attribute that holds rows of blocks
+
+
+class Narrowed(Elastic):
+    """What stands first among the bases of every class made here; the class that it narrows stands last.
+
+    `_dims` holds the Dim, Choice or int of each word of the record: "w", "h d"; of stages "w0", "w1" too.
+    """
+
+    shape: Shape
+    holds: ClassVar[tuple[str, ...]] = ("_dims", "heads")
+    """Attributes that the narrowed class does not have."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Attributes that the narrowed class holds as values and that are properties here, in front of the values."""
+
+    words: ClassVar[tuple[str, ...]] = ()
+    """Words that its code asks for, beside those of the record."""
+
+    _axes: Mapping[str, tuple[Axis, ...]]
+    _dims: dict[str, Any]
+
+    def axes(self) -> Axes:
+        """Return the Dim of each axis of the parameters and buffers that the module itself holds; runs stand apart."""
+        own: Axes = dict.fromkeys((*self._parameters, *self._buffers), ())
+        dims = self._dims
+        for name, axes in self._axes.items():
+            own[name] = tuple(
+                None if not axis.letters else dims[axis.word] if axis.runs == 1 else Stack(axis.runs, dims[axis.word])
+                for axis in axes
+            )
+        return own
+
+    def stored(self, name: str) -> Tensor | None:
+        """Return a parameter or buffer as it is stored, of full size."""
+        parameter = self._parameters.get(name)
+        return self._buffers.get(name) if parameter is None else parameter
+
+    def cut(self, *names: str) -> dict[str, Tensor]:
+        """Return the parts in use of parameters and buffers; nothing else slices."""
+        dims, weights, runs_of = self._dims, {}, {}
+        for name in names:
+            tensor = self.stored(name)
+            if tensor is None:
+                continue
+            axes = self._axes[name]
+            if any(axis.runs > 1 for axis in axes):
+                runs_of[name] = axes
+                split = [(n,) if a.runs == 1 else (a.runs, n // a.runs) for a, n in zip(axes, tensor.shape, strict=True)]
+                of = [(_dim(dims, axis),) if axis.runs == 1 else (None, _dim(dims, axis)) for axis in axes]
+                weights[name] = (tensor.view([n for part in split for n in part]), *(dim for part in of for dim in part))
+            else:
+                weights[name] = (tensor, *(_dim(dims, axis) for axis in axes))
+        parts = take(**weights)
+        for name, axes in runs_of.items():
+            for number, axis in enumerate(axes):
+                if axis.runs > 1:
+                    parts[name] = parts[name].flatten(number, number + 1)
+        return parts
+
+    def active_weights(self) -> dict[str, Tensor]:
+        """Return the part in use of each weight of which an axis is cut."""
+        return self.cut(*self._axes)
+
+    @classmethod
+    def additions(cls, narrowed: type[nn.Module]) -> dict[str, Any]:
+        """Return what else the class that narrows `narrowed` has."""
+        return {}
+
+    def cost(self, tokens: Cost) -> Cost:
+        """Return what the children cost; norms and scaling are listed as not counted."""
+        return sum((cost_of(child, tokens).under(name) for name, child in self.named_children()), Cost())
+
+    def export(self) -> nn.Module:
+        """Return a module of the narrowed class with the values, and its own copy of the weights, of the active subnet."""
+        return rebuilt(self, self.shape.narrowed)
+
+    def extra_repr(self) -> str:
+        """Return the choices, by the words of the record."""
+        return ", ".join(f"{word}={dim.brief()}" for word, dim in self._dims.items() if _searched(dim))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Let copies and pickles find the class by what it narrows and how."""
+        return _blank, tuple(type(self).shape), vars(self)
+
+
+def _searched(dim: Any) -> bool:
+    return isinstance(dim, Choice) and not dim.fixed
+
+
+def _dim(dims: Mapping[str, Any], axis: Axis) -> Dim | None:
+    return dims[axis.word] if axis.letters else None
+
+
+def weight_cost(layer: Any, positions: int) -> Cost:
+    """Return what `positions` products with the weight of a layer cost."""
+    if not isinstance(layer, Narrowed):
+        return cast(Cost, layer.cost(Cost(positions)))
+    weights = [name for name, own in layer._parameters.items() if own is not None and own.ndim > 1]
+    return sum((layer.count_of(name) for name in weights), Cost()) * positions
+
+
+def _blank(*shape: Any) -> nn.Module:
+    kind = made(Shape(*shape))
+    return kind.__new__(kind)
+
+
+@functools.cache
+def made(shape: Shape) -> type[nn.Module]:
+    """Return the class that narrows one class by one record."""
+    kept = shape.mixin.reads
+    body: dict[str, Any] = {"shape": shape, "_axes": dict(shape.axes), "__module__": __name__}
+    body |= {name: _part(name) for name, _ in shape.axes}
+    body |= {name: _value(name, attribute) for name, attribute in shape.attributes}
+    body["reads"] = (*kept, *(name for name, _ in shape.attributes))
+    if shape.row is not None:
+        body[shape.row] = _row(shape.row)
+    body |= shape.mixin.additions(shape.narrowed)
+    return type(f"Elastic{shape.narrowed.__name__}", (shape.mixin, shape.narrowed), body)
+
+
+def _part(name: str) -> property:
+    """Return a property: the part in use of a parameter or buffer that the module holds; None where it has none."""
+    return property(lambda self: self.cut(name).get(name))
+
+
+def _value(name: str, attribute: Attribute) -> property:
+    """Return a property: the number that an attribute is in the active subnet, or in a norm the shape."""
+    (runs, letters), per, each = attribute
+    word = " ".join(letters)
+    if name == "normalized_shape":
+        return property(lambda self: (runs * self._dims[word].active,))
+    if each:
+        return property(lambda self: [runs * self._dims[f"{word}{i}"].active for i in range(self._dims["stages"])])
+    if per is not None:
+        return property(lambda self: runs * self._dims[word].active // getattr(self, per))
+    if runs == 1:
+        return property(lambda self: self._dims[word].active)
+    return property(lambda self: runs * self._dims[word].active)
+
+
+def _row(name: str) -> property:
+    from vitas.wrapping.rows import running
+
+    return property(lambda self: running(self, self._modules[name]))
+
+
+def become(module: nn.Module, narrower: type[M], **held: Any) -> M:
+    """Narrow the class of `module` by one step and let it hold `held`; all else stays as it is."""
+    module.__class__ = narrower
+    vars(module).update(held)
+    return cast(M, module)
+
+
+# -- exports -----------------------------------------------------------------------------------------------------------
+
+_TORCHS_OWN = frozenset(vars(nn.Module()))
+
+
+def plain(module: nn.Module | None, path: str = "") -> nn.Module | None:
+    """Return the plain copy of any part: of searchable ones what their subnet is, of others what their class knows.
+
+    Raises:
+        ExportError: what was put on a part would change what it computes.
+    """
+    if module is None:
+        return None
+    inner = unwrap(module)
+    refuse_patches(inner)
+    if isinstance(inner, Layer):
+        return inner.export()
+    return rebuilt(inner, type(inner))
+
+
+def rebuilt(module: nn.Module, kind: type[M]) -> M:
+    """Return `module` as one of `kind`, built from what its record and its class know.
+
+    Weights and plain values are copied, parts are exported. What else lies on a module, functions and objects that somebody
+    put there, stays behind.
+
+    Raises:
+        ExportError: what was put there would change what the module computes.
+    """
+    refuse_patches(module)
+    made: Any = kind.__new__(kind)
+    nn.Module.__init__(made)
+    own = module if isinstance(module, Narrowed) else None
+    reads, holds = ((), ()) if own is None else (own.reads, own.holds)
+    for name, value in vars(module).items():
+        if name in _TORCHS_OWN or name in holds:
+            continue
+        if name in reads:
+            vars(made)[name] = getattr(module, name)
+        elif is_data(value, kind):
+            vars(made)[name] = deepcopy(value)
+    cut = {} if own is None else own.active_weights()
+    for name, parameter in module._parameters.items():
+        weight = None if parameter is None else nn.Parameter(_own(cut.get(name, parameter)), parameter.requires_grad)
+        made.register_parameter(name, weight)
+    for name, buffer in module._buffers.items():
+        own_buffer = None if buffer is None else _own(cut.get(name, buffer))
+        made.register_buffer(name, own_buffer, persistent=name not in module._non_persistent_buffers_set)
+    for name, child in module._modules.items():
+        made.add_module(name, plain(child))
+    return like(module, cast(M, made))
+
+
+def _own(weight: Tensor) -> Tensor:
+    return weight.detach().clone(memory_format=torch.contiguous_format)
+
+
+def refuse_patches(module: nn.Module) -> None:
+    """Refuse a module on whose instance something hides what its class computes by, such as a forward of its own.
+
+    Raises:
+        ExportError: with the name.
+    """
+    for name, value in vars(module).items():
+        if name not in _TORCHS_OWN and callable(value) and callable(getattr(type(module), name, None)):
+            raise ExportError(
+                f"a {type(module).__name__} has a {name} of its own, which an export would lose or run with the wrong"
+                " weights: take it off, or unwrap the model first (accelerate: keep_fp32_wrapper=False)"
+            )
+
+
+def is_data(value: object, kind: type) -> bool:
+    """Say whether a value is plain data, or of the library of `kind`: what a class itself puts on its instances."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(is_data(item, kind) for item in value)
+    if isinstance(value, dict):
+        return all(is_data(item, kind) for item in value.values())
+    if isinstance(value, functools.partial):
+        return all(is_data(item, kind) for item in (value.func, *value.args, *value.keywords.values()))
+    if isinstance(value, FunctionType):
+        return _found_by_name(value)
+    if isinstance(value, Tensor):
+        return value.is_leaf
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, slice, range, enum.Enum, type)):
+        return True
+    if isinstance(value, (torch.dtype, torch.device)):
+        return True
+    home = type(value).__module__.partition(".")[0]
+    return (
+        home in ("timm", "transformers") and home == kind.__module__.partition(".")[0] and not isinstance(value, nn.Module)
+    )
+
+
+def _found_by_name(function: FunctionType) -> bool:
+    home = sys.modules.get(function.__module__)
+    return "." not in function.__qualname__ and getattr(home, function.__qualname__, None) is function
+
+
+def narrowed_parts(model: nn.Module) -> Iterator[tuple[str, Narrowed]]:
+    """Yield the parts that a record narrowed, with their paths."""
+    for path, part in model.named_modules():
+        if isinstance(part, Narrowed):
+            yield path, part

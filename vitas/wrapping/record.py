@@ -1,0 +1,186 @@
+"""Records: one line of text for each class says what the axes of its parameters and its attributes are.
+
+    qkv: 3 h d, w; gate: h d, w; proj: w, h d; num_heads = h; attn_dim = h d
+
+Entries stand between semicolons. There are five forms:
+
+    NAMES: AXES              parameters, or layers and then the axes of their weight; an axis is a product of letters and
+                             numbers: `3 h d` are three runs of h heads of d channels, `_` leaves an axis whole
+    NAMES = LETTERS          attributes that follow: `num_heads = h`, `num_heads = w / head_dim` (a number that is held
+                             there); `embed_dims = w*` is the list over all stages
+    rows PATH                the blocks in a row whose number is searched; a `*` stands for the number of the stage
+    stages PATHS             lists whose i-th part belongs to stage i
+    whole PATHS              parts that stay as they are
+
+Letters: w width of the residual stream (of the stage), u of the stage before, w0 w1 ... of each stage, h heads, d channels
+of a head, m hidden width of an MLP, n blocks that run; any other letter is a size that stays. What a letter counts is read
+off the shapes by division. A name may be a path, `patch_embed.proj`; numbers in it may count from the end. What a class
+lacks is passed over: that nothing is forgotten is checked on the model.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from vitas.errors import WrapError, shown
+
+SEARCHED = ("w", "u", "h", "m", "n")
+
+
+class Axis(NamedTuple):
+    """An axis: so many runs of a product of letters; no letters leave it whole."""
+
+    runs: int
+    letters: tuple[str, ...]
+
+    @property
+    def word(self) -> str:
+        """The letters as one word, "h d"."""
+        return " ".join(self.letters)
+
+
+class Attribute(NamedTuple):
+    """What an attribute is: so many times a product of letters, perhaps divided by another attribute, or a list of it."""
+
+    axis: Axis
+    per: str | None
+    each: bool  # a list, an entry for each stage
+
+
+class Record(NamedTuple):
+    """What a class of layers or models holds."""
+
+    axes: dict[str, tuple[Axis, ...]]
+    attributes: dict[str, Attribute]
+    rows: str | None
+    stages: tuple[str, ...]
+    whole: tuple[str, ...]
+
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.-?\w+)*")
+_LETTER = re.compile(r"[a-z]\d*")
+
+
+@cache
+def parsed(text: str, of: str) -> Record:
+    """Read a record.
+
+    Args:
+        text: The line.
+        of: The name of the class, for errors.
+
+    Raises:
+        WrapError: an entry in none of the forms.
+    """
+    record = Record({}, {}, None, (), ())
+    for entry in filter(None, map(str.strip, text.split(";"))):
+        word, *rest = entry.split()
+        if word in ("stages", "whole") and rest and not {":", "="} & set(entry):
+            if word == "stages":
+                record = record._replace(stages=(*record.stages, *rest))
+            else:
+                record = record._replace(whole=(*record.whole, *rest))
+        elif word == "rows" and len(rest) == 1:
+            record = record._replace(rows=rest[0])
+        elif ":" in entry:
+            names, _, axes = entry.partition(":")
+            record.axes.update(dict.fromkeys(_names(names, entry, of), tuple(_axis(a, entry, of) for a in axes.split(","))))
+        elif "=" in entry:
+            names, _, letters = entry.partition("=")
+            record.attributes.update(dict.fromkeys(_names(names, entry, of), _attribute(letters, entry, of)))
+        else:
+            raise _fault(
+                of, entry, 'expected "NAMES: AXES", "NAMES = LETTERS", or a line that starts with rows, stages, whole'
+            )
+    return record
+
+
+def _fault(of: str, entry: str, what: str) -> WrapError:
+    return WrapError(f"record of {of}: {shown(entry)}: {what}")
+
+
+def _names(text: str, entry: str, of: str) -> list[str]:
+    names = text.split()
+    if not names or not all(map(_NAME.fullmatch, names)):
+        raise _fault(of, entry, f"expected names of parameters, layers or attributes, got {shown(text.strip())}")
+    return names
+
+
+def _axis(text: str, entry: str, of: str) -> Axis:
+    words = text.split()
+    letters = tuple(word for word in words if not word.isdigit())
+    if words == ["_"]:
+        return Axis(1, ())
+    if not letters or not all(map(_LETTER.fullmatch, letters)):
+        raise _fault(of, entry, f'expected letters and numbers such as "3 h d", or "_", got {shown(text.strip())}')
+    return Axis(prod(int(word) for word in words if word.isdigit()), letters)
+
+
+def _attribute(text: str, entry: str, of: str) -> Attribute:
+    product, _, per = (part.strip() for part in text.partition("/"))
+    return Attribute(_axis(product.removesuffix("*"), entry, of), per or None, product.endswith("*"))
+
+
+def part_at(module: nn.Module, path: str) -> nn.Module | Tensor | None:
+    """Return the part, parameter or buffer at a path of a record; None where there is none."""
+    found: nn.Module | Tensor | None = module
+    for name in path.split("."):
+        if not isinstance(found, nn.Module):
+            return None
+        if name.startswith("-"):
+            name = str(len(found._modules) + int(name))
+        found = next((own[name] for own in (found._modules, found._parameters, found._buffers) if name in own), None)
+    return found
+
+
+def shape_at(module: nn.Module, path: str) -> tuple[int, ...]:
+    """Return the shape of what a record names: of a parameter, or of a layer's weight; () where there is none."""
+    found = part_at(module, path)
+    weight = found if isinstance(found, Tensor) or found is None else weight_of(found)
+    return () if weight is None else tuple(weight.shape)
+
+
+def weight_of(layer: nn.Module) -> Tensor | None:
+    """Return the parameter with the most axes that a layer holds itself."""
+    own = [weight for weight in layer._parameters.values() if weight is not None]
+    return max(own, key=lambda weight: weight.ndim, default=None)
+
+
+def sizes_of(module: nn.Module, record: Record, known: dict[str, int]) -> dict[str, int]:
+    """Return the size of each letter of a record: those that are known, those of attributes, the rest by division.
+
+    Raises:
+        WrapError: an axis that its letters do not divide, or that has another size.
+    """
+    of, sizes = type(module).__name__, dict(known)
+    for name, what in record.attributes.items():
+        plain = what.axis.runs == 1 and len(what.axis.letters) == 1 and not what.per and not what.each
+        if plain and isinstance(vars(module).get(name), int):
+            sizes.setdefault(what.axis.letters[0], vars(module)[name])
+    again = True
+    while again:
+        again = False
+        for name, axes in record.axes.items():
+            for axis, size in zip(axes, shape_at(module, name), strict=False):
+                unknown = [letter for letter in axis.letters if letter not in sizes]
+                if len(unknown) == 1:
+                    times = axis.runs * prod(sizes[letter] for letter in axis.letters if letter in sizes)
+                    if size % times:
+                        raise _fault(of, f"{name}: {axis.runs} {axis.word}", f"{times} does not divide the {size} there are")
+                    sizes[unknown[0]], again = size // times, True
+    for name, axes in record.axes.items():
+        shape = shape_at(module, name)
+        if shape and len(axes) < len(shape):
+            raise _fault(of, name, f"expected {len(shape)} axes, got {len(axes)}")
+        for number, (axis, size) in enumerate(zip(axes, shape, strict=False)):
+            if axis.letters and all(letter in sizes for letter in axis.letters):
+                expected = axis.runs * prod(sizes[letter] for letter in axis.letters)
+                if expected != size:
+                    text = f"{axis.runs} {axis.word}" if axis.runs > 1 else axis.word
+                    raise _fault(of, f"{name}: {text}", f"axis {number} has {size} channels, the letters say {expected}")
+    return sizes

@@ -1,0 +1,66 @@
+"""What follows what in the classes of timm 1.0.23 to 1.0.31."""
+
+_QKV = "qkv: 3 h d, w; q_proj k_proj v_proj: h d, w; gate: h d, w; norm: h d; q_norm k_norm: d; proj: w, h d; num_heads = h"
+_BIASES = "q_bias k_bias v_bias: h d"
+_MODEL = "embed_dim num_features head_hidden_size = w; rows blocks"
+_VIT = "patch_embed.proj: w, _, _, _; patch_embed.norm norm_pre norm fc_norm: w; cls_token reg_token pos_embed: _, _, w; "
+_VIT += _MODEL
+_SWIN = "patch_embed.proj: w0, _, _, _; patch_embed.norm: w0; stages layers; rows layers.*.blocks; norm: w; head.fc: _, w;"
+_SWIN += " num_features head_hidden_size = w; embed_dim = w0"
+_BLOCK = "norm1 norm2 ls1 ls2: w; gamma_1 gamma_2: w"
+
+_MODELS = {
+    "vision_transformer.VisionTransformer": f"{_VIT}; head: _, w",
+    "deit.VisionTransformerDistilled": f"{_VIT}; dist_token: _, _, w; head head_dist: _, w",
+    "twins.Twins": "stages patch_embeds blocks pos_block; rows blocks.*; norm: w; head: _, w; embed_dims = w*; depths = n*;"
+    " num_features head_hidden_size = w",
+    "eva.Eva": f"{_VIT}; head: _, w",
+    "swin_transformer.SwinTransformer": _SWIN,
+    "naflexvit.NaFlexVit": f"norm_pre norm fc_norm: w; head: _, w; {_MODEL}",
+    "vision_transformer_sam.VisionTransformerSAM": "patch_embed.proj: w, _, _, _; pos_embed: _, _, _, w; norm: w;"
+    " neck.0: _, w, _, _; neck.1 neck.3: _; neck.2: _, _, _, _; head.fc: _, _; embed_dim = w; rows blocks",
+}
+
+_PARTS = {
+    "vision_transformer.Block": _BLOCK,
+    "vision_transformer.ResPostBlock": _BLOCK,
+    "twins.Block": _BLOCK,
+    "twins.LocallyGroupedAttn": "qkv: 3 h d, w; proj: w, h d; num_heads = h; dim = w",
+    "twins.GlobalSubSampleAttn": "q: h d, w; kv: 2 h d, w; proj: w, h d; sr: w, w, _, _; norm: w; num_heads = h; dim = w",
+    "twins.PosConv": "proj.0: w, _, _, _",
+    "twins.PatchEmbed": "proj: w, u, _, _; norm: w",
+    "eva.EvaAttention": f"{_QKV}; {_BIASES}",
+    "eva.EvaBlock": _BLOCK,
+    "eva.EvaBlockPostNorm": _BLOCK,
+    "swin_transformer.WindowAttention": f"{_QKV}; relative_position_bias_table: _, h; dim = w",
+    "swin_transformer.SwinTransformerBlock": f"{_BLOCK}; dim = w",
+    "swin_transformer.PatchMerging": "norm: 4 u; reduction: w, 4 u; dim = u; out_dim = w",
+    "swin_transformer.SwinTransformerStage": "dim = u; out_dim = w",
+    "naflexvit.NaFlexEmbeds": "proj: w, _, _, _; norm: w; cls_token reg_token: _, _, w; pos_embed: _, _, _, w;"
+    " pos_embed_y pos_embed_x: _, _, w; embed_dim = w",
+    "vision_transformer_sam.Attention": f"{_QKV}; rel_pos_h rel_pos_w: _, d",
+    "vision_transformer_sam.Block": _BLOCK,
+    "vitamin.GeGluMlp": "norm: w; w0 w1: m, w; w2: w, m",
+}
+
+_LAYERS = {
+    "attention.Attention": f"{_QKV}; attn_dim = h d",
+    "attention.AttentionRope": f"{_QKV}; num_kv_heads = h; attn_dim kv_dim = h d",
+    "mlp.Mlp": "fc1: m, w; norm: m; fc2: w, m",
+    "mlp.GluMlp": "fc1: 2 m, w; norm: m; fc2: w, m",
+    "mlp.SwiGLU": "fc1_g fc1_x: m, w; norm: m; fc2: w, m",
+    "attention_pool.AttentionPoolLatent": "latent: _, _, w; q proj: w, w; kv: 2 w, w; norm pre_norm post_norm: w;"
+    " q_norm k_norm: d; num_heads = w / head_dim; latent_dim out_features = w",
+    "attention_pool.AttentionPoolPrr": "pre_norm post_norm: w; q_norm k_norm: d; num_heads = w / head_dim; out_features = w",
+}
+
+_OURS = {
+    "vitas.plain.WindowAttention": "qkv: 3 h d, w; proj: w, h d; num_heads = h",
+    "vitas.plain.SubsampledAttention": "q: h d, w; kv: 2 h d, w; proj: w, h d; sr: w, w, _, _; norm: w; num_heads = h",
+}
+
+TIMM: dict[str, str] = {
+    **{f"timm.models.{name}": record for name, record in (_MODELS | _PARTS).items()},
+    **{f"timm.layers.{name}": record for name, record in _LAYERS.items()},
+    **_OURS,
+}
