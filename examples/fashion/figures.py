@@ -17,6 +17,7 @@ from ranking import Results
 from store import read
 
 TABLES: dict[str, Callable[[Results], str]] = {
+    "progress": tables.progress,
     "ground": tables.ground,
     "scores": tables.scores,
     "contrasts": tables.contrasts,

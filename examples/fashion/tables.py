@@ -7,7 +7,7 @@ from typing import Any
 
 import networks
 import numpy as np
-from cells import FULL
+from cells import FULL, ordered
 from ranking import Results, ground_truth, kendall_tau
 
 NONE = "Not there yet."
@@ -19,6 +19,17 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table, or a sentence where it would be empty."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else NONE
+
+
+def progress(results: Results) -> str:
+    """Return how many cells of each part are done, and the processor's minutes that one takes."""
+    rows = []
+    for part in dict.fromkeys(cell.part for cell in ordered(FULL)):
+        names = [cell.name for cell in ordered(FULL) if cell.part == part]
+        minutes = [results[name]["cpu"] / 60 for name in names if name in results]
+        each = f"{statistics.fmean(minutes):.1f}" if minutes else ""
+        rows.append([part, f"{len(minutes)} of {len(names)}", each])
+    return markdown(["part", "done", "minutes of one core for each"], rows)
 
 
 def truth_of(results: Results) -> list[float]:
