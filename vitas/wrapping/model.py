@@ -15,6 +15,7 @@ from vitas.errors import VitasError
 from vitas.space import State
 from vitas.wrapping.counted import counted_cost
 from vitas.wrapping.narrow import Narrowed
+from vitas.wrapping.plan import Plan, apply
 
 
 class Block(NamedTuple):
@@ -123,8 +124,6 @@ def whole(name: str, narrowed: type[nn.Module]) -> Callable[..., Any]:
 
 def remake(model: Model) -> None:
     """Make layers searchable that a method of the model, or a user, has put in place of those that the record names."""
-    from vitas.wrapping.plan import Plan, apply
-
     plan = Plan({})
     plan.remake(model, vars(model)["_remade"], model._dims)
     apply(plan.steps)

@@ -64,7 +64,7 @@ def _uses_in(module: nn.Module) -> Iterator[tuple[Dim, _Use]]:
         weighs, axis = name == "weight" and isinstance(module, (nn.Linear, nn.Conv2d)), 0
         for dim in dims:
             if isinstance(dim, Stack):  # each part is permuted alike
-                tensor, axis, dim = tensor.unflatten(axis, (dim.parts, -1)), axis + 1, dim.dim
+                tensor, axis, dim = torch.unflatten(tensor, axis, (dim.parts, -1)), axis + 1, dim.dim
             if dim is not None and not dim.fixed:
                 (units,) = dim.bases
                 shape = (*tensor.shape[:axis], units.largest, -1, *tensor.shape[axis + 1 :])
