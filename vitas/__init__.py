@@ -10,7 +10,7 @@ from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_su
 from vitas.search import Evolution, SearchResult, evolve, suggest_subnet
 from vitas.space import SearchSpace, Subnet, search_space
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
-from vitas.wrapping import export_report, register, wrap
+from vitas.wrapping import check_records, export_report, register, wrap
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ __all__ = [
     "activate_subnet",
     "active_subnet",
     "build_subnet",
+    "check_records",
     "cost_model",
     "count_flops",
     "count_params",

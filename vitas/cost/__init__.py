@@ -8,7 +8,7 @@
 Layers state their cost in these words, so no layer is imported here. Imports space, plain and what stands before them.
 """
 
-from vitas.cost.count import FlopCount, count_flops, count_params
+from vitas.cost.count import FlopCount, count_flops, count_params, counted
 from vitas.cost.expression import Cost, Map, as_map, product_of
 from vitas.cost.model import CostModel, cost_model
 from vitas.cost.stated import cost_of, params_of, stated_cost
@@ -23,6 +23,7 @@ __all__ = [
     "cost_of",
     "count_flops",
     "count_params",
+    "counted",
     "params_of",
     "product_of",
     "stated_cost",

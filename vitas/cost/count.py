@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +36,6 @@ def unfused() -> Iterator[None]:
 
 def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, convention: str) -> FlopCount:
     """Count by running the active path."""
-    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and seldom used
-
     if convention != "exact":
         raise ChoiceError(f"convention: a count by running is exact, got {shown(convention)}")
     arguments = arguments_of(inputs)
@@ -44,25 +43,61 @@ def _traced(model: nn.Module, subnet: Mapping[str, Number] | None, inputs: Any, 
     try:
         if subnet is not None:
             search_space(model).activate(subnet)
-        # With gradients on: the counter fails on views of parameters that have no gradient function (torch 2.14).
-        counting = FlopCounterMode(display=False)
-        with eval_mode(model), torch.enable_grad(), unfused(), counting as counter:
-            model(*arguments)
+        with eval_mode(model):
+            own = counted(model, arguments)
     finally:
         state.put_back()
-    by_module: dict[str, int] = {}
-    counts = {path: {op: n // 2 for op, n in ops.items()} for path, ops in counter.get_flop_counts().items()}
-    root = type(model).__name__
-    for path, ops in counts.items():
-        inside = [sum(other.values()) for name, other in counts.items() if name.rpartition(".")[0] == path]
-        own = sum(ops.values()) - (sum(inside) if path != "Global" else sum(ops.values()))
-        if own:
-            by_module[path.removeprefix(root).removeprefix(".")] = own
     by_operator: dict[str, int] = {}
-    for op, n in counts.get("Global", {}).items():
-        word = _OPERATORS.get(str(op).split(".")[-1], str(op))
-        by_operator[word] = by_operator.get(word, 0) + n
+    for operators in own.values():
+        for word, macs in operators.items():
+            by_operator[word] = by_operator.get(word, 0) + macs
+    by_module = {path: sum(operators.values()) for path, operators in own.items()}
     return FlopCount(sum(by_operator.values()), by_operator, by_module, NOT_COUNTED)
+
+
+def counted(model: nn.Module, arguments: tuple[Any, ...]) -> dict[str, dict[str, int]]:
+    """Return the multiply-adds of a model run on `arguments`, by torch's counter: by module path and operator.
+
+    Of each module stands what it computes itself, without its parts, so that all of it adds up; modules that compute
+    nothing are left out.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and seldom used
+
+    own: dict[str, dict[str, int]] = {}
+    running: list[tuple[Counter[str], Counter[str]]] = []  # of each module that runs: counted before it, and in its parts
+    counter = FlopCounterMode(display=False)
+
+    def so_far() -> Counter[str]:
+        total: Counter[str] = Counter()
+        for operator, flops in counter.get_flop_counts().get("Global", {}).items():
+            word = str(operator).split(".")[-1]
+            total[_OPERATORS.get(word, word)] += flops // 2
+        return total
+
+    def enter(*_: Any) -> None:
+        running.append((so_far(), Counter()))
+
+    def leave(path: str) -> None:
+        before, parts = running.pop()
+        whole = so_far() - before
+        for word, macs in (whole - parts).items():
+            operators = own.setdefault(path, {})
+            operators[word] = operators.get(word, 0) + macs
+        if running:
+            running[-1][1].update(whole)
+
+    hooks = []
+    for path, part in model.named_modules():
+        hooks.append(part.register_forward_pre_hook(enter))
+        hooks.append(part.register_forward_hook(lambda *_, path=path: leave(path)))
+    try:
+        # With gradients on: the counter fails on views of parameters that have no gradient function (torch 2.14).
+        with torch.enable_grad(), unfused(), counter:
+            model(*arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return own
 
 
 _OPERATORS = {"mm": "linear", "addmm": "linear", "bmm": "matmul", "baddbmm": "matmul", "convolution": "conv"}

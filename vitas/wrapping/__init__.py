@@ -4,6 +4,7 @@
     records/      the lines for classes of libraries
     narrow.py     a class narrowed by its record, and exports
     rows.py       blocks in a row of which the first run
+    slots.py      the blocks themselves, and stochastic depth over them
     attention.py  attention that its library ties to the width of the input
     counted.py    what every subnet costs, from one counted run
     plan.py       what each part of a model becomes, and what is refused
@@ -12,17 +13,20 @@
     arguments.py  numbers and percentages of what a model has
     stages.py     where the blocks stand, and their choices
     wrap.py       wrap: from the model and its arguments to choices
+    check.py      whether records say the truth: check_records
     report.py     what of an export the library's constructor can build: export_report
     register.py   exports under a name that timm.create_model knows
 
 No file imports timm before it is used. Imports export and what stands before it.
 """
 
+from vitas.wrapping.check import check_records
 from vitas.wrapping.register import register
 from vitas.wrapping.report import export_report
 from vitas.wrapping.wrap import wrap
 
 __all__ = [
+    "check_records",
     "export_report",
     "register",
     "wrap",

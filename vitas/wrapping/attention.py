@@ -7,13 +7,14 @@ computation runs in a class whose code asks its layers, and the export is of tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas import plain
+from vitas.choice import compiling
 from vitas.nn.layer import like
 from vitas.wrapping.narrow import Narrowed
 from vitas.wrapping.narrow import plain as exported
@@ -35,7 +36,7 @@ class Freed(Narrowed):
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Attend."""
-        if torch.compiler.is_compiling() or not self.tied:
+        if compiling() or not self.tied:
             return type(self).free(self, *inputs, **options)
         return super().forward(*inputs, **options)
 
@@ -104,7 +105,7 @@ class _Eva(Freed):
 
         own: Any = self
         heads, first = self._dims["h"].active, self.num_prefix_tokens
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in self.qkv_of(x))  # (B, h, N, d) each
+        q, k, v = (torch.unflatten(part, -1, (heads, -1)).transpose(1, 2) for part in self.qkv_of(x))  # (B, h, N, d) each
         q, k = own.q_norm(q), own.k_norm(k)
         if rope is not None:
             half = bool(vars(self).get("rotate_half"))
@@ -148,7 +149,7 @@ class _Eva(Freed):
                 made.add_module(name, _linear(parts.qkv, rows, inner, bias))
         for name in ("q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"):
             made.add_module(name, parts._modules.get(name))
-        return like(self, made)
+        return like(self, cast(nn.Module, made))
 
 
 def _linear(stacked: nn.Linear, start: int, rows: int, bias: nn.Parameter | None) -> nn.Linear:

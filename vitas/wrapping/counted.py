@@ -11,9 +11,9 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vitas.cost import Cost
+from vitas.cost import Cost, counted
 from vitas.errors import VitasError
 from vitas.nn import CyclicLinear, ElasticConv2d, ShiftableIdentity
 from vitas.nn.stacked import StackedLinear
@@ -22,8 +22,6 @@ from vitas.wrapping.narrow import Narrowed, plain, weight_cost
 
 Counts = dict[str, dict[str, int]]
 """The multiply-adds of each module by operator, without those of its parts."""
-
-_OPERATORS = {"mm": "linear", "addmm": "linear", "bmm": "matmul", "baddbmm": "matmul", "convolution": "conv"}
 
 
 def image_of(model: nn.Module) -> tuple[int, int, int]:
@@ -41,7 +39,7 @@ def image_of(model: nn.Module) -> tuple[int, int, int]:
     conv = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
     given = tuple(dict(vars(model).get("pretrained_cfg") or {}).get("input_size") or ())
     if not size and len(given) != 3:
-        raise VitasError("cost: this model does not know the size of its images; give it one by set_input_size")
+        raise VitasError("this model does not know the size of its images; give it one by set_input_size")
     height, width = given[1:] if not size else (size, size) if isinstance(size, int) else size
     return (conv.in_channels if conv is not None else 3), int(height), int(width)
 
@@ -56,9 +54,8 @@ def counted_cost(model: Any, known: dict[Any, Counts]) -> Cost:
     image = image_of(model)
     if image not in known:
         known.clear()
-        known[image] = counts_of(
-            _original(model), torch.empty(1, *image, device="meta", dtype=next(model.parameters()).dtype)
-        )
+        blank = torch.empty(1, *image, device="meta", dtype=next(model.parameters()).dtype)
+        known[image] = counted(_original(model), (blank,))
     return sum((cost * gate for cost, gate in _terms(model, known[image])), Cost())
 
 
@@ -67,45 +64,11 @@ def _original(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
     memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     twin = deepcopy(model, memo)
-    for choice in State.of_module(twin).choices:
-        choice._set(len(choice.values) - 1)
+    State.of_module(twin).largest().put_back()
     with torch.no_grad():
         made = plain(twin)
     assert made is not None
     return made.eval()
-
-
-def counts_of(model: nn.Module, *inputs: Tensor) -> Counts:
-    """Return the multiply-adds of each module of a model that has no choices."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import, and seldom used
-    from torch.utils.flop_counter import FlopCounterMode
-
-    # With gradients on: the counter fails on views of parameters that have no gradient function (torch 2.14).
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(*inputs)
-    return own_counts(counter.get_flop_counts(), type(model).__name__)
-
-
-def own_counts(counts: Any, root: str) -> Counts:
-    """Return what each module computes itself: what torch's counter says, without what it says of parts."""
-    total: Counts = {}
-    for path, operators in counts.items():
-        if path != "Global":
-            inner = path.removeprefix(root).removeprefix(".")
-            total[inner] = {}
-            for operator, flops in operators.items():
-                word = _OPERATORS.get(str(operator).split(".")[-1], str(operator))
-                total[inner][word] = total[inner].get(word, 0) + flops // 2
-    own = {path: dict(operators) for path, operators in total.items()}
-    for path, operators in total.items():
-        if path:
-            above = path.rpartition(".")[0]
-            while above and above not in total:
-                above = above.rpartition(".")[0]
-            for word, macs in operators.items():
-                if above in own:
-                    own[above][word] -= macs
-    return {path: {w: n for w, n in operators.items() if n} for path, operators in own.items()}
 
 
 def _terms(model: Any, counts: Counts) -> Iterator[tuple[Cost, Cost]]:

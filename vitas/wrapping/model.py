@@ -13,8 +13,10 @@ from vitas.choice import Choice, Dim
 from vitas.cost import Cost
 from vitas.errors import VitasError
 from vitas.space import State
-from vitas.wrapping.counted import counted_cost
+from vitas.superformer.base import OfImages
+from vitas.wrapping.counted import counted_cost, image_of
 from vitas.wrapping.narrow import Narrowed
+from vitas.wrapping.plan import Plan, apply
 
 
 class Block(NamedTuple):
@@ -36,11 +38,10 @@ class Stage(NamedTuple):
 
 def largest(module: nn.Module) -> AbstractContextManager[None]:
     """Activate the largest value of every choice for the length of a with block."""
-    choices = State.of_module(module).choices
-    return State(choices, tuple(len(choice.values) - 1 for choice in choices), tuple(0 for _ in choices)).restored()
+    return State.of_module(module).largest().restored()
 
 
-class Model(Narrowed):
+class Model(Narrowed, OfImages):
     """A model whose width, and of whose blocks heads, MLP width and number, can be searched.
 
     Attributes and methods of its own class follow the active subnet; checkpoint keys and shapes are the whole model's.
@@ -49,7 +50,7 @@ class Model(Narrowed):
     Cost: linear layers, convolutions and products of the active subnet in MACs, for an image of the model's size.
     """
 
-    needs_tokens = False
+    needs_tokens = False  # as of OfImages, behind Narrowed among the bases
     holds = (*Narrowed.holds, "_stages", "_counts", "_remade")
     whole = ("reset_classifier", "init_weights", "load_pretrained", "set_input_size", "get_submodule", "get_parameter")
     """Methods that read or write whole parameters, or make layers: they run while the largest subnet is active."""
@@ -57,6 +58,14 @@ class Model(Narrowed):
     _stages: tuple[Stage, ...]
     _counts: dict[Any, Any]
     _remade: dict[str, Any]  # the axes of what the record of the model names
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return the channels, height and width of an image.
+
+        Raises:
+            VitasError: a model that does not know the size of its images.
+        """
+        return image_of(self)
 
     def cost(self, tokens: Cost | None = None) -> Cost:
         """Return the multiply-adds for one image of the model's size; `tokens` is not used.
@@ -123,8 +132,6 @@ def whole(name: str, narrowed: type[nn.Module]) -> Callable[..., Any]:
 
 def remake(model: Model) -> None:
     """Make layers searchable that a method of the model, or a user, has put in place of those that the record names."""
-    from vitas.wrapping.plan import Plan, apply
-
     plan = Plan({})
     plan.remake(model, vars(model)["_remade"], model._dims)
     apply(plan.steps)

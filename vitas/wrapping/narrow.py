@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from vitas.choice import Choice, Dim, take
 from vitas.cost import Cost, cost_of
-from vitas.errors import ExportError
+from vitas.errors import ExportError, VitasError, shown
 from vitas.nn import Elastic
 from vitas.nn.layer import Axes, Layer, Stack, like
 from vitas.space import unwrap
 from vitas.wrapping.record import Attribute, Axis
+from vitas.wrapping.rows import running
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -114,6 +115,20 @@ class Narrowed(Elastic):
         """Return a module of the narrowed class with the values, and its own copy of the weights, of the active subnet."""
         return rebuilt(self, self.shape.narrowed)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but none that follows the choices.
+
+        Raises:
+            VitasError: another value for an attribute that follows, or other blocks.
+        """
+        if name == self.shape.row and isinstance(value, nn.Module):
+            raise VitasError(f"{name}: which blocks run is the choice of a subnet; export one and change that")
+        if name in self.reads:
+            if value != getattr(self, name):
+                raise VitasError(f"{name} follows the choices of the model and cannot be set, got {shown(value)}")
+            return
+        super().__setattr__(name, value)
+
     def extra_repr(self) -> str:
         """Return the choices, by the words of the record."""
         return ", ".join(f"{word}={dim.brief()}" for word, dim in self._dims.items() if _searched(dim))
@@ -179,8 +194,6 @@ def _value(name: str, attribute: Attribute) -> property:
 
 
 def _row(name: str) -> property:
-    from vitas.wrapping.rows import running
-
     return property(lambda self: running(self, self._modules[name]))
 
 

@@ -19,7 +19,7 @@ from vitas.wrapping.attention import FORWARDS
 from vitas.wrapping.counted import image_of
 from vitas.wrapping.narrow import Narrowed, Shape, become, made
 from vitas.wrapping.record import Attribute, Axis, Record, parsed, part_at, sizes_of, weight_of
-from vitas.wrapping.rows import name_of
+from vitas.wrapping.slots import name_of
 
 Letters = dict[str, Any]
 """What each letter, or product of letters, is: a Dim, a Choice, or the int of a size that stays."""
@@ -127,8 +127,9 @@ class Plan:
             elif isinstance(found, Tensor):
                 self.named.add(id(found))
                 owner, _, last = name.rpartition(".")
-                if owner:
-                    others.setdefault(id(at := part_at(module, owner)), (at, {}))[1][last] = axes
+                at = part_at(module, owner) if owner else None
+                if isinstance(at, nn.Module):
+                    others.setdefault(id(at), (at, {}))[1][last] = axes
                 else:
                     own[name] = axes
         for owner_module, its in others.values():
@@ -235,7 +236,7 @@ def _fitted(axis: Axis, dim: Callable[..., Any], dims: Letters) -> Axis:
 
 
 def _as_dim(axis: Axis, dims: Letters, size: int) -> Dim:
-    return dims[axis.word] if axis.letters else as_dim(size)  # type: ignore[no-any-return]
+    return dims[axis.word] if axis.letters else as_dim(size)
 
 
 def _attributes_of(layer: nn.Module, axes: tuple[Axis, ...]) -> tuple[tuple[str, Any], ...]:

@@ -16,7 +16,7 @@ from vitas.wrapping.arguments import constructor_arguments
 from vitas.wrapping.attention import Freed
 from vitas.wrapping.model import Model, Stage
 from vitas.wrapping.narrow import Narrowed
-from vitas.wrapping.rows import name_of
+from vitas.wrapping.slots import name_of
 from vitas.wrapping.wrap import sized
 
 

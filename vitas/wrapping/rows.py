@@ -1,19 +1,18 @@
-"""Blocks in a row of which the first run: containers that hold them, stochastic depth over them, checkpointing."""
+"""Containers of blocks of which the first run, in place of a model's lists."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vitas.choice import Choice, mark, mark_sizes, marked, noted, outside_graphs
+from vitas.choice import outside_graphs
+from vitas.errors import VitasError
 from vitas.nn import Elastic, ShiftableIdentity
-from vitas.nn.drop_path import drop_samples
-from vitas.nn.layer import like
+from vitas.nn.layer import exported, like
 from vitas.space import State
-from vitas.wrapping.narrow import Narrowed, plain
 
 
 class Row(ShiftableIdentity):
@@ -27,7 +26,7 @@ class Row(ShiftableIdentity):
 
     def export(self) -> nn.Module:  # type: ignore[override]
         """Return the blocks that run in the container that the model had."""
-        return like(self, _contained(self.container, [plain(block) for block in self.running()]))
+        return like(self, _contained(self.container, [exported(block) for block in self.running()]))
 
 
 class Rows(Elastic, nn.ModuleList):
@@ -35,7 +34,7 @@ class Rows(Elastic, nn.ModuleList):
 
     def export(self) -> nn.ModuleList:
         """Return the blocks that run, a list for each stage."""
-        return like(self, nn.ModuleList(cast(nn.Module, plain(row)) for row in self))
+        return like(self, nn.ModuleList(exported(row) for row in self))
 
 
 def _contained(container: type[nn.Module], blocks: Sequence[Any]) -> nn.Module:
@@ -54,12 +53,30 @@ class _Bound(nn.Module):
             return self.block(*inputs, **options)
 
 
-class _Running(nn.Sequential):
+class _View:
+    """Blocks that run, in a container made for the moment: what is put there would be lost."""
+
+    def _refused(self, *_: Any) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            VitasError: always.
+        """
+        raise VitasError("this holds the blocks that run; to change the model's blocks export a subnet, or wrap anew")
+
+    __setitem__ = __delitem__ = append = insert = pop = _refused
+
+
+class _Running(_View, nn.Sequential):
     """The blocks that run one after another, as a model's methods want them: counted, sliced, run one by one or together."""
 
     @outside_graphs(recursive=False)
     def forward(self, x: Any) -> Any:
         return super().forward(x)  # type: ignore[no-untyped-call]
+
+
+class _RunningList(_View, nn.ModuleList):
+    """The same where the model has a list."""
 
 
 @outside_graphs  # or torch.compile would make a graph for each depth
@@ -68,98 +85,5 @@ def running(owner: nn.Module, blocks: nn.Module) -> nn.Module:
     if isinstance(blocks, Row):
         bound = torch.is_grad_enabled() and bool(vars(owner).get("grad_checkpointing"))
         run = [_Bound(block) if bound else block for block in blocks.running()]
-        return _Running(*run) if issubclass(blocks.container, nn.Sequential) else nn.ModuleList(run)
-    return nn.ModuleList(running(owner, row) for row in cast(nn.ModuleList, blocks))
-
-
-class Slot(Narrowed):
-    """A block in a row; torch.compile compiles the block and not the row."""
-
-    holds = (*Narrowed.holds, "_depth")
-    _depth: Choice[int]
-
-    @outside_graphs(recursive=False)
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        """Run the library's code."""
-        first = inputs[0] if inputs else None
-        mark_sizes(first)
-        if isinstance(first, Tensor):
-            inputs = (_noted_eagerly(first, self._depth._mark), *inputs[1:])
-        x = super().forward(*inputs, **options)
-        mark_sizes(x)
-        return x
-
-
-_noted_eagerly = outside_graphs(noted)
-
-
-class ElasticDropPath(Narrowed):
-    """Stochastic depth whose rate follows the block's place among those that run: the model's rates, stretched over them.
-
-    `slot` is the block's number in its row, `before` the depths of the rows before it, `depths` those of all rows.
-
-    Shapes: (B, ...) -> (B, ...).
-    Cost: 0 MACs.
-    """
-
-    reads = ("drop_prob",)
-    holds = (*Narrowed.holds, "slot", "rates", "before", "depths", "_mark")
-    slot: int
-    rates: tuple[float, ...]
-    before: tuple[Choice[int], ...]
-    depths: tuple[Choice[int], ...]
-    scale_by_keep: bool
-
-    @property
-    def drop_prob(self) -> float:
-        """The rate in the active subnet."""
-        number = self.slot + sum(depth.active for depth in self.before)
-        last = sum(depth.active for depth in self.depths) - 1
-        place = number * (len(self.rates) - 1) / max(last, 1)
-        below = min(int(place), len(self.rates) - 1)
-        above = min(below + 1, len(self.rates) - 1)
-        return self.rates[below] + (place - below) * (self.rates[above] - self.rates[below])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
-        if not self.training or not torch.compiler.is_compiling():
-            return super().forward(x)  # type: ignore[no-any-return]
-        last = len(self.rates) - 1
-        number = marked(self._mark, 0) + sum(depth.active for depth in self.before)
-        steps, place = torch.sym_max(sum(depth.active for depth in self.depths) - 1, 1), number * last
-        rates, below = torch.tensor(self.rates, device=x.device), torch.sym_min(place // steps, last)
-        share = place / steps - below
-        rate = rates[below] + share * (rates[torch.sym_min(below + 1, last)] - rates[below])
-        return drop_samples(x, 1 - rate, self.scale_by_keep)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._mark = mark(self.slot)  # torch.compile would take the sizes of a copied mark for fixed
-
-
-DROP_PATHS = ("timm.layers.drop.DropPath",)
-
-
-def drop_paths(rows: Sequence[Sequence[nn.Module]], depths: Sequence[Choice[int]]) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """Return each module of stochastic depth in several rows in turn, and what it holds when its rate follows the depths."""
-    parts = [[dict(block.named_modules()) for block in row] for row in rows]
-    names = {
-        name: None for row in parts for block in row for name, part in block.items() if name_of(type(part)) in DROP_PATHS
-    }
-    found = []
-    for name in names:
-        drops = [[block.get(name) for block in row] for row in parts]
-        rates = tuple(float(getattr(drop, "drop_prob", 0.0)) for row in drops for drop in row)
-        for number, row in enumerate(drops):
-            for slot, drop in enumerate(row):
-                if drop is not None and name_of(type(drop)) in DROP_PATHS:
-                    before = tuple(depths[:number])
-                    own = {"slot": slot, "rates": rates, "before": before, "depths": tuple(depths)}
-                    held = {**own, "_mark": mark(slot), "_dims": {}}
-                    found.append((drop, held))
-    return found
-
-
-def name_of(kind: type) -> str:
-    """Return the full name of a class."""
-    return f"{kind.__module__}.{kind.__qualname__}"
+        return _Running(*run) if issubclass(blocks.container, nn.Sequential) else _RunningList(run)
+    return _RunningList(running(owner, row) for row in cast(nn.ModuleList, blocks))

@@ -16,7 +16,8 @@ from vitas.wrapping.model import Block, Model, Stage, TimmModel
 from vitas.wrapping.narrow import Shape, made
 from vitas.wrapping.plan import Letters, Plan, Step, supported_parts
 from vitas.wrapping.record import Record, part_at, shape_at
-from vitas.wrapping.rows import ElasticDropPath, Row, Rows, Slot, drop_paths
+from vitas.wrapping.rows import Row, Rows
+from vitas.wrapping.slots import ElasticDropPath, Slot, drop_paths
 
 
 class Place(NamedTuple):

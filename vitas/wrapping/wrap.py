@@ -19,7 +19,7 @@ from vitas.wrapping.order import order_by_magnitude
 from vitas.wrapping.plan import Plan, apply, refuse_unfit, refuse_unnamed
 from vitas.wrapping.record import part_at
 from vitas.wrapping.records import RECORDS
-from vitas.wrapping.rows import name_of
+from vitas.wrapping.slots import name_of
 from vitas.wrapping.stages import places_of, planned
 
 

@@ -1,0 +1,270 @@
+"""Records: the notation, what they refuse, and classes of timm by them: exact exports and counts, the ablation oracle."""
+
+import copy
+import pickle
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from tests.contract import macs, randomize, relative_error
+from vitas import (
+    VitasError,
+    check_records,
+    count_flops,
+    count_params,
+    export_subnet,
+    sample_subnet,
+    search_space,
+    use_subnet,
+    wrap,
+)
+from vitas.errors import ExportError, WrapError
+from vitas.wrapping.record import Axis, parsed
+
+timm = pytest.importorskip("timm")
+pytestmark = pytest.mark.extras
+
+SMALL = {  # timm's name: (arguments, side of the images)
+    "vit_small_patch16_dinov3": ({"img_size": 32, "depth": 3}, 32),
+    "vit_small_plus_patch16_dinov3": ({"img_size": 32, "depth": 2, "embed_dim": 128, "num_heads": 4}, 32),
+    "eva02_tiny_patch14_224": ({"img_size": 28, "depth": 2}, 28),
+    "vit_pe_core_tiny_patch16_384": ({"img_size": 32, "depth": 2}, 32),
+    "vit_small_patch16_rope_224": ({"img_size": 32, "depth": 2}, 32),
+    "swin_tiny_patch4_window7_224": ({"img_size": 64, "window_size": 4, "depths": (2, 1, 3, 2), "drop_path_rate": 0.2}, 64),
+    "naflexvit_base_patch16_map": ({"embed_dim": 48, "num_heads": 3, "depth": 2}, 384),
+    "samvit_base_patch16": (
+        {"img_size": 64, "embed_dim": 96, "num_heads": 6, "depth": 2, "global_attn_indexes": (1,)},
+        64,
+    ),
+}
+every_model = pytest.mark.parametrize("name", SMALL)
+
+
+def original(name):
+    options, side = SMALL[name]
+    model = randomize(timm.create_model(name, num_classes=5, **options)).eval()
+    return model, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def some(model, n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(n):
+        yield sample_subnet(model, policy="random" if i else "smallest", generator=generator)
+
+
+@every_model
+def test_the_largest_subnet_is_the_model_and_exports_equal_the_active_path(name):
+    model, x = original(name)
+    before = copy.deepcopy(model.state_dict())
+    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    assert torch.equal(wrapped(x), model(x))
+    state = wrapped.state_dict()
+    assert list(state) == list(before)
+    assert all(torch.equal(state[key], before[key]) for key in before)
+    for _ in some(wrapped, 5):
+        export = export_subnet(wrapped)
+        assert type(export) is type(model)
+        assert b"vitas" not in pickle.dumps(export)
+        assert relative_error(export(x), wrapped(x)) <= 1e-5
+        assert count_params(wrapped) == sum(parameter.numel() for parameter in export.parameters())
+        assert count_flops(wrapped).total == macs(export, x[:1])
+
+
+@every_model
+def test_a_subnet_is_the_whole_model_without_the_units_that_it_leaves_out(name):
+    model, x = original(name)
+    wrapped = wrap(model.double(), embed_dim="auto", depth="auto")
+    active = search_space(wrapped).active()
+    worst = check_records(wrapped, x.double())
+    assert worst <= 1e-12
+    assert search_space(wrapped).active() == active
+
+
+@every_model
+def test_gradients_are_those_of_the_export(name):
+    model, x = original(name)
+    wrapped = wrap(model.double(), embed_dim="auto", depth="auto")
+    x = x[:1].double()
+    for _ in some(wrapped, 2, seed=1):
+        wrapped.zero_grad(set_to_none=True)
+        export = export_subnet(wrapped)
+        wrapped(x).square().sum().backward()
+        export(x).square().sum().backward()
+        got = torch.cat([p.grad[p.grad != 0] for p in wrapped.parameters() if p.grad is not None])
+        expected = torch.cat([p.grad[p.grad != 0] for p in export.parameters() if p.grad is not None])
+        torch.testing.assert_close(got.sort().values, expected.sort().values, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
+def test_copies_checkpointing_order_and_methods(name):
+    model, x = original(name)
+    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    sample_subnet(wrapped, policy="smallest")
+    expected = wrapped(x)
+    for twin in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
+        sample_subnet(wrapped, policy="largest")
+        assert torch.equal(twin(x), expected)
+        sample_subnet(wrapped, policy="smallest")
+    ordered = wrap(model, embed_dim="auto", order="magnitude")
+    assert relative_error(ordered(x), model(x)) <= 1e-5
+    wrapped.reset_classifier(7)
+    assert wrapped(x).shape == (2, 7)
+    assert relative_error(export_subnet(wrapped)(x), wrapped(x)) <= 1e-5
+    wrapped.double().train()
+    gradients = []
+    for recompute in (False, True):
+        wrapped.zero_grad(set_to_none=True)
+        wrapped.set_grad_checkpointing(recompute)
+        with use_subnet(wrapped, search_space(wrapped).smallest()):
+            torch.manual_seed(0)
+            loss = wrapped(x.double()).square().sum()
+        sample_subnet(wrapped, policy="largest")
+        loss.backward()
+        gradients.append([None if p.grad is None else p.grad.clone() for p in wrapped.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
+@every_model
+def test_counts_by_running_add_up(name):
+    model, x = original(name)
+    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    for one in (model, wrapped):
+        count = count_flops(one, inputs=x[:1])
+        assert sum(count.by_module.values()) == count.total == macs(one, x[:1])
+    stated, counted = count_flops(wrapped), count_flops(wrapped, inputs=x[:1])
+    assert stated.by_operator == counted.by_operator
+
+
+# -- the notation ------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_reads_as_it_says():
+    record = parsed(
+        "qkv: 3 h d, w; a.b: _, 4 u; num_heads = h; heads = w / head_dim; dims = w*; rows layers.*.blocks; stages layers;"
+        " whole stem",
+        "Mine",
+    )
+    assert record.axes == {"qkv": (Axis(3, ("h", "d")), Axis(1, ("w",))), "a.b": (Axis(1, ()), Axis(4, ("u",)))}
+    assert record.attributes["heads"].per == "head_dim"
+    assert record.attributes["dims"].each
+    assert not record.attributes["num_heads"].each
+    assert (record.rows, record.stages, record.whole) == ("layers.*.blocks", ("layers",), ("stem",))
+
+
+@pytest.mark.parametrize("entry", ["qkv 3 h d", "qkv: 3 3", "qkv: H", "rows a b", "= h", "3x: w", "whole"])
+def test_an_entry_in_no_form_is_refused_with_its_words(entry):
+    with pytest.raises(WrapError, match=f"record of Mine: '{entry}'"):
+        parsed(f"norm: w; {entry}", "Mine")
+
+
+class Gated(nn.Module):
+    """A block of one's own."""
+
+    def __init__(self, dim, hidden):
+        super().__init__()
+        self.norm, self.value, self.gate = nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.Linear(dim, hidden)
+        self.out, self.gain = nn.Linear(hidden, dim), nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        y = self.norm(x)
+        return x + self.gain * self.out(self.value(y) * self.gate(y).sigmoid())
+
+
+class Net(nn.Module):
+    """A model of one's own."""
+
+    def __init__(self, dim=12, hidden=8, depth=3):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, dim, 4, 4), nn.Linear(dim, 5)
+        self.blocks = nn.Sequential(*(Gated(dim, hidden) for _ in range(depth)))
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+OWN = {Net: "stem: w, _, _, _; head: _, w; rows blocks", Gated: "norm: w; value gate: m, w; out: w, m; gain: w"}
+
+
+def test_a_model_of_ones_own():
+    model, x = randomize(Net().double()), torch.randn(2, 3, 8, 8).double()
+    wrapped = wrap(model, embed_dim="auto", depth="auto", records=OWN)
+    assert torch.equal(wrapped(x), model(x))
+    assert {"embed_dim", "depth", "blocks.2.mlp_dim"} <= set(search_space(wrapped).choices)
+    assert check_records(wrapped, x) <= 1e-12
+    for _ in some(wrapped, 4):
+        export = export_subnet(wrapped)
+        assert (type(export), type(export.blocks[0])) == (Net, Gated)
+        assert relative_error(export(x), wrapped(x)) <= 1e-12
+
+
+def test_a_parameter_that_no_record_names_is_refused():
+    records = {**OWN, Gated: "norm: w; value gate: m, w; out: w, m"}
+    with pytest.raises(WrapError, match=r"blocks\.0 is a Gated|blocks\.0 holds gain"):
+        wrap(Net(), records=records)
+
+
+def test_sizes_that_the_letters_do_not_give_are_refused():
+    records = {**OWN, Gated: "norm: w; value: m, w; gate: 3 m, w; out: w, m; gain: w"}
+    with pytest.raises(WrapError, match=r"record of Gated: 'gate: 3 m': axis 0 has 8 channels, the letters say 24"):
+        wrap(Net(), records=records)
+
+
+def test_a_wrong_order_of_letters_is_found_by_the_oracle_only():
+    attention = timm.layers.Attention
+    wrong = "qkv: h e, w; proj: w, h d; num_heads = h; attn_dim = h d"
+    model = randomize(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5)).double().eval()
+    x = torch.randn(2, 3, 32, 32).double()
+    wrapped = wrap(model, records={attention: wrong})
+    assert torch.equal(wrapped(x), model(x))
+    with pytest.raises(WrapError, match="letters of an axis stand in the wrong order"):
+        check_records(wrapped, x)
+
+
+# -- what was put on a model never reaches an export -------------------------------------------------------------------
+
+
+def vit():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5)
+    return wrap(randomize(model).eval(), embed_dim="auto")
+
+
+@pytest.mark.parametrize(
+    "path", ["", "blocks.0", "blocks.0.attn", "blocks.0.attn.proj", "blocks.1.drop_path1", "patch_embed"]
+)
+def test_a_forward_of_its_own_is_refused_wherever_it_stands(path):
+    wrapped = vit()
+    part = wrapped.get_submodule(path)
+    part.forward = types.MethodType(type(part).forward, part)
+    with pytest.raises(ExportError, match="a forward of its own"):
+        export_subnet(wrapped)
+
+
+def test_what_lies_on_a_model_stays_behind():
+    wrapped = vit()
+    wrapped.trainer, wrapped.note, wrapped._hook = lambda: wrapped, "kept", types.SimpleNamespace(model=wrapped)
+    wrapped.get_submodule("blocks.0").owner = [types.SimpleNamespace(model=wrapped)]
+    sample_subnet(wrapped, policy="smallest")
+    export = export_subnet(wrapped)
+    assert not {"trainer", "_hook"} & vars(export).keys()
+    assert "owner" not in vars(export.blocks[0])
+    assert b"vitas" not in pickle.dumps(export)
+    x = torch.randn(2, 3, 32, 32)
+    export(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in export.parameters())
+
+
+def test_attributes_and_blocks_that_follow_the_choices_cannot_be_set():
+    wrapped = vit()
+    for change in (
+        lambda: setattr(wrapped, "embed_dim", 7),
+        lambda: setattr(wrapped, "blocks", nn.Sequential()),
+        lambda: wrapped.blocks.append(nn.Identity()),
+        lambda: wrapped.blocks.__setitem__(0, nn.Identity()),
+    ):
+        with pytest.raises(VitasError, match=r"cannot be set|export"):
+            change()

@@ -1,0 +1,101 @@
+"""The blocks themselves: compiled one by one; stochastic depth laid over those that run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitas.choice import Choice, Mark, compiling, mark_sizes, noted, outside_graphs
+from vitas.nn.drop_path import drop_samples
+from vitas.wrapping.narrow import Narrowed
+
+
+class Slot(Narrowed):
+    """A block in a row; torch.compile compiles the block and not the row."""
+
+    holds = (*Narrowed.holds, "_depth")
+    _depth: Choice[int]
+
+    @outside_graphs(recursive=False)
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Run the library's code."""
+        first = inputs[0] if inputs else None
+        mark_sizes(first)
+        if isinstance(first, Tensor):
+            inputs = (_noted_eagerly(first, self._depth.mark), *inputs[1:])
+        x = super().forward(*inputs, **options)
+        mark_sizes(x)
+        return x
+
+
+_noted_eagerly = outside_graphs(noted)
+
+
+class ElasticDropPath(Narrowed):
+    """Stochastic depth whose rate follows the block's place among those that run: the model's rates, stretched over them.
+
+    `slot` is the block's number in its row, `before` the depths of the rows before it, `depths` those of all rows.
+
+    Shapes: (B, ...) -> (B, ...).
+    Cost: 0 MACs.
+    """
+
+    reads = ("drop_prob",)
+    holds = (*Narrowed.holds, "slot", "rates", "before", "depths")
+    slot: Mark[int]
+    rates: tuple[float, ...]
+    before: tuple[Choice[int], ...]
+    depths: tuple[Choice[int], ...]
+    scale_by_keep: bool
+
+    @property
+    def drop_prob(self) -> float:
+        """The rate in the active subnet."""
+        number = self.slot.read(0) + sum(depth.active for depth in self.before)
+        last = sum(depth.active for depth in self.depths) - 1
+        place = number * (len(self.rates) - 1) / max(last, 1)
+        below = min(int(place), len(self.rates) - 1)
+        above = min(below + 1, len(self.rates) - 1)
+        return self.rates[below] + (place - below) * (self.rates[above] - self.rates[below])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
+        if not self.training or not compiling():
+            return super().forward(x)  # type: ignore[no-any-return]
+        last = len(self.rates) - 1
+        number = self.slot.read(0) + sum(depth.active for depth in self.before)
+        steps, place = torch.sym_max(sum(depth.active for depth in self.depths) - 1, 1), number * last
+        rates, below = torch.tensor(self.rates, device=x.device), torch.sym_min(place // steps, last)
+        share = place / steps - below
+        rate = rates[below] + share * (rates[torch.sym_min(below + 1, last)] - rates[below])
+        return drop_samples(x, 1 - rate, self.scale_by_keep)
+
+
+DROP_PATHS = ("timm.layers.drop.DropPath",)
+
+
+def drop_paths(rows: Sequence[Sequence[nn.Module]], depths: Sequence[Choice[int]]) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Return each module of stochastic depth in several rows in turn, and what it holds when its rate follows the depths."""
+    parts = [[dict(block.named_modules()) for block in row] for row in rows]
+    names = {
+        name: None for row in parts for block in row for name, part in block.items() if name_of(type(part)) in DROP_PATHS
+    }
+    found = []
+    for name in names:
+        drops = [[block.get(name) for block in row] for row in parts]
+        rates = tuple(float(getattr(drop, "drop_prob", 0.0)) for row in drops for drop in row)
+        for number, row in enumerate(drops):
+            for slot, drop in enumerate(row):
+                if drop is not None and name_of(type(drop)) in DROP_PATHS:
+                    before = tuple(depths[:number])
+                    held = {"slot": Mark(slot), "rates": rates, "before": before, "depths": tuple(depths), "_dims": {}}
+                    found.append((drop, held))
+    return found
+
+
+def name_of(kind: type) -> str:
+    """Return the full name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
