@@ -104,46 +104,29 @@ FLOORS = (
     (("train", "helpers for the user's loop"), ("search", "evolve, on Optuna")),
     (("wrapping", "a timm model made searchable"), ("plot", "cards and pictures")),
     (("export", "plain networks, and files"),),
-    (("superformer", "whole models, named spaces"), ("measure", "accuracy, latency")),
+    (("measure", "accuracy, latency"),),
+    (("superformer", "whole models, named spaces"),),
     (("nn", "searchable layers"), ("sample", "draws, also inside a budget")),
     (("cost", "tables over choices: what a subnet costs"),),
     (("space", "all choices of a model, by name"),),
     (("choice", "a dimension is an object"),),
-    (("errors", "what went wrong"), ("checks", "arguments"), ("sharing", "which channels"), ("plain", "forward passes")),
+    (("fields.py", "what a field of a description may be"),),
+    (("checks.py", "arguments"), ("sharing.py", "which channels a width uses")),
+    (("errors.py", "what went wrong"), ("tables.py", "text, HTML"), ("plain.py", "forward passes")),
 )
 
 
 def rooms() -> Figure:
     """Draw the rooms of the package: each imports only from the floors below it."""
-    figure, axes = canvas(8.6, 6.4, 13.2, 9.9)
+    figure, axes = canvas(8.6, 8.2, 13.2, 13.2)
     for floor, names in enumerate(FLOORS):
         y = 0.25 + 1.08 * (len(FLOORS) - 1 - floor)
         wide = (12.2 - 0.3 * (len(names) - 1)) / len(names)
-        for place, (name, what) in enumerate(names):
-            ground = floor == len(FLOORS) - 1
-            face, edge = ("#f4f4f4", GREY) if ground else (PALE, BLUE)
-            box(
-                axes,
-                0.3 + place * (wide + 0.3),
-                y,
-                wide,
-                0.8,
-                f"$\\bf{{{name}}}$   {what}" if not ground else "",
-                edge,
-                face,
-                8.5,
-            )
-            if ground:
-                axes.text(
-                    0.3 + place * (wide + 0.3) + wide / 2,
-                    y + 0.4,
-                    f"$\\bf{{{name}}}$\n{what}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                )
-    arrow(axes, (12.85, 9.4), (12.85, 0.4), ORANGE, width=1.6)
-    axes.text(13.02, 4.9, "imports", fontsize=9, color="#a06c00", rotation=270, va="center")
+        for number, (name, what) in enumerate(names):
+            face, edge = ("#f4f4f4", GREY) if name.endswith(".py") else (PALE, BLUE)
+            box(axes, 0.3 + number * (wide + 0.3), y, wide, 0.8, f"$\\bf{{{name}}}$   {what}", edge, face, 8.5)
+    arrow(axes, (12.85, 12.7), (12.85, 0.4), ORANGE, width=1.6)
+    axes.text(13.02, 6.5, "imports", fontsize=9, color="#a06c00", rotation=270, va="center")
     return figure
 
 
