@@ -10,7 +10,7 @@
     positions.py     position tables for another image size
     files.py         files that appear complete or not at all
 
-Imports measure, superformer and what stands before them.
+Imports superformer and what stands before it.
 """
 
 from vitas.export.checkpoint import load_superformer, save_superformer

@@ -91,7 +91,8 @@ def load_subnet(
         known = _format_of(config["class"], folder)
         if known is None:
             raise FileError(
-                f"{folder}: a network of your own class {shown(config['class'])}; build one and pass it as into="
+                f"{folder}: a network of class {shown(config['class'])}, not one of those that are built here;"
+                " build one and pass it as into="
             )
         model = built(known.kinds[config["class"]], config["model"], f"{folder / 'config.json'}: model")
     elif img_size is not None:

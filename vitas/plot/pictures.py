@@ -1,4 +1,4 @@
-"""Pictures: cards for notebooks as HTML, the rest drawn with matplotlib (extra `plot`)."""
+"""Pictures of searches, sharing and training, drawn with matplotlib (extra `plot`)."""
 
 from __future__ import annotations
 

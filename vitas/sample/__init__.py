@@ -14,7 +14,7 @@
 
 Letters: M measures (FLOPs, parameters), N nodes before a step of the chain, V values that the step decides, n draws.
 
-Knows costs and spaces, no layer and no model. Imports cost and what stands before it.
+Asks a model for its space and its cost, and knows no layer. Imports cost and what stands before it.
 """
 
 from vitas.sample.budget import Window, window_of

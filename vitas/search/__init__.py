@@ -12,7 +12,7 @@
     progress.py   the progress bar
     suggest.py    subnets for an Optuna study of one's own
 
-Imports sample, measure, plot and what stands before them; never train.
+Imports sample, plot and what stands before them; never train.
 """
 
 from vitas.search.evolution import Evolution

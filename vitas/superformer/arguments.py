@@ -1,4 +1,4 @@
-"""What the arguments of superformers become: one value is fixed, several make a choice; and the block made of them."""
+"""What the arguments of superformers become: one value is fixed, several make a choice."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice

@@ -49,7 +49,7 @@ class Freed(Narrowed):
         raise NotImplementedError
 
 
-class _InPlain(Freed):
+class InPlain(Freed):
     """Attention of timm whose code vitas.plain has too."""
 
     heads = property(lambda self: lambda: self._dims["h"].active)  # asked by the code of vitas.plain
@@ -61,7 +61,7 @@ class _InPlain(Freed):
         return like(self, made)
 
 
-class _Windows(_InPlain):
+class _Windows(InPlain):
     """timm's LocallyGroupedAttn by the code of vitas.plain.WindowAttention."""
 
     ws: int
@@ -78,7 +78,7 @@ class _Windows(_InPlain):
         return self.filled(plain.WindowAttention(qkv, proj, self._dims["h"].active, self.ws))
 
 
-class _Subsampled(_InPlain):
+class _Subsampled(InPlain):
     """timm's GlobalSubSampleAttn, and PVTv2's attention, by the code of vitas.plain.SubsampledAttention."""
 
     free = plain.SubsampledAttention.forward

@@ -44,7 +44,8 @@ class Shape(NamedTuple):
 class Narrowed(Elastic):
     """What stands first among the bases of every class made here; the class that it narrows stands last.
 
-    `_dims` holds the Dim, Choice or int of each word of the record: "w", "h d"; of stages "w0", "w1" too.
+    `_dims` holds the Dim, Choice or int of each word of the record: "w", "h d"; of stages "w0", "w1" too, and by "w*" and
+    "n*" the widths and depths of all stages.
     """
 
     shape: Shape
@@ -185,7 +186,7 @@ def _value(name: str, attribute: Attribute) -> property:
     if name == "normalized_shape":
         return property(lambda self: (runs * self._dims[word].active,))
     if each:
-        return property(lambda self: [runs * self._dims[f"{word}{i}"].active for i in range(self._dims["stages"])])
+        return property(lambda self: [runs * dim.active for dim in self._dims[f"{word}*"]])
     if per is not None:
         return property(lambda self: runs * self._dims[word].active // getattr(self, per))
     if runs == 1:
@@ -271,7 +272,7 @@ def refuse_patches(module: nn.Module) -> None:
         if name not in _TORCHS_OWN and callable(value) and callable(getattr(type(module), name, None)):
             raise ExportError(
                 f"a {type(module).__name__} has a {name} of its own, which an export would lose or run with the wrong"
-                " weights: take it off, or unwrap the model first (accelerate: keep_fp32_wrapper=False)"
+                f" weights: take it off (del module.{name}) before exporting"
             )
 
 

@@ -13,7 +13,7 @@ from vitas.errors import WrapError
 from vitas.sample import use_subnet
 from vitas.space import Number, gated_children, unwrap
 from vitas.wrapping.arguments import constructor_arguments
-from vitas.wrapping.attention import Freed
+from vitas.wrapping.attention import InPlain
 from vitas.wrapping.model import Model, Stage
 from vitas.wrapping.narrow import Narrowed
 from vitas.wrapping.slots import name_of
@@ -67,7 +67,7 @@ def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) 
         raise WrapError(f"{type(inner).__name__}: expected what wrap returned; other exports are of vitas.plain")
     with use_subnet(model, subnet) if subnet is not None else nullcontext():
         stages = [sizes(stage) for stage in inner._stages]
-        parts = [path for path, part in running_parts(inner) if isinstance(part, Freed) and not part.tied]
+        parts = [path for path, part in running_parts(inner) if isinstance(part, InPlain) and not part.tied]
         pools: list[Any] = [
             part.export()
             for part in inner.modules()
@@ -76,8 +76,18 @@ def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) 
         pooled = [pool.mlp.fc2.in_features for pool in pools if hasattr(pool, "mlp")]
     reasons = [reason for own in stages for reason in _unlike_constructor(own, pooled)]
     kind = inner.shape.narrowed
+    if name_of(kind) not in _CONSTRUCTED:
+        reasons.append(f"what builds a {kind.__name__} of these sizes is not known here")
     arguments = None if reasons else _arguments(stages)
     return ExportReport(name_of(kind), arguments, tuple(reasons), tuple(parts))
+
+
+_CONSTRUCTED = (
+    "timm.models.vision_transformer.VisionTransformer",
+    "timm.models.deit.VisionTransformerDistilled",
+    "timm.models.twins.Twins",
+)
+"""Classes whose constructors' arguments are known."""
 
 
 class Sizes(NamedTuple):

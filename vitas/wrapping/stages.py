@@ -109,8 +109,9 @@ def planned(
         plan.steps.append(Step(drop, made(Shape(type(drop), ElasticDropPath)), held))
     record = plan.record_of(model)
     assert record is not None
-    dims: Letters = {**{f"w{i}": width for i, width in enumerate(widths)}, "stages": len(widths)}
-    dims |= {f"n{i}": stage.depth for i, stage in enumerate(stages)}
+    # Depths stand in a tuple inside the dict, where no walk finds them: a space names them where their rows stand.
+    dims: Letters = {f"w{i}": width for i, width in enumerate(widths)}
+    dims |= {"w*": tuple(widths), "n*": tuple(stage.depth for stage in stages)}
     row = {"row": places[0].attribute} if places[0].owner is model else {}
     held = {"_stages": stages, "_counts": {}, "_remade": dict(record.axes), "_dims": {**dims, "w": widths[-1]}}
     plan.visit(model, "", letters, _stays, TimmModel if "feature_info" in vars(model) else Model, **row, **held)

@@ -36,30 +36,30 @@ def wrap(
     inplace: bool = False,
     records: Mapping[type[nn.Module], str] | None = None,
 ) -> nn.Module:
-    """Return a timm Vision Transformer (ViT, DeiT, DeiT-III, distilled or not) or Twins made searchable.
+    """Return a Vision Transformer of timm made searchable: ViT, DeiT, Twins, Eva (DINOv3, EVA-02, PE), Swin, NaFlexVit, SAM.
 
     The weights, the `state_dict` keys and shapes, timm's methods and the outputs of the largest subnet stay what they were.
-    Choices are called `embed_dim`, `depth`, `blocks.3.num_heads`, `blocks.3.mlp_dim`; of a Twins `stages.2.embed_dim`,
-    `stages.2.depth`, `stages.2.blocks.5.num_heads`... Heads keep their width, so that the width of q, k and v follows their
-    number.
+    Choices are called `embed_dim`, `depth`, `blocks.3.num_heads`, `blocks.3.mlp_dim`; where there are stages,
+    `stages.2.embed_dim`, `stages.2.depth`, `stages.2.blocks.5.num_heads`... Heads keep their width, so that the width of q,
+    k and v follows their number.
 
     Each choice takes None (fixed), "auto", or several values: numbers, or percentages of the model's own such as "50%"; the
     largest has to be the model's own. "auto" goes in quarters (or thirds, or halves, where four does not divide), for
     `embed_dim` from a half; for `depth` it is every number from a half.
 
-    The stages of a Twins are alike in what they are given, ["50%", "100%"] say, or get an entry each: a list of which some
-    entry is None, "auto" or several values, such as [None, "auto", [128, 192, 256], ["50%", "100%"]].
+    Stages (of a Twins, a Swin) are alike in what they are given, ["50%", "100%"] say, or get an entry each: a list of which
+    some entry is None, "auto" or several values, such as [None, "auto", [128, 192, 256], ["50%", "100%"]].
 
     Source: timm's models, 1.0.23 to 1.0.31; making them searchable is ours.
 
     Args:
-        timm_model: Of exactly timm's `VisionTransformer`, `VisionTransformerDistilled` or `Twins`.
-        embed_dim: Widths of the residual stream; of a Twins, of each stage.
+        timm_model: Of exactly a class of timm that vitas/wrapping/records/timm.py describes, or that `records` does.
+        embed_dim: Widths of the residual stream; where there are stages, of each.
         num_heads: Heads of each block.
-        mlp_ratio: Hidden widths of each block's MLP, as multiples of the model's (of a Twins, the stage's) own `embed_dim`.
-        depth: Numbers of blocks that run; of a Twins, of each stage.
-        blocks: Numbers of the blocks whose heads and MLP can be searched; None: all. Of a Twins the numbers in every stage,
-            or an entry for each stage.
+        mlp_ratio: Hidden widths of each block's MLP, as multiples of the model's (or the stage's) own `embed_dim`.
+        depth: Numbers of blocks that run; where there are stages, of each.
+        blocks: Numbers of the blocks whose heads and MLP can be searched; None: all. Where there are stages, the numbers in
+            every one, or an entry for each.
         sharing: Which channels a width uses, see vitas.sharing.
         order: "magnitude": first permute heads, MLP units and channels so that those with the largest weights serve the most
             widths; the function stays (features before the classifier come in the new order). None: leave them.
