@@ -40,9 +40,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import vitas
-from vitas.train.depth_law import depth_law_for
-from vitas.train.recipes import RETRAIN, RETRAIN_LARGE, SUPERFORMER, Recipe
-from vitas.train.report import supernet_report
+from vitas.train import RETRAIN, RETRAIN_LARGE, SUPERFORMER, Recipe, depth_law_for, supernet_report
 
 RECIPES = {"superformer": SUPERFORMER, "retrain": RETRAIN, "retrain-large": RETRAIN_LARGE}
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -92,7 +92,7 @@ def are_several(values: object) -> TypeGuard[Iterable[Any]]:
 
 
 def check_flags(**flags: object) -> None:
-    """Refuse what is neither True nor False.
+    """Refuse anything but True and False.
 
     Raises:
         ChoiceError: with the name of the argument.
@@ -102,7 +102,7 @@ def check_flags(**flags: object) -> None:
 
 
 def check_rates(**rates: object) -> None:
-    """Refuse what is no number in [0, 1): rates of dropout, probabilities of an identity.
+    """Refuse anything but a number in [0, 1): rates of dropout, probabilities of an identity.
 
     Raises:
         ChoiceError: with the name of the rate.
@@ -113,7 +113,7 @@ def check_rates(**rates: object) -> None:
 
 
 def check_numbers(**numbers: object) -> None:
-    """Refuse what is no number where one is optional: the starting gain of LayerScale, the epsilon of a norm.
+    """Refuse anything but a number where one is optional: the starting gain of LayerScale, the epsilon of a norm.
 
     Raises:
         ChoiceError: with the name of the argument.

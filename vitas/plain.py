@@ -1261,14 +1261,14 @@ class StageConfig(Description):
 
 
 class StageParts(NamedTuple):
-    """What a stage of a Twins is described from."""
+    """What a stage of Twins is described from."""
 
     embed: Any
     row: Any
 
 
 def stages(describe: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    """Return a function that describes each stage of a Twins, given all mergings of patches and all rows of blocks."""
+    """Return a function that describes each stage of Twins, given all mergings of patches and all rows of blocks."""
     return lambda parts: tuple(describe(StageParts(*pair)) for pair in zip(*parts, strict=True))
 
 

@@ -1,5 +1,7 @@
 """What follows from the axes that a layer states, and how a mistake in a layer of one's own is reported."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -160,9 +162,8 @@ def test_settings_that_were_changed_later_are_those_of_the_export():
 
 
 def with_axes(axes):
-    layer = RmsNorm(Dim([2, 4], name="width"))
-    layer.axes = lambda: axes(layer.dim)
-    return layer
+    mistaken = type("RmsNorm", (RmsNorm,), {"axes": lambda self: axes(self.dim), "forward": RmsNorm.forward})
+    return mistaken(Dim([2, 4], name="width"))
 
 
 @pytest.mark.parametrize("use", [count_params, exported, lambda layer: layer(torch.randn(1, 4))])
@@ -283,3 +284,72 @@ def test_a_choice_that_only_regroups_is_none_of_the_axes():
     layer = ElasticAttention(8, Choice([1, 2], name="heads"), qkv_dim=Dim([4, 8]))
     assert layer.axes() == {} == layer.active_weights()
     assert exported(layer).num_heads == 2
+
+
+# -- what others put on a layer ----------------------------------------------------------------------------------------
+
+
+def test_what_lies_on_a_layer_stays_behind():
+    """Such as accelerate's bound method, which holds a searchable layer, a cached activation, a lock."""
+    layer = CyclicLinear(Dim([2, 4]), 3)
+    layer._old_forward, layer.cache, layer.lock = layer.forward, torch.ones(2, requires_grad=True) * 2, threading.Lock()
+    layer.note = {"from": ["here"]}
+    plain = exported(layer)
+    assert not {"_old_forward", "cache", "lock"} & vars(plain).keys()
+    assert plain.note == {"from": ["here"]}
+    x = torch.randn(2, 4)
+    assert torch.equal(plain(x), layer(x))
+
+
+def test_a_forward_of_its_own_is_refused():
+    layer = CyclicLinear(Dim([2, 4]), 3)
+    layer.forward = lambda x: x
+    with pytest.raises(ExportError, match=r"a CyclicLinear has a forward of its own, .* take it off"):
+        exported(layer)
+
+
+def test_a_module_with_an_export_alone_is_refused():
+    class Box(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = CyclicLinear(4, Dim([2, 4]))
+
+        def export(self):
+            return nn.Sequential(exported(self.fc))
+
+    with pytest.raises(ExportError, match=r"Box has an export\(\) but is not an elastic layer: put vitas.nn.Elastic before"):
+        exported(Box())
+
+
+def test_a_parameter_whose_name_begins_like_another_is_not_overlooked():
+    class Shifted(Elastic, nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.dim = Dim([2, 4])
+            self.weight_shift = nn.Parameter(torch.ones(4))
+
+        def axes(self):
+            return {"weight": (self.dim, None), "bias": (self.dim,)}
+
+    with pytest.raises(VitasError, match=r"Shifted.axes\(\) leaves out weight_shift: name every parameter"):
+        exported(Shifted())
+
+
+def test_an_unnamed_buffer_stays_behind():
+    layer = CyclicLinear(Dim([2, 4]), 3)
+    layer.register_buffer("seen", torch.zeros(1))
+    assert "seen" not in exported(layer).state_dict()
+    assert count_params(layer) == 4 * 3 + 3
+
+
+def test_a_class_whose_sizes_are_not_known_has_to_tell_them():
+    class Batch(Elastic, nn.BatchNorm1d):
+        def __init__(self):
+            super().__init__(4)
+            self.dim = Dim([2, 4])
+
+        def axes(self):
+            return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (self.dim,))
+
+    with pytest.raises(ExportError, match=r"Batch: give it plain_sizes\(\)"):
+        exported(Batch())

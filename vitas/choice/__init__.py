@@ -9,7 +9,7 @@
     marks.py      what is active, as eager code, compiled code and checkpoints can each read it
 
 What other rooms need of what is active: `choice.active`, `choice.index`, `dim.run` and `dim.side`, each of which can be set
-but for the run; `state()` and `restore(state)`; `follow(follower)`. A *run* is always a stretch of channels on the ring.
+but for the run; `state()` and `restore(state)`; `follow(follower)`. A *run* is here a stretch of channels on the ring.
 
 Knows no module and no model. Imports errors, checks and sharing only.
 """

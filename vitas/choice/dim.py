@@ -150,7 +150,7 @@ class Choice(Generic[V]):
         """The position of the active value among `values`; setting it makes another value active.
 
         Raises:
-            ChoiceError: on setting what is no position.
+            ChoiceError: on setting anything but a position.
         """
         return self._index
 

@@ -38,7 +38,7 @@ class DropPath(Elastic, plain.DropPath):
             total: Choices whose values add up to the number of blocks that run.
 
         Raises:
-            ChoiceError: a rate that is no number in [0, 1).
+            ChoiceError: a rate that is not a number in [0, 1).
         """
         self.drop_prob = rate
         self._slot, self._before, self._total = Mark(slot), tuple(before), tuple(total)
@@ -48,7 +48,7 @@ class DropPath(Elastic, plain.DropPath):
         """The rate in the active subnet.
 
         Raises:
-            ChoiceError: on setting what is no number in [0, 1).
+            ChoiceError: on setting anything but a number in [0, 1).
         """
         if not self._total:
             return self._rate
@@ -58,7 +58,7 @@ class DropPath(Elastic, plain.DropPath):
     @drop_prob.setter
     def drop_prob(self, rate: float) -> None:
         check_rates(drop_prob=rate)
-        self._rate = rate
+        self._rate = float(rate)
 
     def _counted(self) -> tuple[int, int]:
         """Return how many blocks run before this one, and before the last one; compiled, they are symbols."""

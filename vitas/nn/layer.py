@@ -9,8 +9,12 @@ Containers need none of this: `vitas.cost.cost_of`, `vitas.cost.params_of` and `
 """
 
 import copy
+import enum
+import functools
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -20,7 +24,7 @@ from vitas import plain
 from vitas.choice import Choice, Dim, take
 from vitas.cost import Cost, cost_of, params_of, product_of
 from vitas.errors import ExportError, ShapeError, VitasError, listed, shown
-from vitas.space import held, unwrap
+from vitas.space import held, holders, unwrap
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -116,6 +120,10 @@ class Elastic(nn.Module):
         for kind, sizes in _SIZES.items():
             if isinstance(self, kind):
                 return sizes(*(length.active() for length in self._shape("weight")))
+        if self.axes():
+            raise ExportError(
+                f"{type(self).__name__}: give it plain_sizes(), the attributes that say how large its class is"
+            )
         return {}
 
     def export(self) -> nn.Module:
@@ -124,14 +132,16 @@ class Elastic(nn.Module):
         No constructor runs, so no random number is drawn.
 
         Raises:
-            ExportError: a layer that narrows no class.
+            ExportError: a layer that narrows no class, or on which a method of its own was put.
             VitasError: axes that are not those of the weights.
         """
+        refuse_patches(self)
         made, axes = _empty(type(self)), checked_axes(self)
-        left_out = {*_TORCHS_OWN, *axes, *self.holds, *(name.partition(".")[0] for name, _ in held(self))}
+        left_out = {*TORCHS_OWN, *axes, *self.holds, *(name.partition(".")[0] for name, _ in held(self))}
         for name in vars(self):
-            if name not in left_out:
-                vars(made)[name] = copy.deepcopy(getattr(self, name))  # where a property stands in front, what that says
+            value = None if name in left_out else getattr(self, name)  # where a property stands in front, what that says
+            if name not in left_out and is_data(value, type(made)):
+                vars(made)[name] = copy.deepcopy(value)
         vars(made).update(self.plain_sizes())
         weights = self.active_weights()
         for name in axes:
@@ -173,8 +183,8 @@ _SIZES: dict[type[nn.Module], Callable[..., dict[str, Any]]] = {
 }
 
 
-_TORCHS_OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl", "forward"}
-"""Attributes of every module, and two by which others change what one instance runs: they stay behind."""
+TORCHS_OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+"""Attributes of every module, and what torch.compile puts on one: they stay behind."""
 
 
 @runtime_checkable
@@ -199,7 +209,7 @@ def checked_axes(layer: Elastic) -> Axes:
     """Return the axes of a layer after comparing them with the weights that it holds.
 
     Raises:
-        VitasError: a weight that it does not hold, or one that is left out; an axis that is neither a Dim nor None.
+        VitasError: a weight that it does not hold, or a parameter that is left out; an axis that is neither a Dim nor None.
         ShapeError: an axis of another length than its Dim.
     """
     axes, said = layer.axes(), f"{type(layer).__name__}.axes()"
@@ -210,10 +220,10 @@ def checked_axes(layer: Elastic) -> Axes:
             raise VitasError(f"{said}: expected for {name} a tuple with an entry for each axis, got {shown(dims)}")
         for axis, dim in enumerate(dims):
             _check_axis(f"{said}: axis {axis} of {name}", weight, axis, dim)
-    pruned = tuple(f"{name}_" for name in axes)  # pruning makes weight of weight_orig and weight_mask
-    for name in own:
-        if name not in axes and not name.startswith(pruned):
-            raise VitasError(f"{said} leaves out {name}; an axis that no Dim counts is None, at the end nothing")
+    made_of = {f"{name}_{of}" for name in axes for of in ("orig", "mask", "u", "v", "g")}  # by pruning and weight norms
+    for name in layer._parameters:
+        if name not in axes and name not in made_of:
+            raise VitasError(f"{said} leaves out {name}: name every parameter; None stands for an axis that stays whole")
     return axes
 
 
@@ -246,6 +256,48 @@ def _empty(kind: type[Elastic]) -> nn.Module:
     made: nn.Module = narrowed.__new__(narrowed)
     nn.Module.__init__(made)
     return made
+
+
+def refuse_patches(module: nn.Module) -> None:
+    """Refuse a module on whose instance something hides what its class computes by, such as a forward of its own.
+
+    Raises:
+        ExportError: with the name.
+    """
+    for name, value in vars(module).items():
+        if name not in TORCHS_OWN and callable(value) and callable(getattr(type(module), name, None)):
+            raise ExportError(
+                f"a {type(module).__name__} has a {name} of its own, which an export would lose or run with the wrong"
+                f" weights: take it off (del module.{name}) before exporting"
+            )
+
+
+def is_data(value: object, kind: type) -> bool:
+    """Say whether a value is plain data, or of the library of `kind`: what a class itself puts on its instances."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(is_data(item, kind) for item in value)
+    if isinstance(value, dict):
+        return all(is_data(item, kind) for item in value.values())
+    if isinstance(value, functools.partial):
+        return all(is_data(item, kind) for item in (value.func, *value.args, *value.keywords.values()))
+    if isinstance(value, FunctionType):
+        return _found_by_name(value)
+    if isinstance(value, BuiltinFunctionType):
+        return not isinstance(value.__self__, (nn.Module, Tensor))
+    if isinstance(value, Tensor):
+        return value.is_leaf
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, slice, range, enum.Enum, type)):
+        return True
+    if isinstance(value, (torch.dtype, torch.device)):
+        return True
+    home = type(value).__module__.partition(".")[0]
+    own = home == kind.__module__.partition(".")[0] and home not in ("torch", "vitas")
+    return own and not isinstance(value, nn.Module)
+
+
+def _found_by_name(function: FunctionType) -> bool:
+    home = sys.modules.get(function.__module__)
+    return "." not in function.__qualname__ and getattr(home, function.__qualname__, None) is function
 
 
 def exported(module: M) -> nn.Module:
@@ -283,12 +335,21 @@ def _replace(module: nn.Module, replaced: dict[int, Any], own_weights: list[Any]
     if inner is not module:
         replaced[id(module)] = exported(inner)
         return
+    if _exports_alone(type(inner)) and any(holders(inner)):
+        name = type(inner).__name__
+        raise ExportError(f"{name} has an export() but is not an elastic layer: put vitas.nn.Elastic before its class")
     for _, choice in held(inner):
         replaced[id(choice)] = _fixed(choice)
     if isinstance(inner, StatesWeights):
         own_weights.append(inner)
     for child in inner.children():
         _replace(child, replaced, own_weights)
+
+
+def _exports_alone(kind: type) -> bool:
+    """Say whether a class of one's own has an `export()` that wants nothing: as meant for elastic layers."""
+    export = vars(kind).get("export")
+    return isinstance(export, FunctionType) and export.__code__.co_argcount - len(export.__defaults__ or ()) == 1
 
 
 def _refuse_another_forward(kind: type) -> None:

@@ -1,5 +1,7 @@
 """Layer norm and layer scale over the channels that the active subnet uses."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,6 +98,10 @@ class LayerScale(Elastic, plain.LayerScale):
         """
         check_channels(x, self.dim)
         return x * self.active_weights()["gamma"]
+
+    def plain_sizes(self) -> dict[str, Any]:
+        """Return nothing: the gains alone say how many there are."""
+        return {}
 
     def cost(self, tokens: Cost) -> Cost:
         """Return nothing: scaling is listed as not counted."""

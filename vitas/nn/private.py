@@ -24,7 +24,7 @@ class Private(Elastic, nn.ModuleDict):
         make: Called with each value, returns its copy.
 
     Raises:
-        ChoiceError: what is no Choice, or one whose values are not ints.
+        ChoiceError: anything but a Choice, or one whose values are not ints.
     """
 
     _chosen: nn.Module

@@ -20,7 +20,7 @@ from vitas.sample.chain import Chain, TooManyNodes
 from vitas.sample.conditional import BINS, Conditional
 from vitas.sample.lattice import extremes
 from vitas.sample.nearest import explain_empty, is_empty
-from vitas.space import SearchSpace, Subnet, codes_of, search_space, unwrap
+from vitas.space import SearchSpace, StatesCost, Subnet, codes_of, needs_tokens, search_space, unwrap
 
 _BLOCK = 64  # subnets that a sampler draws at once
 
@@ -77,7 +77,8 @@ class SubnetSampler:
         self.space = search_space(model)
         self.model = unwrap(model)
         budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
-        self._traced = inputs if "flops" in budgets and getattr(self.model, "cost", None) is None else None
+        states_cost = isinstance(self.model, StatesCost) and not needs_tokens(self.model)
+        self._traced = inputs if "flops" in budgets and not states_cost else None
         self._conditional: Conditional | None = None
         self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 0), dtype=np.int64))
         self.windows: dict[str, Window] = {}

@@ -66,7 +66,7 @@ class Aims:
         return scores
 
     def failure(self, scores: Mapping[str, float]) -> str | None:
-        """Return why scores cannot be used: a number that is none; None if they can."""
+        """Return why scores cannot be used, such as NaN; None if they can."""
         bad = [name for name in {**self.objectives, **self.limits} if not math.isfinite(scores[name])]
         return f"evaluate returned {scores[bad[0]]} for {bad[0]}" if bad else None
 

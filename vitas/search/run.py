@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitas.checks import LONGEST_NAME, as_count
+from vitas.checks import ANY_INT, LONGEST_NAME, as_count
 from vitas.errors import SearchError, fault_of_name, shown
 from vitas.search.aims import checked_number
 from vitas.search.archive import Archive
@@ -74,7 +74,7 @@ def evolve(
         ChoiceError: a model without choices.
         FileError: a storage file that is no journal.
         SearchError: objectives, limits or numbers that cannot be used; a storage made for another space, window, objectives,
-            limits, settings or weights; what `evaluate` returned is no number or lacks an objective; too many failures.
+            limits, settings or weights; what `evaluate` returned is not a number or lacks an objective; too many failures.
 
     Example:
         >>> result = vitas.evolve(model, vitas.accuracy(loader), flops="50%", storage="search.log")
@@ -86,10 +86,10 @@ def evolve(
         raise SearchError(f"name: {fault}")
     if stale_after is not None and not checked_number("stale_after", stale_after) >= 0:
         raise SearchError(f"stale_after: expected seconds, at least 0, got {shown(stale_after)}")
-    total = as_count(population, "population", 2, error=SearchError) * as_count(
-        generations, "generations", error=SearchError
+    total = as_count(population, "population", 2, ANY_INT, SearchError) * as_count(
+        generations, "generations", 1, ANY_INT, SearchError
     )
-    as_count(max_failures, "max_failures", error=SearchError)
+    as_count(max_failures, "max_failures", 1, ANY_INT, SearchError)
     archive = Archive(
         model,
         flops=flops,

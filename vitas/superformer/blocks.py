@@ -47,7 +47,9 @@ class BlockOptions:
     def __post_init__(self) -> None:
         as_flag(self.qk_norm, "qk_norm")
         described = ("norm_eps", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "qkv_bias", "init_values")
-        check_arguments(plain.TokenBlockConfig, ChoiceError, **{name: getattr(self, name) for name in described})
+        given = {name: getattr(self, name) for name in described}
+        for name, value in check_arguments(plain.TokenBlockConfig, ChoiceError, **given).items():
+            object.__setattr__(self, name, value)  # numpy's numbers are Python's from here on
 
 
 class BlockValues(NamedTuple):

@@ -98,18 +98,8 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     ) -> None:
         patterns = patterns_of(sharing, qkv_dim, mlp_dim)
         _check(num_classes, global_pool, distilled, fc_norm, final_norm_eps, shift)
-        options = BlockOptions(
-            patterns,
-            private,
-            norm_eps,
-            proj_drop_rate,
-            attn_drop_rate,
-            drop_path_rate,
-            qkv_bias,
-            qk_norm,
-            init_values,
-            head_dim,
-        )
+        rates = proj_drop_rate, attn_drop_rate, drop_path_rate
+        options = BlockOptions(patterns, private, norm_eps, *rates, qkv_bias, qk_norm, init_values, head_dim)
         width, patch = dim_of(embed_dim, "embed_dim", patterns["embed_dim"]), choice_of(patch_size, "patch_size")
         values = BlockValues(num_heads, qkv_dim, mlp_dim, mlp_ratio).reusable()
         patch_embed = ElasticPatchEmbed(img_size, patch, in_chans, width)
@@ -119,7 +109,7 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
         super().__init__(
             patch_embed,
             blocks=blocks,
-            **_last_norm(width, norm_eps if final_norm_eps is None else final_norm_eps, global_pool, fc_norm),
+            **_last_norm(width, options.norm_eps if final_norm_eps is None else float(final_norm_eps), global_pool, fc_norm),
             **_made_tables(patch_embed.img_size, patch, width, distilled),
             head=heads[0],
             head_dist=heads[-1] if distilled else None,

@@ -120,11 +120,11 @@ class TwinsSuperformer(Superformer, plain.Twins):
             [_merging(*pair, 2 if k else patch_size) for k, pair in enumerate(pairwise(channels))],
             rows,
             [plain.PositionGenerator(ElasticConv2d(dim, dim, 3, padding=1, groups=dim)) for dim in dims],
-            ElasticLayerNorm(dims[-1], norm_eps),
+            ElasticLayerNorm(dims[-1], options.norm_eps),
             CyclicLinear(dims[-1], int(num_classes)) if num_classes else None,
             global_pool,
-            drop_rate,
-            pos_drop_rate,
+            float(drop_rate),
+            float(pos_drop_rate),
         )
         self.img_size, self.num_classes, self.embed_dims = pixels(img_size), int(num_classes), dims
         self._check_image()
@@ -218,7 +218,7 @@ def _stages(dims: Sequence[Dim], **arguments: Any) -> list[_Stage]:
 
 
 def cost_of_stages(model: nn.Module, maps: Sequence[Map]) -> Cost:
-    """Return the multiply-adds of a model with the parts of a Twins, `maps` being the size of each stage's map."""
+    """Return the multiply-adds of a model with the parts of Twins, `maps` being the size of each stage's map."""
     cost, parts = Cost(), model._modules
     for name in ("patch_embeds", "blocks", "pos_block"):
         for stage, part in enumerate(cast(nn.ModuleList, parts[name])):

@@ -18,7 +18,7 @@ class Recipe:
     Source: public ViTAS code (Su et al., July 2021), configurations and their loader; AdamW, though a file there says SGD.
 
     Raises:
-        ChoiceError: what is no number where one is due, or one out of range.
+        ChoiceError: anything but a number where one is due, or one out of range.
 
     Attributes:
         epochs: Passes over the training images, warm-up included.

@@ -206,7 +206,7 @@ def supernet_report(
         seed: Seed of the random subnets.
 
     Raises:
-        ChoiceError: a model without choices, subnets of another space, a score or `n_random` that is no number, an
+        ChoiceError: a model without choices, subnets of another space, a score or `n_random` that is not a number, an
             `evaluate` that is no function.
     """
     n_random = as_count(n_random, "n_random", 0)

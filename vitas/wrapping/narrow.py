@@ -8,12 +8,9 @@ takes every step back.
 
 from __future__ import annotations
 
-import enum
 import functools
-import sys
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from types import FunctionType
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
@@ -21,9 +18,9 @@ from torch import Tensor, nn
 
 from vitas.choice import Choice, Dim, take
 from vitas.cost import Cost, cost_of
-from vitas.errors import ExportError, VitasError, shown
+from vitas.errors import VitasError, shown
 from vitas.nn import Elastic
-from vitas.nn.layer import Axes, Layer, Stack, like
+from vitas.nn.layer import TORCHS_OWN, Axes, Layer, Stack, is_data, like, refuse_patches
 from vitas.space import unwrap
 from vitas.wrapping.record import Attribute, Axis
 from vitas.wrapping.rows import running
@@ -207,8 +204,6 @@ def become(module: nn.Module, narrower: type[M], **held: Any) -> M:
 
 # -- exports -----------------------------------------------------------------------------------------------------------
 
-_TORCHS_OWN = frozenset(vars(nn.Module()))
-
 
 def plain(module: nn.Module | None, path: str = "") -> nn.Module | None:
     """Return the plain copy of any part: of searchable ones what their subnet is, of others what their class knows.
@@ -240,7 +235,7 @@ def rebuilt(module: nn.Module, kind: type[M]) -> M:
     own = module if isinstance(module, Narrowed) else None
     reads, holds = ((), ()) if own is None else (own.reads, own.holds)
     for name, value in vars(module).items():
-        if name in _TORCHS_OWN or name in holds:
+        if name in TORCHS_OWN or name in holds:
             continue
         if name in reads:
             vars(made)[name] = getattr(module, name)
@@ -260,47 +255,6 @@ def rebuilt(module: nn.Module, kind: type[M]) -> M:
 
 def _own(weight: Tensor) -> Tensor:
     return weight.detach().clone(memory_format=torch.contiguous_format)
-
-
-def refuse_patches(module: nn.Module) -> None:
-    """Refuse a module on whose instance something hides what its class computes by, such as a forward of its own.
-
-    Raises:
-        ExportError: with the name.
-    """
-    for name, value in vars(module).items():
-        if name not in _TORCHS_OWN and callable(value) and callable(getattr(type(module), name, None)):
-            raise ExportError(
-                f"a {type(module).__name__} has a {name} of its own, which an export would lose or run with the wrong"
-                f" weights: take it off (del module.{name}) before exporting"
-            )
-
-
-def is_data(value: object, kind: type) -> bool:
-    """Say whether a value is plain data, or of the library of `kind`: what a class itself puts on its instances."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(is_data(item, kind) for item in value)
-    if isinstance(value, dict):
-        return all(is_data(item, kind) for item in value.values())
-    if isinstance(value, functools.partial):
-        return all(is_data(item, kind) for item in (value.func, *value.args, *value.keywords.values()))
-    if isinstance(value, FunctionType):
-        return _found_by_name(value)
-    if isinstance(value, Tensor):
-        return value.is_leaf
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, slice, range, enum.Enum, type)):
-        return True
-    if isinstance(value, (torch.dtype, torch.device)):
-        return True
-    home = type(value).__module__.partition(".")[0]
-    return (
-        home in ("timm", "transformers") and home == kind.__module__.partition(".")[0] and not isinstance(value, nn.Module)
-    )
-
-
-def _found_by_name(function: FunctionType) -> bool:
-    home = sys.modules.get(function.__module__)
-    return "." not in function.__qualname__ and getattr(home, function.__qualname__, None) is function
 
 
 def narrowed_parts(model: nn.Module) -> Iterator[tuple[str, Narrowed]]:

@@ -23,7 +23,7 @@ def register(folder: str | PathLike[str], name: str | None = None) -> str:
         name: A word of letters, digits and underscores; None: the folder's name.
 
     Raises:
-        ChoiceError: a name that timm has already, or that is none.
+        ChoiceError: a name that timm has already, or that is not a word.
         FileError: as `load_subnet`; a network that is not timm's.
         VitasError: timm is not installed.
     """

@@ -29,7 +29,7 @@ class ExportReport:
         arguments: Sizes with which the constructor, or `timm.create_model` for the wrapped model, builds the same network;
             None where it cannot. `save_subnet`, `load_subnet` and `register` take the export either way.
         reasons: Why the constructor cannot.
-        of_plain: Parts that timm's classes cannot express, and that are of vitas.plain: attention of a Twins whose heads
+        of_plain: Parts that timm's classes cannot express, and that are of vitas.plain: attention of Twins whose heads
             are together narrower or wider than the stage.
     """
 

@@ -47,7 +47,7 @@ def wrap(
     largest has to be the model's own. "auto" goes in quarters (or thirds, or halves, where four does not divide), for
     `embed_dim` from a half; for `depth` it is every number from a half.
 
-    Stages (of a Twins, a Swin) are alike in what they are given, ["50%", "100%"] say, or get an entry each: a list of which
+    Stages (of Twins, of Swin) are alike in what they are given, ["50%", "100%"] say, or get an entry each: a list of which
     some entry is None, "auto" or several values, such as [None, "auto", [128, 192, 256], ["50%", "100%"]].
 
     Source: timm's models, 1.0.23 to 1.0.31; making them searchable is ours.
