@@ -1,6 +1,7 @@
 """Class token and positions, with a table for each patch size."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,10 @@ class ElasticTokens(Elastic, plain.Tokens):
     def axes(self) -> Axes:
         """Return the channels of class token (1, 1, D) and positions (1, 1 + N, D)."""
         return dict.fromkeys(("cls_token", "pos_embed"), (None, None, self.embed_dim))
+
+    def plain_sizes(self) -> dict[str, Any]:
+        """Return nothing: the tables alone say how large they are."""
+        return {}
 
     def stored(self, name: str) -> Tensor:
         """Return a table of the active patch size, of full width."""
