@@ -116,6 +116,9 @@ class Elastic(nn.Module):
         """Return the attributes by which the narrowed class knows how large it is, in the active subnet.
 
         Those of torch's Linear, Embedding, LayerNorm and RMSNorm are known; layers that narrow another class state them.
+
+        Raises:
+            ExportError: a layer of another class that holds weights and does not state them.
         """
         for kind, sizes in _SIZES.items():
             if isinstance(self, kind):

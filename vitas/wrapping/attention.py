@@ -94,7 +94,6 @@ class _Eva(Freed):
     """timm's EvaAttention by the code of its AttentionRope, of which exports are where EvaAttention does not fit."""
 
     num_prefix_tokens: int
-    head_dim: int
     scale: float
 
     def free(
@@ -136,9 +135,10 @@ class _Eva(Freed):
         parts: Any = super(Freed, self).export()
         made: Any = AttentionRope.__new__(AttentionRope)
         nn.Module.__init__(made)
-        names = ("num_heads", "head_dim", "scale", "num_prefix_tokens", "fused_attn")
+        names = ("num_heads", "scale", "num_prefix_tokens", "fused_attn")
         vars(made).update({name: getattr(parts, name) for name in names}, rotate_half=bool(vars(self).get("rotate_half")))
         inner = self._dims["h d"].active
+        made.head_dim = inner // parts.num_heads
         made.attn_dim = made.kv_dim = inner
         made.num_kv_heads, made.num_kv_groups = parts.num_heads, 1
         made.qkv = None
