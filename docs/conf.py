@@ -67,7 +67,7 @@ GROUPS = {
     "Scores and latency": "accuracy zero_cost measure_latency Latency latency_table LatencyTable",
     "Searching": "evolve SearchResult Evolution suggest_subnet",
     "Exporting, saving, loading": ("export_subnet build_subnet save_subnet load_subnet save_superformer load_superformer"),
-    "Wrapping timm": "wrap export_report register",
+    "Wrapping timm": "wrap check_records export_report register",
     "Errors": "VitasError ChoiceError BudgetError",
 }
 
