@@ -1,6 +1,7 @@
 """Searchable layers. With plain ints each computes what torch's (or timm's) does; with Choices and Dims it is elastic.
 
     layer.py       the contract of an elastic layer, Elastic; and how an export is put together from those of layers
+    kept.py        what of a module goes into its export
     linear.py      CyclicLinear; with choice/dim.py it explains the library
     norm.py        layer norm and layer scale
     conv.py        convolutions

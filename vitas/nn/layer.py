@@ -9,12 +9,9 @@ Containers need none of this: `vitas.cost.cost_of`, `vitas.cost.params_of` and `
 """
 
 import copy
-import enum
-import functools
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from types import BuiltinFunctionType, FunctionType
+from types import FunctionType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -24,6 +21,7 @@ from vitas import plain
 from vitas.choice import Choice, Dim, take
 from vitas.cost import Cost, cost_of, params_of, product_of
 from vitas.errors import ExportError, ShapeError, VitasError, listed, shown
+from vitas.nn.kept import TORCHS_OWN, is_data, refuse_patches
 from vitas.space import held, holders, unwrap
 
 M = TypeVar("M", bound=nn.Module)
@@ -186,10 +184,6 @@ _SIZES: dict[type[nn.Module], Callable[..., dict[str, Any]]] = {
 }
 
 
-TORCHS_OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
-"""Attributes of every module, and what torch.compile puts on one: they stay behind."""
-
-
 @runtime_checkable
 class Layer(Protocol):
     """What the library asks of a layer: `Elastic` derives it, a layer without that base states all of it."""
@@ -259,48 +253,6 @@ def _empty(kind: type[Elastic]) -> nn.Module:
     made: nn.Module = narrowed.__new__(narrowed)
     nn.Module.__init__(made)
     return made
-
-
-def refuse_patches(module: nn.Module) -> None:
-    """Refuse a module on whose instance something hides what its class computes by, such as a forward of its own.
-
-    Raises:
-        ExportError: with the name.
-    """
-    for name, value in vars(module).items():
-        if name not in TORCHS_OWN and callable(value) and callable(getattr(type(module), name, None)):
-            raise ExportError(
-                f"a {type(module).__name__} has a {name} of its own, which an export would lose or run with the wrong"
-                f" weights: take it off (del module.{name}) before exporting"
-            )
-
-
-def is_data(value: object, kind: type) -> bool:
-    """Say whether a value is plain data, or of the library of `kind`: what a class itself puts on its instances."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(is_data(item, kind) for item in value)
-    if isinstance(value, dict):
-        return all(is_data(item, kind) for item in value.values())
-    if isinstance(value, functools.partial):
-        return all(is_data(item, kind) for item in (value.func, *value.args, *value.keywords.values()))
-    if isinstance(value, FunctionType):
-        return _found_by_name(value)
-    if isinstance(value, BuiltinFunctionType):
-        return not isinstance(value.__self__, (nn.Module, Tensor))
-    if isinstance(value, Tensor):
-        return value.is_leaf
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, slice, range, enum.Enum, type)):
-        return True
-    if isinstance(value, (torch.dtype, torch.device)):
-        return True
-    home = type(value).__module__.partition(".")[0]
-    own = home == kind.__module__.partition(".")[0] and home not in ("torch", "vitas")
-    return own and not isinstance(value, nn.Module)
-
-
-def _found_by_name(function: FunctionType) -> bool:
-    home = sys.modules.get(function.__module__)
-    return "." not in function.__qualname__ and getattr(home, function.__qualname__, None) is function
 
 
 def exported(module: M) -> nn.Module:

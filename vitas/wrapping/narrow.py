@@ -20,7 +20,8 @@ from vitas.choice import Choice, Dim, take
 from vitas.cost import Cost, cost_of
 from vitas.errors import VitasError, shown
 from vitas.nn import Elastic
-from vitas.nn.layer import TORCHS_OWN, Axes, Layer, Stack, is_data, like, refuse_patches
+from vitas.nn.kept import TORCHS_OWN, is_data, refuse_patches
+from vitas.nn.layer import Axes, Layer, Stack, like
 from vitas.space import unwrap
 from vitas.wrapping.record import Attribute, Axis
 from vitas.wrapping.rows import running
