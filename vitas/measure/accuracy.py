@@ -24,9 +24,37 @@ class _Batch(NamedTuple):
         return _Batch(self.images.to(device), self.labels.to(device), self.classes)
 
 
-def accuracy(
-    loader: Iterable[Any], *, device: torch.device | str | None = None, amp: bool = False
-) -> Callable[[nn.Module], float]:
+class Accuracy:
+    """What `accuracy` returns: a function of a model that knows how many images are behind its scores.
+
+    Attributes:
+        images: How many images a score is the mean of.
+    """
+
+    def __init__(self, batches: list[_Batch], device: torch.device | None, amp: bool) -> None:
+        self._batches, self._device, self._amp = batches, device, amp
+        self.images = sum(len(batch.labels) for batch in batches)
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the fraction of the images that the model's active subnet classifies right.
+
+        Raises:
+            ShapeError: outputs that do not fit.
+            VitasError: a model on the meta device.
+        """
+        inner = unwrap(model)
+        own = device_of(inner)
+        target = own if self._device is None else self._device
+        self._batches = [batch.to(target) for batch in self._batches]  # free when they are there
+        runs = inner if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()) else model
+        with eval_mode(model), torch.no_grad(), torch.autocast(target.type, enabled=self._amp):
+            return _mean_of_sides(inner, lambda: _fraction(runs, self._batches))
+
+    def __repr__(self) -> str:
+        return f"accuracy on {self.images} images"
+
+
+def accuracy(loader: Iterable[Any], *, device: torch.device | str | None = None, amp: bool = False) -> Accuracy:
     """Return a function that scores a model: the fraction of the loader's images that its active subnet classifies right.
 
     The loader is read once, here; its batches are moved to the device at the first score and kept there. A score leaves
@@ -49,19 +77,7 @@ def accuracy(
     """
     amp = as_flag(amp, "amp")
     where = None if device is None else _device(device)
-    batches = _read(loader)
-
-    def evaluate(model: nn.Module) -> float:
-        nonlocal batches
-        inner = unwrap(model)
-        own = device_of(inner)
-        target = own if where is None else where
-        batches = [batch.to(target) for batch in batches]  # free when they are there
-        runs = inner if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()) else model
-        with eval_mode(model), torch.no_grad(), torch.autocast(target.type, enabled=amp):
-            return _mean_of_sides(inner, lambda: _fraction(runs, batches))
-
-    return evaluate
+    return Accuracy(_read(loader), where, amp)
 
 
 def _device(device: torch.device | str) -> torch.device:
