@@ -241,8 +241,6 @@ def supernet_report(
     n_random = as_count(n_random, "n_random", 0)
     if images is not None:
         images = as_count(images, "images", 1, ANY_INT)
-    elif isinstance(evaluate, Accuracy):
-        images = evaluate.images
     if not callable(evaluate):
         raise ChoiceError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
     space = search_space(model)
@@ -261,16 +259,18 @@ def supernet_report(
     pairs = tuple(
         (score(subnet), float(value)) for subnet, value in zip(inherited.values(), (retrained or {}).values(), strict=True)
     )
+    scores = {name: score(subnet) for name, subnet in corners.items()}
+    random = tuple(score(subnet) for subnet in drawn)
     return SupernetReport(
-        scores={name: score(subnet) for name, subnet in corners.items()},
-        random=tuple(score(subnet) for subnet in drawn),
+        scores=scores,
+        random=random,
         updates=updates,
         passes=passes,
         spread={name: float(np.ptp(use)) * len(dims[name].values) for name, use in updates.items()},
         untouched=untouched,
         retrained=pairs,
         tau=kendall_tau(*zip(*pairs, strict=True)) if len(pairs) > 1 else None,
-        images=images,
+        images=evaluate.images if images is None and isinstance(evaluate, Accuracy) else images,
     )
 
 
