@@ -2,8 +2,11 @@ from math import prod
 
 import pytest
 import torch
+from torch import nn
 
+import vitas
 from vitas import ChoiceError, count_flops, count_params, create_superformer, list_superformers, search_space
+from vitas.errors import FileError
 
 
 def test_vitas_deit_is_the_methods_space():
@@ -111,3 +114,52 @@ def test_an_override_replaces_what_says_the_same_in_another_way():
     assert ratios == [1, 2, 3, 2]
     with pytest.raises(ChoiceError, match="deit_micro: give mlp_dim or mlp_ratio, not both"):
         create_superformer("deit_micro", mlp_dim=8, mlp_ratio=[1, 2])
+
+
+@pytest.mark.parametrize("name", ["deit_micro", "twins_micro"])
+@pytest.mark.parametrize("shift", [True, False])
+def test_names_do_not_depend_on_what_stands_around(name, shift, tmp_path):
+    """A subnet and a file that were made with a module around the model fit the model, and the other way round."""
+    options = {"num_classes": 3, "img_size": 32, **({} if name == "twins_micro" else {"shift": shift})}
+    model = create_superformer(name, **options)
+    around = nn.Sequential(nn.Identity(), nn.ModuleDict({"backbone": model}))
+    subnet = vitas.sample_subnet(around, generator=torch.Generator().manual_seed(0))
+    assert list(vitas.search_space(around).choices) == list(vitas.search_space(model).choices)
+    assert vitas.export_subnet(model, subnet)(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    assert vitas.build_subnet(name, subnet, **options)(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    assert vitas.active_subnet(model) == subnet
+
+    vitas.save_superformer(around, tmp_path / "around")
+    vitas.save_superformer(model, tmp_path / "model")
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    for file in ("around", "model"):
+        other = create_superformer(name, **options)
+        vitas.load_superformer(other, tmp_path / file)
+        assert all(torch.equal(value, weights[key]) for key, value in other.state_dict().items())
+    again = nn.Sequential(nn.Identity(), nn.ModuleDict({"backbone": create_superformer(name, **options)}))
+    vitas.load_superformer(again, tmp_path / "around")
+    assert all(torch.equal(value, weights[key]) for key, value in again[1]["backbone"].state_dict().items())
+    with pytest.raises(FileError, match=r"it into get_submodule\('1\.backbone'\)"):
+        vitas.load_superformer(again, tmp_path / "model")
+    elsewhere = nn.Sequential(create_superformer(name, **options))
+    with pytest.raises(FileError, match=r"stands at '1\.backbone' there; load it into get_submodule\('0'\)"):
+        vitas.load_superformer(elsewhere, tmp_path / "around")
+
+
+def test_positions_of_a_file_of_a_module_around_the_model_follow_the_image_size(tmp_path):
+    def around(img_size):
+        model = create_superformer("deit_micro", num_classes=3, img_size=img_size)
+        return nn.Sequential(nn.Conv2d(3, 3, 1), model)
+
+    small = around(32)
+    vitas.save_superformer(small, tmp_path / "around")
+    vitas.save_superformer(small[1], tmp_path / "model")
+    expected, whole, inside = around(64), around(64), around(64)
+    vitas.load_superformer(expected[1], tmp_path / "model")
+    vitas.load_superformer(whole, tmp_path / "around")
+    vitas.load_superformer(inside[1], tmp_path / "around")
+    assert torch.equal(whole[0].weight, small[0].weight)
+    assert not torch.equal(inside[0].weight, small[0].weight)
+    for key, value in expected[1].state_dict().items():
+        assert torch.equal(value, whole[1].state_dict()[key])
+        assert torch.equal(value, inside[1].state_dict()[key])

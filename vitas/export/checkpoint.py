@@ -1,6 +1,9 @@
 """Superformers as files: the weights, with a description of their space."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,7 +24,7 @@ from vitas.export.files import (
 )
 from vitas.export.network import VERSION
 from vitas.export.positions import is_size, resampled_positions
-from vitas.space import held, search_space, unwrap
+from vitas.space import held, holders, search_space, unwrap
 
 SUPERFORMER = "vitas-superformer"
 
@@ -30,7 +33,8 @@ def save_superformer(model: nn.Module, path: AnyPath) -> None:
     """Write the weights of a superformer with a description of its space to one safetensors file.
 
     Args:
-        model: A model with choices, possibly wrapped by DDP or torch.compile.
+        model: A model with choices, possibly wrapped by DDP or torch.compile, or a module around one; of the latter all
+            weights are written, and the file loads into the model inside too.
         path: File; one that exists is replaced when the new one is complete.
 
     Raises:
@@ -38,13 +42,15 @@ def save_superformer(model: nn.Module, path: AnyPath) -> None:
         FileError: a disk that is full.
     """
     inner = unwrap(model)
+    prefix, part = _searchable_part(inner)
     metadata = {
         "format": SUPERFORMER,
         "version": str(VERSION),
+        "part": prefix,
         "space": json.dumps(search_space(inner).description()),
-        "fixed": json.dumps(_fixed_values(inner)),
-        "derived": json.dumps(_derived_runs(inner)),
-        "img_size": json.dumps(_img_size(inner)),
+        "fixed": json.dumps(_fixed_values(part)),
+        "derived": json.dumps(_derived_runs(part)),
+        "img_size": json.dumps(_img_size(part)),
     }
     tensors = own_tensors(inner)
     with complete_or_not_at_all(as_path(path)) as draft:
@@ -55,32 +61,68 @@ def load_superformer(model: nn.Module, path: AnyPath) -> None:
     """Read weights that `save_superformer` wrote into a model of the same space; positions follow its image size.
 
     Args:
-        model: A model with choices, possibly wrapped by DDP or torch.compile.
+        model: A model with choices, possibly wrapped by DDP or torch.compile. A file of a module around it will do.
         path: File.
 
     Raises:
         FileError: a file that is missing, cut short or of another version; another space; a tensor's name, shape or type
             that does not fit. The model is then unchanged.
     """
-    inner, path = unwrap(model), as_path(path)
-    refuse_meta(inner, f"{path}")
+    whole, path = unwrap(model), as_path(path)
+    own_prefix, inner = _searchable_part(whole)
+    refuse_meta(whole, f"{path}")
     metadata = read_metadata(path)
     if metadata.get("format") != SUPERFORMER or metadata.get("version") != str(VERSION):
         raise FileError(
             f"{path}: expected format {shown(SUPERFORMER)} version {VERSION}, got {shown(metadata.get('format'))}"
         )
+    if "part" not in metadata:  # an older file
+        own_prefix, inner = "", whole
+    prefix = metadata.get("part", "")
+    if prefix != own_prefix and own_prefix:
+        raise FileError(
+            f"{path}: of a model that stands at {shown(prefix)} there; load it into get_submodule({own_prefix!r})"
+        )
+    target, below = (whole, "") if prefix == own_prefix else (inner, f"{prefix}.")
+    _check_space(inner, metadata, path)
+    state = target.state_dict()
+    old, new = read_json(metadata.get("img_size", "null"), path), _img_size(inner)
+    check(old == new or (new is not None and is_size(old)), f"{path}: img_size", "two ints", old)
+    if old != new and not hasattr(inner, "patch_size"):
+        raise FileError(f"{path}: images of {old} pixels; model.set_input_size({old}) before loading")
+    start = f"{own_prefix}." if target is whole and own_prefix else ""
+    tables = {name for name in state if name.removeprefix(start).split(".")[0] == "pos_embed" and old != new}
+    wanted = {below + name: (tuple(tensor.shape), dtype_name(tensor)) for name, tensor in state.items()}
+    check_header(path, wanted, {below + name for name in tables}, below)
+    _check_unsearched(inner, metadata, path)
+    tensors = {name.removeprefix(below): it for name, it in load_file(path).items() if name.startswith(below)}
+    for name in tables:
+        patch, width, shape = _patch_of(inner, name.removeprefix(start)), state[name].shape[-1], tuple(tensors[name].shape)
+        if len(shape) != 3 or (shape[0], shape[2]) != (1, width):
+            raise FileError(f"{path}: {name}: expected shape (1, positions, {width}), got {shown(shape)}")
+        tensors[name] = resampled_positions(tensors[name], old, new, patch, inner.num_prefix_tokens, path)
+    target.load_state_dict(tensors)
+
+
+def _check_space(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> None:
+    """Compare the space that a file describes with that of a model.
+
+    Raises:
+        FileError: they differ.
+    """
     saved, own = read_json(metadata.get("space", ""), path), search_space(inner).description()
     check(isinstance(saved, dict), f"{path}: space", "an object", saved)
     if saved != own:
         differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
         raise FileError(f"{path}: another search space; different in {listed(differing)}")
-    state = inner.state_dict()
-    old, new = read_json(metadata.get("img_size", "null"), path), _img_size(inner)
-    check(old == new or (new is not None and is_size(old)), f"{path}: img_size", "two ints", old)
-    if old != new and not hasattr(inner, "patch_size"):
-        raise FileError(f"{path}: images of {old} pixels; model.set_input_size({old}) before loading")
-    resampled = [name for name in state if name.split(".")[0] == "pos_embed"] if old != new else []
-    check_header(path, {n: (tuple(t.shape), dtype_name(t)) for n, t in state.items()}, ignore_shape=set(resampled))
+
+
+def _check_unsearched(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> None:
+    """Compare values that are not searched and runs that follow others, which neither space nor shapes tell.
+
+    Raises:
+        FileError: they differ.
+    """
     fixed = read_json(metadata.get("fixed", "{}"), path)
     check(isinstance(fixed, dict), f"{path}: fixed", "an object", fixed)
     for name, value in _fixed_values(inner).items():  # equal shapes do not tell how many heads there are
@@ -90,13 +132,18 @@ def load_superformer(model: nn.Module, path: AnyPath) -> None:
         check(isinstance(derived, dict), f"{path}: derived", "an object", derived)
         differing = [name for name in {**here, **derived} if here.get(name) != derived.get(name)]
         raise FileError(f"{path}: widths that follow others use other channels in {listed(differing)}")
-    tensors = load_file(path)
-    for name in resampled:
-        patch, width, shape = _patch_of(inner, name), state[name].shape[-1], tuple(tensors[name].shape)
-        if len(shape) != 3 or (shape[0], shape[2]) != (1, width):
-            raise FileError(f"{path}: {name}: expected shape (1, positions, {width}), got {shown(shape)}")
-        tensors[name] = resampled_positions(tensors[name], old, new, patch, inner.num_prefix_tokens, path)
-    inner.load_state_dict(tensors)
+
+
+def _searchable_part(model: nn.Module) -> tuple[str, Any]:
+    """Return the innermost module that holds all choices of a model, and its path."""
+    names: list[str] = []
+    while not any(True for _ in held(model)):
+        inside = [name for name, child in model.named_children() if any(holders(child))]
+        if len(inside) != 1:
+            break
+        names += inside
+        model = model.get_submodule(inside[0])
+    return ".".join(names), model
 
 
 def _fixed_values(model: nn.Module) -> dict[str, int | float]:

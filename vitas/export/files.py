@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,11 +118,12 @@ _TYPES |= {"U8": "uint8", "I8": "int8", "I16": "int16", "BOOL": "bool"}
 def check_header(
     path: Path,
     wanted: Mapping[str, tuple[tuple[int, ...], str | None]],
-    ignore_shape: set[str] = frozenset(),  # type: ignore[assignment]
+    ignore_shape: Collection[str] = (),
+    below: str = "",
 ) -> None:
-    """Compare names, shapes and types with the file's header, which is small."""
+    """Compare names (those that begin with `below`), shapes and types with the file's header, which is small."""
     with opened(path) as file:
-        names = set(file.keys())
+        names = {name for name in file.keys() if name.startswith(below)}  # noqa: SIM118
         extra, missing = sorted(names - set(wanted)), sorted(set(wanted) - names)
         if missing:
             raise FileError(f"{path}: missing tensors: {listed(missing)}")
