@@ -109,6 +109,7 @@ def test_what_is_imported_is_declared_as_a_core_need_and_each_need_is_imported()
         "vitas.export.timm_parts",
     }
     of_extras = {
+        "vitas.measure.accuracy": {"tqdm"},
         "vitas.search.result": {"pandas"},
         "vitas.search.storage": {"optuna", "sqlalchemy"},
         "vitas.search.ledger": {"optuna"},
