@@ -1,7 +1,8 @@
 """Checks of arguments: what people type in place of a number, a flag or a name, refused with what was expected.
 
-Numpy's ints, floats and bools are taken wherever Python's are, and made Python's. Bools are no numbers, NaN and infinities
-neither. `what` is the name of the argument, `error` what is raised in that part of the library.
+Numpy's ints, floats and bools are taken wherever Python's are, and made Python's. A bool is not taken for a number, and
+NaN and infinities by `as_real` alone. `what` is the name of the argument, `error` what is raised in that part of the
+library.
 """
 
 import math
@@ -48,16 +49,33 @@ def as_count(
     return int(count)
 
 
+def as_real(
+    value: object, what: str, error: type[VitasError] = ChoiceError, wanted: str = "an int or a float"
+) -> int | float:
+    """Return a real number as an int or a float; NaN and infinities are such floats.
+
+    Raises:
+        VitasError: `error`, bools, strings, tensors: `wanted` was expected; ints that floats do not hold.
+    """
+    if is_int(value):
+        if not is_number(value):
+            raise error(f"{what}: expected a number that floats can hold, got {shown(value)}")
+        return int(value)
+    if not isinstance(value, (float, np.floating)):
+        raise error(f"{what}: expected {wanted}, got {shown(value)}")
+    return float(value)
+
+
 def as_number(value: object, what: str, error: type[VitasError] = ChoiceError) -> int | float:
     """Return a real number as an int or a float.
 
     Raises:
         VitasError: `error`, bools, NaN, infinities, strings, tensors, ints that floats do not hold.
     """
-    if not is_number(value):
-        wanted = "a number that floats can hold" if is_int(value) else "an int or a float"
-        raise error(f"{what}: expected {wanted}, got {shown(value)}")
-    return value.item() if isinstance(value, np.generic) else value
+    number = as_real(value, what, error)
+    if not math.isfinite(number):
+        raise error(f"{what}: expected an int or a float, got {shown(value)}")
+    return number
 
 
 def as_flag(flag: object, what: str, error: type[VitasError] = ChoiceError) -> bool:

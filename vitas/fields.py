@@ -41,16 +41,13 @@ def described(kind: type[D], told: object, where: str, error: type[VitasError]) 
 
 
 def check_arguments(kind: Any, error: type[VitasError], **arguments: object) -> dict[str, Any]:
-    """Return arguments that the fields of a description of the same names allow; `x_rate` may be the field `x`.
+    """Return arguments that the fields of a description of the same names allow.
 
     Raises:
         VitasError: `error`, with the name of the argument.
     """
     hints = _hints(kind)
-    return {
-        name: check_field(hints.get(name) or hints[name.removesuffix("_rate")], value, name, error)
-        for name, value in arguments.items()
-    }
+    return {name: check_field(hints[name], value, name, error) for name, value in arguments.items()}
 
 
 def _hints(kind: Any) -> dict[str, Any]:

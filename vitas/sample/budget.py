@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from vitas.checks import as_percentage
+from vitas.checks import as_percentage, as_real
 from vitas.errors import BudgetError, shown
 
 _BEYOND_ALL_COSTS = 2**63 - 1
@@ -55,17 +53,12 @@ def _bound(bound: Any, what: str, largest: int) -> float | None:
         return None
     if isinstance(bound, str):
         return _percentage(bound, what) * largest / 100
-    if isinstance(bound, np.generic):
-        bound = bound.item()
-    if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-        raise BudgetError(f"{what}: expected a number, (low, high) or a percentage such as '60%', got {shown(bound)}")
-    if bound != bound or bound < 0:
-        raise BudgetError(f"{what}: expected a number of at least 0, got {shown(bound)}")
-    if isinstance(bound, float) and 0 < bound < 2:
-        raise BudgetError(f"{what}: got {shown(bound)}; {_meant(bound)}")
-    if bound == math.inf:
-        return None
-    return min(bound, _BEYOND_ALL_COSTS)
+    number = as_real(bound, what, BudgetError, "a number, (low, high) or a percentage such as '60%'")
+    if not number >= 0:  # NaN too
+        raise BudgetError(f"{what}: expected a number of at least 0, got {shown(number)}")
+    if isinstance(number, float) and 0 < number < 2:
+        raise BudgetError(f"{what}: got {shown(number)}; {_meant(number)}")
+    return None if number == math.inf else min(number, _BEYOND_ALL_COSTS)
 
 
 def _meant(bound: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitas.checks import as_real
 from vitas.errors import SearchError, fault_of_name, is_one_of, listed, one_of, shown
 from vitas.search.genetic import Floats
 
@@ -105,17 +106,11 @@ def _check_name(what: str, name: Any) -> None:
 
 
 def checked_number(name: str, value: Any) -> float:
-    """Return a value as an int or a float.
+    """Return a value as an int or a float, also that of a tensor without axes.
 
     Raises:
         SearchError: not a number, or one that no float can hold.
     """
     if isinstance(value, torch.Tensor) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise SearchError(f"{name}: expected a number, got {shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise SearchError(f"{name}: expected a number that floats can hold, got {shown(value)}") from None
-    return number if isinstance(value, (float, np.floating)) else int(value)
+    return as_real(value, name, SearchError, "a number")

@@ -10,7 +10,7 @@ from vitas import plain
 from vitas.checks import as_flag
 from vitas.choice import Choice, Dim
 from vitas.errors import ChoiceError
-from vitas.fields import check_arguments
+from vitas.fields import check_field
 from vitas.nn import (
     DropPath,
     ElasticAttention,
@@ -24,13 +24,23 @@ from vitas.nn import (
 from vitas.sharing import Sharing
 from vitas.superformer.arguments import Count, Ratio, Width, choice_of, depths_of, dim_of, reusable
 
+_ALLOWED: dict[str, Any] = {
+    "norm_eps": plain.Eps,
+    "proj_drop_rate": plain.Rate,
+    "attn_drop_rate": plain.Rate,
+    "drop_path_rate": plain.Rate,
+    "qkv_bias": bool,
+    "init_values": plain.Gain | None,
+}
+"""What options may be, as in the description of a block, `plain.TokenBlockConfig`."""
+
 
 @dataclass(frozen=True)
 class BlockOptions:
     """What all blocks of a superformer have in common: those of its arguments, under their names, that are plain values.
 
     Raises:
-        ChoiceError: what the description of a block, `plain.TokenBlockConfig`, does not allow.
+        ChoiceError: a value that is not allowed, with its name.
     """
 
     patterns: Mapping[str, Sharing]  # of each kind of choice, see arguments.patterns_of
@@ -46,9 +56,8 @@ class BlockOptions:
 
     def __post_init__(self) -> None:
         as_flag(self.qk_norm, "qk_norm")
-        described = ("norm_eps", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "qkv_bias", "init_values")
-        given = {name: getattr(self, name) for name in described}
-        for name, value in check_arguments(plain.TokenBlockConfig, ChoiceError, **given).items():
+        for name, hint in _ALLOWED.items():
+            value = check_field(hint, getattr(self, name), name, ChoiceError)
             object.__setattr__(self, name, value)  # numpy's numbers are Python's from here on
 
 
