@@ -74,6 +74,7 @@ GROUPS = {
 # What public functions return, or a layer of one's own needs, without being a name of a public module.
 BESIDE = {
     "Sampling and budgets": ["vitas.sample.counting.SubnetCount"],
+    "Scores and latency": ["vitas.measure.accuracy.Accuracy"],
     "Searching": ["vitas.search.result.Evaluation"],
     "Wrapping timm": ["vitas.wrapping.report.ExportReport"],
     "vitas.nn": ["vitas.choice.take", "vitas.nn.layer.filled"],

@@ -362,13 +362,13 @@ def test(options: argparse.Namespace) -> None:
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
-    """Return the published recipe with what the options change."""
-    changes = {
-        name: getattr(options, name) for name in ("epochs", "warmup_epochs", "batch_size", "lr", "ema_decay", "clip_grad")
-    }
-    return dataclasses.replace(
-        RECIPES[options.recipe], **{name: value for name, value in changes.items() if value is not None}
-    )
+    """Return the published recipe with what the options change; at most half of a short training warms up."""
+    names = ("epochs", "warmup_epochs", "batch_size", "lr", "ema_decay", "clip_grad")
+    changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    recipe = RECIPES[options.recipe]
+    if options.epochs is not None:
+        changes.setdefault("warmup_epochs", min(recipe.warmup_epochs, options.epochs // 2))
+    return dataclasses.replace(recipe, **changes)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -405,7 +405,7 @@ def arguments() -> argparse.ArgumentParser:
         names = [name for name in RECIPES if name.startswith(command.__name__)]
         sub.add_argument("--recipe", choices=names, default=names[0])
         sub.add_argument("--epochs", type=int)
-        sub.add_argument("--warmup-epochs", type=int)
+        sub.add_argument("--warmup-epochs", type=int, help="default: the recipe's, but at most half of the epochs")
         sub.add_argument("--batch-size", type=int, help="over all ranks and parts")
         sub.add_argument("--lr", type=float)
         sub.add_argument("--ema-decay", type=float, help="keep an average of the weights and use that in the end")

@@ -1,6 +1,7 @@
 """The ImageNet script for real, on a small generated folder of images, with two processes."""
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -45,6 +46,18 @@ def data(tmp_path_factory):
 def command(*arguments, ranks=2):
     launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(ranks)]
     return [sys.executable, *(launch if ranks > 1 else []), str(SCRIPT), *map(str, arguments)]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warm_up"), [([], 5), (["--epochs", "300"], 5), (["--epochs", "2"], 1), (["--epochs", "1"], 0)]
+)
+def test_the_warm_up_fits_a_training_of_any_length(monkeypatch, epochs, warm_up):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    script = importlib.import_module("train_imagenet")
+    parser = script.arguments()
+    given = ["superformer", "--data", "images", "--output", "run", *epochs]
+    assert script.recipe_of(parser.parse_args(given)).warmup_epochs == warm_up
+    assert script.recipe_of(parser.parse_args([*given, "--warmup-epochs", "0"])).warmup_epochs == 0
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}

@@ -1,5 +1,9 @@
 """Searchable Vision Transformer layers: train one superformer in your own loop, search it, export plain torch."""
 
+import sys
+from types import ModuleType
+from typing import NoReturn
+
 from vitas import nn, plain, plot, sharing, superformer, train
 from vitas.choice import Choice, Dim
 from vitas.cost import CostModel, FlopCount, cost_model, count_flops, count_params
@@ -66,3 +70,35 @@ __all__ = [
     "wrap",
     "zero_cost",
 ]
+
+
+_MEANT = {
+    "vitas.choice": "vitas.Choice or vitas.Dim",
+    "vitas.cost": "vitas.count_flops or vitas.cost_model",
+    "vitas.export": "vitas.export_subnet",
+    "vitas.measure": "vitas.accuracy, vitas.measure_latency or vitas.latency_table",
+    "vitas.plot": "a function of it, such as vitas.plot.subnet_card",
+    "vitas.sample": "vitas.sample_subnet or vitas.SubnetSampler",
+    "vitas.search": "vitas.evolve",
+    "vitas.sharing": "vitas.sharing.coverage, or pass sharing= where a model is made",
+    "vitas.space": "vitas.search_space",
+    "vitas.superformer": "vitas.create_superformer",
+    "vitas.train": "a function of it in your own loop, such as vitas.train.sandwich",
+    "vitas.wrapping": "vitas.wrap",
+}
+
+
+class _Folder(ModuleType):
+    """A folder of the library: called by mistake, as in vitas.search(model), it names what was meant."""
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        raise VitasError(f"{self.__name__} is a folder of the library; call {_MEANT[self.__name__]}")
+
+
+for _name in _MEANT:
+    sys.modules[_name].__class__ = _Folder
+
+
+def __dir__() -> list[str]:
+    """Return the public names, which is what a prompt completes; the other folders hold nothing that is called there."""
+    return [*__all__, "cost", "errors", "__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"]

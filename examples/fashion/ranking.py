@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-import torch
 import training
+
+from vitas.train import kendall_tau
 
 Figures = dict[str, Any]
 Results = Mapping[str, Figures]
@@ -35,10 +36,3 @@ def ground_truth(results: Results, trainings: int = 2) -> list[float]:
     if not all(name in results for row in names for name in row):
         return []
     return [statistics.fmean(results[name]["accuracy"] for name in row) for row in names]
-
-
-def kendall_tau(x: list[float], y: list[float]) -> float:
-    """Return Kendall's tau-b; nan where one of the two ties all."""
-    a, b = (torch.tensor(values, dtype=torch.float64) for values in (x, y))
-    a, b = (a[:, None] - a).sign(), (b[:, None] - b).sign()
-    return float((a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt())

@@ -8,7 +8,9 @@ from typing import Any
 import networks
 import numpy as np
 from cells import FULL, ordered
-from ranking import Results, ground_truth, kendall_tau
+from ranking import Results, ground_truth
+
+from vitas.train import kendall_tau
 
 NONE = "Not there yet."
 Kinds = dict[tuple[str, ...], dict[int, Any]]

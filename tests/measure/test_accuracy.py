@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 import re
 
@@ -239,6 +240,72 @@ def test_batches_are_moved_once_and_kept():
 def test_a_loader_that_does_not_fit_is_refused_at_once(loader, error, message):
     with pytest.raises(error, match=message):
         accuracy(loader)
+
+
+class Counting:
+    """A loader that counts how often it is read, and how far."""
+
+    def __init__(self, data):
+        self.data, self.begun, self.given = data, 0, 0
+
+    def __iter__(self):
+        self.begun += 1
+        for batch in self.data:
+            self.given += 1
+            yield batch
+
+
+def test_a_loader_that_is_not_kept_is_read_for_each_score():
+    model, data = micro(), batches((5, 3))
+    expected, loader = by_hand(model, data), Counting(data)
+    evaluate = accuracy(loader, keep=False)
+    assert (loader.begun, loader.given, evaluate.images) == (1, 1, None)  # a first batch was looked at
+    assert repr(evaluate) == "accuracy, read again for each score"
+    assert evaluate(model) == evaluate(model) == expected
+    assert (loader.begun, loader.given, evaluate.images) == (3, 5, 8)
+    assert repr(evaluate) == "accuracy on 8 images, read again for each score"
+    loader.data = []
+    with pytest.raises(VitasError, match="loader: it gave no images"):
+        evaluate(model)
+    loader.data = [(torch.zeros(2, 1, 8, 8), torch.zeros(2))]
+    with pytest.raises(ShapeError, match="loader: batch 0: expected images"):
+        evaluate(model)
+    with pytest.raises(VitasError, match="keep=False reads it again for each score, and a generator can be read only once"):
+        accuracy(iter(data), keep=False)
+    with pytest.raises(ShapeError, match="expected a pair of tensors"):
+        accuracy([torch.zeros(2)], keep=False)
+
+
+class Endless:
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        return itertools.cycle(self.data)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_endless_loader_is_read_as_far_as_asked(keep):
+    model, data = micro(), batches((5, 3, 4))
+    evaluate = accuracy(Endless(data), batches=2, keep=keep)
+    assert evaluate(model) == by_hand(model, data[:2])
+    assert evaluate.images == 8
+    with pytest.raises(ChoiceError, match="batches: expected a positive int, got 0"):
+        accuracy(data, batches=0)
+
+
+def test_how_much_is_kept_is_shown():
+    images, labels = torch.zeros(64, 1, 64, 64), torch.zeros(64, dtype=torch.long)
+    assert repr(accuracy([(images, labels)])) == "accuracy on 64 images, 1.0 MiB kept"  # 64 * (64 * 64 * 4 + 8) bytes
+
+
+@pytest.mark.extras
+def test_a_progress_bar_counts_the_batches(capsys):
+    data = batches((5, 3, 4))
+    accuracy(data, progress=True, batches=2)
+    assert "/2 [" in capsys.readouterr().err
+    with pytest.raises(ChoiceError, match="progress: expected True or False, got 1"):
+        accuracy(data, progress=1)
 
 
 @pytest.mark.parametrize("device", ["gpu", 1.5, []])

@@ -100,3 +100,13 @@ def test_results_as_a_table_and_as_a_picture(model, tmp_path):
     figure.savefig(tmp_path / "search.png")
     two = searched(model, lambda subnet: {"accuracy": made_up(subnet)}, objectives={"accuracy": "max", "params": "min"})
     assert two.plot().axes[1].get_xlabel() == "params"
+
+
+def test_best_is_the_cheapest_of_equals(model):
+    result = searched(model, lambda subnet: 0.25 if subnet["embed_dim"] < 32 else 0.75)
+    equal = [evaluation for evaluation in result.history if evaluation.scores["accuracy"] == 0.75]
+    assert len(equal) > 3
+    costs = [vitas.count_flops(model, evaluation.subnet).total for evaluation in equal]
+    assert costs[0] > min(costs)
+    assert vitas.count_flops(model, result.best).total == min(costs)
+    assert [evaluation.scores["flops"] for evaluation in result.front] == sorted(costs)

@@ -1,5 +1,6 @@
 import itertools
 import math
+import statistics
 import sys
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from tests.superformer.test_deit import small
-from vitas import ChoiceError, SubnetSampler, VitasError, active_subnet, count_params, sample_subnet, search_space
+from vitas import ChoiceError, SubnetSampler, VitasError, accuracy, active_subnet, count_params, sample_subnet, search_space
 from vitas.sharing import coverage
 from vitas.train.report import kendall_tau, supernet_report
 from vitas.train.sandwich import sandwich
@@ -104,6 +105,10 @@ def test_kendalls_tau():
     assert kendall_tau([1, 2, 3], [2, 4, 9]) == 1
     assert kendall_tau([1, 2, 3], [9, 4, 2]) == -1
     assert math.isnan(kendall_tau([1, 1, 1], [1, 2, 3]))
+    with pytest.raises(ChoiceError, match="scores: expected as many in both lists, got 2 and 3"):
+        kendall_tau([1, 2], [1, 2, 3])
+    with pytest.raises(ChoiceError, match="score: expected a number, got 'high'"):
+        kendall_tau([1, 2], [1, "high"])
     random = np.random.default_rng(0)
     for _ in range(20):
         a, b = random.integers(0, 6, (2, 12))
@@ -126,6 +131,49 @@ def test_rank_agreement_with_retrained_networks(score, verdict):
     assert report.retrained == tuple((count_params(model, s) / 10_000, value) for s, value in retrained.items())
     assert verdict in report.verdict
     assert "not known" in supernet_report(model, size_score).verdict
+
+
+def linear_scores(low, high, n=12):
+    """A score for each call: three for the ends and the middle, then n evenly from low to high."""
+    return iter([0.1, 0.5, 0.9, *np.linspace(low, high, n)])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "images", "verdict"),
+    [
+        (0.78, 0.82, 5000, "1.3 points, of 5000 images alone 0.57: scores tell networks apart"),
+        (0.78, 0.82, 500, "1.3 points, of 500 images alone 1.8: scores hardly tell networks apart."),
+    ],
+)
+def test_the_verdict_compares_the_spread_of_scores_with_what_the_number_of_images_explains(low, high, images, verdict):
+    scores = linear_scores(low, high)
+    report = supernet_report(small(), lambda model: next(scores), n_random=12, images=images)
+    spread = statistics.stdev(np.linspace(low, high, 12))
+    binomial = math.sqrt(statistics.fmean(p * (1 - p) for p in np.linspace(low, high, 12)) / images)
+    assert report.noise == pytest.approx(binomial)
+    assert f"{100 * spread:.2g} points" in verdict
+    assert f"Standard deviation of 12 subnets {verdict}" in report.verdict
+
+
+def test_the_spread_is_judged_only_where_images_and_scores_say_something():
+    def verdict(low=0.2, high=0.8, n=12, **options):
+        scores = linear_scores(low, high, n)
+        return supernet_report(small(), lambda model: next(scores), n_random=n, **options).verdict
+
+    assert "apart" not in verdict()  # how many images is not known
+    assert "apart" not in verdict(n=7, images=100)  # too few networks
+    assert "apart" not in verdict(high=1.5, images=100)  # no accuracies
+    assert "apart" in verdict(images=100)
+    with pytest.raises(ChoiceError, match="images: expected a positive int, got 0"):
+        verdict(images=0)
+
+
+def test_the_number_of_images_is_taken_from_vitas_accuracy():
+    model = small()
+    images = torch.randn(40, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    evaluate = accuracy([(images[:30], torch.zeros(30, dtype=torch.long)), (images[30:], torch.ones(10, dtype=torch.long))])
+    assert supernet_report(model, evaluate, n_random=8).images == evaluate.images == 40
+    assert supernet_report(model, evaluate, n_random=8, images=9).images == 9
 
 
 def test_the_verdict_notices_training_that_went_wrong():

@@ -139,7 +139,7 @@ def with_sizes(wrapped, **sizes):
 
 
 def regular(name):
-    """Return sizes of which a config can tell all: heads of 12 channels, of 6 in a Swin; the MLP of a SigLIP whole, as its pooling."""
+    """Return sizes that a config can say: heads of 12 channels (Swin: of 6); in a SigLIP the MLP whole, as its pooling's."""
     if name.startswith("Swin"):
         return {"embed_dim": [6, 12], "num_heads": [1, 2], "mlp_dim": [24, 48], "depth": [1, 2]}
     gated = CLASSES[name][1].get("use_swiglu_ffn")

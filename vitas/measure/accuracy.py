@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vitas.checks import as_flag
+from vitas.checks import ANY_INT, as_count, as_flag
 from vitas.choice import SIDES
-from vitas.errors import ChoiceError, ShapeError, VitasError, shown
+from vitas.errors import ChoiceError, ShapeError, VitasError, needs, shown
 from vitas.space import device_of, eval_mode, holders, logits_of, search_space, unwrap
 
 
@@ -24,12 +25,61 @@ class _Batch(NamedTuple):
         return _Batch(self.images.to(device), self.labels.to(device), self.classes)
 
 
+class Accuracy:
+    """What `accuracy` returns: a function of a model that knows how many images are behind its scores.
+
+    Attributes:
+        images: How many images a score is the mean of; None before the first score where the loader is not kept.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[_Batch]], device: torch.device | None, amp: bool, keep: bool) -> None:
+        self._read, self._device, self._amp = read, device, amp
+        self._kept = _some(read()) if keep else None
+        self.images = None if self._kept is None else sum(len(batch.labels) for batch in self._kept)
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the fraction of the images that the model's active subnet classifies right.
+
+        Raises:
+            ShapeError: outputs, or batches that are read only now, that do not fit.
+            VitasError: a model on the meta device; a loader that is empty when it is read again.
+        """
+        inner = unwrap(model)
+        own = device_of(inner)
+        target = own if self._device is None else self._device
+        if self._kept is not None:
+            self._kept = [batch.to(target) for batch in self._kept]  # free when they are there
+        runs = inner if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()) else model
+
+        def score() -> float:
+            batches = (batch.to(target) for batch in self._read()) if self._kept is None else self._kept
+            fraction, self.images = _fraction(runs, batches)
+            return fraction
+
+        with eval_mode(model), torch.no_grad(), torch.autocast(target.type, enabled=self._amp):
+            return _mean_of_sides(inner, score)
+
+    def __repr__(self) -> str:
+        number = "" if self.images is None else f" on {self.images} images"
+        if self._kept is None:
+            return f"accuracy{number}, read again for each score"
+        size = sum(tensor.nbytes for batch in self._kept for tensor in (batch.images, batch.labels))
+        return f"accuracy{number}, {size / 2**20:,.1f} MiB kept"
+
+
 def accuracy(
-    loader: Iterable[Any], *, device: torch.device | str | None = None, amp: bool = False
-) -> Callable[[nn.Module], float]:
+    loader: Iterable[Any],
+    *,
+    device: torch.device | str | None = None,
+    amp: bool = False,
+    batches: int | None = None,
+    keep: bool = True,
+    progress: bool = False,
+) -> Accuracy:
     """Return a function that scores a model: the fraction of the loader's images that its active subnet classifies right.
 
-    The loader is read once, here; its batches are moved to the device at the first score and kept there. A score leaves
+    The loader is read once, here; its batches are moved to the device at the first score and kept there, 0.57 MiB for an
+    image of 3 x 224 x 224 in single precision. `keep=False` reads it again for each score instead. A score leaves
     the model as it was: the active subnet, every module's training mode, no gradients. Under bilateral sharing it is the
     mean of both sides. An image with a NaN among its outputs counts as wrong. DistributedDataParallel is set aside, so
     that ranks may score different subnets; what torch.compile made runs compiled.
@@ -41,27 +91,40 @@ def accuracy(
         loader: Any iterable of (images, labels), such as a DataLoader or a list; without random augmentation.
         device: Where the batches are kept; None: where the model's first parameter is.
         amp: Whether to run under torch's autocast.
+        batches: At most so many of the loader's first batches are read; None: all, which an endless loader does not have.
+        keep: Whether the batches are kept in memory; else the loader is read again for each score, in the same order if
+            scores are to be compared.
+        progress: Whether to show a progress bar over the batches that are read.
 
     Raises:
         ShapeError: batches that are not (images, labels) of these shapes; from the function, outputs that do not fit.
-        ChoiceError: a device that torch does not know, an `amp` that is not a bool.
-        VitasError: a loader that cannot be read, or without images; from the function, a model on the meta device.
+        ChoiceError: a device that torch does not know, an option that is not a bool, `batches` that is not a positive int.
+        VitasError: a loader that cannot be read, or without images, or that is to be read again and cannot; tqdm is not
+            installed and `progress` asks for it; from the function, a model on the meta device.
     """
-    amp = as_flag(amp, "amp")
+    amp, keep, progress = as_flag(amp, "amp"), as_flag(keep, "keep"), as_flag(progress, "progress")
+    most = None if batches is None else as_count(batches, "batches", 1, ANY_INT)
     where = None if device is None else _device(device)
-    batches = _read(loader)
+    if isinstance(loader, (str, Tensor)) or not isinstance(loader, Iterable):
+        raise VitasError(f"loader: expected an iterable of (images, labels), got {type(loader).__name__}")
+    if not keep:
+        if isinstance(loader, Iterator):
+            raise VitasError("loader: keep=False reads it again for each score, and a generator can be read only once")
+        _some(islice(_checked_batches(loader, most), 1))  # what does not fit is refused at once
 
-    def evaluate(model: nn.Module) -> float:
-        nonlocal batches
-        inner = unwrap(model)
-        own = device_of(inner)
-        target = own if where is None else where
-        batches = [batch.to(target) for batch in batches]  # free when they are there
-        runs = inner if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()) else model
-        with eval_mode(model), torch.no_grad(), torch.autocast(target.type, enabled=amp):
-            return _mean_of_sides(inner, lambda: _fraction(runs, batches))
+    def read() -> Iterator[_Batch]:
+        return _checked_batches(_with_bar(loader, most) if progress else loader, most)
 
-    return evaluate
+    return Accuracy(read, where, amp, keep)
+
+
+def _with_bar(loader: Iterable[Any], most: int | None) -> Iterable[Any]:
+    with needs("search"):
+        from tqdm.auto import tqdm
+
+    total = len(loader) if isinstance(loader, Sized) else None
+    bar: Iterable[Any] = tqdm(loader, "accuracy", most if total is None else min(total, most or total), False, unit="batch")
+    return bar
 
 
 def _device(device: torch.device | str) -> torch.device:
@@ -71,14 +134,25 @@ def _device(device: torch.device | str) -> torch.device:
         raise ChoiceError(f"device: got {shown(device)} ({str(error).splitlines()[0]})") from None
 
 
-def _read(loader: Iterable[Any]) -> list[_Batch]:
-    if isinstance(loader, (str, Tensor)) or not isinstance(loader, Iterable):
-        raise VitasError(f"loader: expected an iterable of (images, labels), got {type(loader).__name__}")
-    batches = [_checked(number, batch) for number, batch in enumerate(loader)]
-    batches = [batch for batch in batches if len(batch.labels)]
-    if not batches:
-        raise VitasError("loader: it gave no images; a generator can be read only once")
-    return batches
+def _checked_batches(loader: Iterable[Any], most: int | None) -> Iterator[_Batch]:
+    """Yield the first batches that hold images, each checked."""
+    checked = (_checked(number, batch) for number, batch in enumerate(islice(loader, most)))
+    return (batch for batch in checked if len(batch.labels))
+
+
+def _some(batches: Iterable[_Batch]) -> list[_Batch]:
+    """Return the batches.
+
+    Raises:
+        VitasError: there are none.
+    """
+    kept = list(batches)
+    if not kept:
+        raise VitasError(_EMPTY)
+    return kept
+
+
+_EMPTY = "loader: it gave no images; a generator can be read only once"
 
 
 def _checked(number: int, batch: Any) -> _Batch:
@@ -125,7 +199,8 @@ def _mean_of_sides(model: nn.Module, score: Callable[[], float]) -> float:
     return math.fsum(scores) / len(scores)
 
 
-def _fraction(model: nn.Module, batches: Iterable[_Batch]) -> float:
+def _fraction(model: nn.Module, batches: Iterable[_Batch]) -> tuple[float, int]:
+    """Return which fraction of the images is classified right, and how many there are."""
     right: Tensor | int = 0
     total = 0
     for images, labels, classes in batches:
@@ -137,4 +212,6 @@ def _fraction(model: nn.Module, batches: Iterable[_Batch]) -> float:
         best, found = outputs.max(dim=1)
         right = right + ((found == labels) & ~best.isnan()).sum()
         total += len(labels)
-    return int(right) / total  # the only wait for the device
+    if not total:
+        raise VitasError(_EMPTY)
+    return int(right) / total, total  # the only wait for the device

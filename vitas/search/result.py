@@ -58,17 +58,23 @@ class SearchResult:
 
     @property
     def front(self) -> list[Evaluation]:
-        """Of the evaluations that meet every limit those that no other one dominates, best first on the first objective."""
+        """Of the evaluations that meet every limit those that no other one dominates.
+
+        Best first on the first objective, then on the others; of equal ones the one with the fewest multiply-adds, then the
+        fewest parameters, where the model states them, then the earliest.
+        """
         good = self._good
         if not good:
             return []
         values = np.stack([self._aims.values(evaluation.scores) for evaluation in good])
         best = np.flatnonzero(nondominated(values))
-        return [good[position] for position in best[np.argsort(values[best, 0], kind="stable")]]
+        costs = np.array([[good[position].scores.get(name, 0.0) for name in ("flops", "params")] for position in best])
+        order = np.lexsort(np.hstack([values[best], costs]).T[::-1])  # stable, its last key counts first
+        return [good[position] for position in best[order]]
 
     @property
     def best(self) -> Subnet:
-        """The best subnet on the first objective; of equal ones the best on the other objectives, then the earliest.
+        """The best subnet on the first objective, and of equal ones the cheapest: the first of `front`.
 
         Raises:
             SearchError: nothing was evaluated, every evaluation failed, or no subnet met the limits.

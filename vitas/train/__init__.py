@@ -18,7 +18,7 @@ from vitas.train.distill import distill_loss
 from vitas.train.pairs import bilateral, complementary
 from vitas.train.ranks import RankSampler, guard_ranks
 from vitas.train.recipes import RETRAIN, RETRAIN_LARGE, SUPERFORMER, Recipe
-from vitas.train.report import SupernetReport, supernet_report
+from vitas.train.report import SupernetReport, kendall_tau, supernet_report
 from vitas.train.sandwich import sandwich
 from vitas.train.unused import skip_unused, touch_unused
 
@@ -34,6 +34,7 @@ __all__ = [
     "depth_law_for",
     "distill_loss",
     "guard_ranks",
+    "kendall_tau",
     "sandwich",
     "skip_unused",
     "supernet_report",

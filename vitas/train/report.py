@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vitas.checks import as_count
+from vitas.checks import ANY_INT, as_count
 from vitas.choice import SIDES, Dim
 from vitas.errors import ChoiceError, needs, shown
+from vitas.measure.accuracy import Accuracy
 from vitas.nn import Elastic
 from vitas.nn.layer import StatesWeights
 from vitas.plot.pictures import displayed
@@ -21,6 +22,9 @@ from vitas.sample import use_subnet
 from vitas.sharing import coverage
 from vitas.space import AnyChoice, Number, SearchSpace, Subnet, held, search_space, unwrap
 from vitas.tables import html_table, pattern_of, text_table
+
+_FEWEST = 8
+"""Fewer scores say little of a standard deviation: over 8 normal ones it is known to about a quarter."""
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 
@@ -41,6 +45,7 @@ class SupernetReport:
         untouched: Names of values that no step used, such as "patch_size=2"; empty where nothing was counted.
         retrained: (inherited, retrained) scores of the networks that were retrained.
         tau: Kendall's tau-b between the two; None where fewer than two networks were given.
+        images: How many images each score is an accuracy on; None where that is not known.
     """
 
     scores: Mapping[str, float]
@@ -51,6 +56,17 @@ class SupernetReport:
     untouched: tuple[str, ...]
     retrained: tuple[tuple[float, float], ...]
     tau: float | None
+    images: int | None = None
+
+    @property
+    def noise(self) -> float | None:
+        """The standard deviation that the accuracy of one network has for want of images; None where `images` is.
+
+        That of images drawn anew, which is the most: networks that are scored on the same images share a part of it.
+        """
+        if self.images is None or not self.random or not all(0 <= score <= 1 for score in self.random):
+            return None
+        return math.sqrt(sum(score * (1 - score) for score in self.random) / len(self.random) / self.images)
 
     @property
     def counted(self) -> bool:
@@ -63,6 +79,7 @@ class SupernetReport:
         said = [self._on_training(), self._on_sharing()]
         if self.untouched:
             said.append(f"Never used in training: {', '.join(self.untouched)}; train longer or sample otherwise.")
+        said += self._on_spread()
         said.append(self._on_ranking())
         return " ".join(said)
 
@@ -92,18 +109,27 @@ class SupernetReport:
             " ordinal sharing, of subnets that run in every step (sandwich), or of few steps."
         )
 
+    def _on_spread(self) -> list[str]:
+        noise, n = self.noise, len(self.random)
+        if noise is None or n < _FEWEST:
+            return []
+        spread = float(np.std(self.random, ddof=1))
+        alone = f"of {self.images} images alone {100 * noise:.2g}"
+        said = "hardly tell networks apart" if spread < 2 * noise else "tell networks apart, rightly or not"
+        return [f"Standard deviation of {n} subnets {100 * spread:.2g} points, {alone}: scores {said}."]
+
     def _on_ranking(self) -> str:
         n = len(self.retrained)
         if self.tau is None:
             return "Whether inherited scores rank networks rightly is not known: retrain some and pass retrained=."
         if math.isnan(self.tau):
             return f"Inherited or retrained scores of {n} networks are all equal: they cannot be ranked."
-        noise = math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))  # standard deviation of tau where there is no relation
+        chance = math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))  # standard deviation of tau where there is no relation
         shown = f"Kendall's tau {self.tau:.2f} over {n} networks"
-        if self.tau < 2 * noise:
-            return f"Inherited scores do not rank networks better than chance would ({shown}, noise {noise:.2f})."
+        if self.tau < 2 * chance:
+            return f"Inherited scores do not rank networks better than chance would ({shown}, by chance {chance:.2f})."
         how = "well" if self.tau >= 0.7 else "fairly" if self.tau >= 0.4 else "weakly"
-        return f"Inherited scores rank networks {how} ({shown}, noise {noise:.2f})."
+        return f"Inherited scores rank networks {how} ({shown}, by chance {chance:.2f})."
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [(name, f"{score:.4g}") for name, score in self.scores.items()]
@@ -188,6 +214,7 @@ def supernet_report(
     n_random: int = 0,
     trained: Iterable[Mapping[str, Number]] | None = None,
     retrained: Mapping[Subnet, float] | None = None,
+    images: int | None = None,
     seed: int = 0,
 ) -> SupernetReport:
     """Return how well a superformer is trained: scores, updates of each channel, rank agreement, and a verdict in words.
@@ -203,13 +230,17 @@ def supernet_report(
         trained: The subnets that were trained, one for each pass, such as `sampler.sample(step, activate=False)` again for
             each step; a bilateral one counts half for each side. None: what the prior leads to expect.
         retrained: Score of networks that were trained from scratch; at least two for a tau.
+        images: How many images each score is an accuracy on, by which the spread of the random subnets is judged; None:
+            what `vitas.accuracy` says, and nothing of another function.
         seed: Seed of the random subnets.
 
     Raises:
-        ChoiceError: a model without choices, subnets of another space, a score or `n_random` that is not a number, an
-            `evaluate` that is no function.
+        ChoiceError: a model without choices, subnets of another space, a score, `n_random` or `images` that is not a number,
+            an `evaluate` that is no function.
     """
     n_random = as_count(n_random, "n_random", 0)
+    if images is not None:
+        images = as_count(images, "images", 1, ANY_INT)
     if not callable(evaluate):
         raise ChoiceError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
     space = search_space(model)
@@ -228,15 +259,18 @@ def supernet_report(
     pairs = tuple(
         (score(subnet), float(value)) for subnet, value in zip(inherited.values(), (retrained or {}).values(), strict=True)
     )
+    scores = {name: score(subnet) for name, subnet in corners.items()}
+    random = tuple(score(subnet) for subnet in drawn)
     return SupernetReport(
-        scores={name: score(subnet) for name, subnet in corners.items()},
-        random=tuple(score(subnet) for subnet in drawn),
+        scores=scores,
+        random=random,
         updates=updates,
         passes=passes,
         spread={name: float(np.ptp(use)) * len(dims[name].values) for name, use in updates.items()},
         untouched=untouched,
         retrained=pairs,
         tau=kendall_tau(*zip(*pairs, strict=True)) if len(pairs) > 1 else None,
+        images=evaluate.images if images is None and isinstance(evaluate, Accuracy) else images,
     )
 
 
@@ -256,7 +290,7 @@ def _sliced(model: nn.Module) -> set[AnyChoice]:
     return {base for layer in layers for _, choice in held(layer) for base in choice.bases}
 
 
-def _number(score: object) -> float:
+def _number(score: object, what: str = "evaluate") -> float:
     if isinstance(score, Mapping):
         if "accuracy" not in score:
             raise ChoiceError(f"evaluate: expected a number or a mapping with 'accuracy', got {shown(score)}")
@@ -264,7 +298,7 @@ def _number(score: object) -> float:
     try:
         return float(score)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise ChoiceError(f"evaluate: expected a number, got {shown(score)}") from None
+        raise ChoiceError(f"{what}: expected a number, got {shown(score)}") from None
 
 
 _Uses = tuple[dict[str, NDArray[np.float64]], dict[str, int], tuple[str, ...]]
@@ -294,7 +328,17 @@ def kendall_tau(a: Iterable[float], b: Iterable[float]) -> float:
     """Return Kendall's tau-b of two lists of scores: 1 where they rank alike, -1 where opposite; NaN where one is constant.
 
     Source: Kendall, "The treatment of ties in ranking problems", Biometrika 33 (1945).
+
+    Args:
+        a: Scores of some networks.
+        b: Other scores of the same networks, in the same order.
+
+    Raises:
+        ChoiceError: lists that are not of numbers, or of different lengths.
     """
-    x, y = (np.sign(np.subtract.outer(v, v)) for v in (np.array(list(a), float), np.array(list(b), float)))
+    first, second = (np.array([_number(score, "score") for score in scores]) for scores in (a, b))
+    if len(first) != len(second):
+        raise ChoiceError(f"scores: expected as many in both lists, got {len(first)} and {len(second)}")
+    x, y = (np.sign(np.subtract.outer(v, v)) for v in (first, second))
     norm = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
     return float((x * y).sum()) / norm if norm else math.nan
