@@ -30,7 +30,8 @@ def _configs(config: Any) -> Iterator[Any]:
     """Yield a config and those of the towers inside."""
     yield config
     for name in config.sub_configs:
-        yield from _configs(getattr(config, name))
+        if (inner := getattr(config, name)) is not None:
+            yield from _configs(inner)
 
 
 def _say(config: Any, stages: Sequence[Stage]) -> None:

@@ -40,7 +40,9 @@ def places_of(model: nn.Module, plan: Plan) -> list[Place]:
     """
     record = plan.record_of(model)
     if record is None or record.rows is None:
-        supported = ", ".join(name for name, text in plan.records.items() if "rows " in text)
+        names = [name for name, text in plan.records.items() if "rows " in text]
+        library = f"{type(model).__module__.partition('.')[0]}."
+        supported = ", ".join([name for name in names if name.startswith(library)] or names)
         raise WrapError(f"{type(model).__name__} cannot be wrapped; supported are {supported}, and what records= describes")
     first = part_at(model, record.stages[0]) if record.stages else None
     n = len(first._modules) if isinstance(first, nn.Module) else 1
