@@ -51,8 +51,9 @@ def _say(config: Any, stages: Sequence[Stage]) -> None:
     for name, value in {"hidden_size": widths[-1], **(several if "depths" in fields else one)}.items():
         if name in fields and value is not None and None not in (value if isinstance(value, list) else ()):
             setattr(config, name, value)
-    if "depths" not in fields and None not in (heads[0], channels[0]) and heads[0] * channels[0] != widths[0]:
-        config.head_dim = channels[0]
+    h, d = heads[0], channels[0]
+    if "depths" not in fields and h is not None and d is not None and h * d != widths[0]:
+        config.head_dim = d
     if "mlp_ratio" in fields and None not in hidden:
         _say_ratio(config, widths, hidden)
     if "stage_names" in fields and "depths" not in fields:

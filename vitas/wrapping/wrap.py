@@ -41,8 +41,8 @@ def wrap(
     Also a tower of transformers: ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, Swin, SwinV2. The config of its exports says the
     sizes where one number holds for all blocks.
 
-    The weights, the `state_dict` keys and shapes, the library's methods and the outputs of the largest subnet stay what they were.
-    Choices are called `embed_dim`, `depth`, `blocks.3.num_heads`, `blocks.3.mlp_dim`; where there are stages,
+    The weights, the `state_dict` keys and shapes, the library's methods and the outputs of the largest subnet stay what they
+    were. Choices are called `embed_dim`, `depth`, `blocks.3.num_heads`, `blocks.3.mlp_dim`; where there are stages,
     `stages.2.embed_dim`, `stages.2.depth`, `stages.2.blocks.5.num_heads`... Heads keep their width, so that the width of q,
     k and v follows their number.
 
