@@ -106,7 +106,9 @@ def of_transformers(narrowed: type[nn.Module]) -> dict[str, Any]:
 
 def _bound_checkpoint(layer: nn.Module) -> Any:
     """Return the function by which a layer checkpoints; recomputed, it runs in the subnet that is active now."""
-    checkpoint, state = vars(layer)["_gradient_checkpointing_func"], State.of_module(layer)
+    checkpoint, state = vars(layer).get("_gradient_checkpointing_func"), State.of_module(layer)
+    if checkpoint is None:
+        raise AttributeError("_gradient_checkpointing_func: gradient checkpointing is off")
 
     def bound(function: Any, *inputs: Any) -> Any:
         def run(*inputs: Any) -> Any:
