@@ -15,6 +15,7 @@ import vitas
 
 ROOTS = {  # what each extra brings that a user of it relies on
     "timm": ["timm"],
+    "transformers": ["transformers"],
     "search": ["optuna", "pandas"],
     "plot": ["matplotlib"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
@@ -54,6 +55,12 @@ def check(extra: str) -> None:
         wrapped = vitas.wrap(network)
         x = torch.randn(1, 3, 32, 32)
         vitas.export_subnet(wrapped, vitas.sample_subnet(wrapped), verify=x)
+    if extra == "transformers":
+        import transformers
+
+        config = transformers.ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32)
+        wrapped = vitas.wrap(transformers.ViTModel(config).eval())
+        vitas.export_subnet(wrapped, vitas.sample_subnet(wrapped), verify=torch.randn(1, 3, 32, 32))
     if extra == "search" and hasattr(vitas, "evolve"):
         model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
         result = vitas.evolve(

@@ -1,6 +1,5 @@
 """Records: the notation, what they refuse, and classes of timm by them: exact exports and counts, the ablation oracle."""
 
-import copy
 import pickle
 import types
 
@@ -8,18 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.contract import macs, randomize, relative_error
-from vitas import (
-    VitasError,
-    check_records,
-    count_flops,
-    count_params,
-    export_subnet,
-    sample_subnet,
-    search_space,
-    use_subnet,
-    wrap,
-)
+from tests.contract import randomize, relative_error
+from tests.wrapping.checks import check_copies, check_counts, check_exports, check_gradients, check_silent_units, some
+from vitas import VitasError, check_records, export_subnet, sample_subnet, search_space, use_subnet, wrap
 from vitas.errors import ExportError, WrapError
 from vitas.wrapping.record import Axis, parsed
 
@@ -48,65 +38,26 @@ def original(name):
     return model, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def some(model, n, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    for i in range(n):
-        yield sample_subnet(model, policy="random" if i else "smallest", generator=generator)
-
-
 @every_model
 def test_the_largest_subnet_is_the_model_and_exports_equal_the_active_path(name):
-    model, x = original(name)
-    before = copy.deepcopy(model.state_dict())
-    wrapped = wrap(model, embed_dim="auto", depth="auto")
-    assert torch.equal(wrapped(x), model(x))
-    state = wrapped.state_dict()
-    assert list(state) == list(before)
-    assert all(torch.equal(state[key], before[key]) for key in before)
-    for _ in some(wrapped, 5):
-        export = export_subnet(wrapped)
-        assert type(export) is type(model)
-        assert b"vitas" not in pickle.dumps(export)
-        assert relative_error(export(x), wrapped(x)) <= 1e-5
-        assert count_params(wrapped) == sum(parameter.numel() for parameter in export.parameters())
-        assert count_flops(wrapped).total == macs(export, x[:1])
+    check_exports(*original(name))
 
 
 @every_model
 def test_a_subnet_is_the_whole_model_without_the_units_that_it_leaves_out(name):
-    model, x = original(name)
-    wrapped = wrap(model.double(), embed_dim="auto", depth="auto")
-    active = search_space(wrapped).active()
-    worst = check_records(wrapped, x.double())
-    assert worst <= 1e-12
-    assert search_space(wrapped).active() == active
+    check_silent_units(*original(name))
 
 
 @every_model
 def test_gradients_are_those_of_the_export(name):
-    model, x = original(name)
-    wrapped = wrap(model.double(), embed_dim="auto", depth="auto")
-    x = x[:1].double()
-    for _ in some(wrapped, 2, seed=1):
-        wrapped.zero_grad(set_to_none=True)
-        export = export_subnet(wrapped)
-        wrapped(x).square().sum().backward()
-        export(x).square().sum().backward()
-        got = torch.cat([p.grad[p.grad != 0] for p in wrapped.parameters() if p.grad is not None])
-        expected = torch.cat([p.grad[p.grad != 0] for p in export.parameters() if p.grad is not None])
-        torch.testing.assert_close(got.sort().values, expected.sort().values, rtol=1e-9, atol=1e-12)
+    check_gradients(*original(name))
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
 def test_copies_checkpointing_order_and_methods(name):
     model, x = original(name)
     wrapped = wrap(model, embed_dim="auto", depth="auto")
-    sample_subnet(wrapped, policy="smallest")
-    expected = wrapped(x)
-    for twin in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
-        sample_subnet(wrapped, policy="largest")
-        assert torch.equal(twin(x), expected)
-        sample_subnet(wrapped, policy="smallest")
+    check_copies(wrapped, x)
     ordered = wrap(model, embed_dim="auto", order="magnitude")
     assert relative_error(ordered(x), model(x)) <= 1e-5
     wrapped.reset_classifier(7)
@@ -131,13 +82,7 @@ def test_copies_checkpointing_order_and_methods(name):
 
 @every_model
 def test_counts_by_running_add_up(name):
-    model, x = original(name)
-    wrapped = wrap(model, embed_dim="auto", depth="auto")
-    for one in (model, wrapped):
-        count = count_flops(one, inputs=x[:1])
-        assert sum(count.by_module.values()) == count.total == macs(one, x[:1])
-    stated, counted = count_flops(wrapped), count_flops(wrapped, inputs=x[:1])
-    assert stated.by_operator == counted.by_operator
+    check_counts(*original(name))
 
 
 # -- the notation ------------------------------------------------------------------------------------------------------

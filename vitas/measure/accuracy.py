@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitas.checks import ANY_INT, as_count, as_flag
 from vitas.choice import SIDES
 from vitas.errors import ChoiceError, ShapeError, VitasError, needs, shown
-from vitas.space import device_of, eval_mode, holders, search_space, unwrap
+from vitas.space import device_of, eval_mode, holders, logits_of, search_space, unwrap
 
 
 class _Batch(NamedTuple):
@@ -84,7 +84,7 @@ def accuracy(
     mean of both sides. An image with a NaN among its outputs counts as wrong. DistributedDataParallel is set aside, so
     that ranks may score different subnets; what torch.compile made runs compiled.
 
-    Shapes: images (B, ...), labels (B,) of ints; the model's outputs (B, classes).
+    Shapes: images (B, ...), labels (B,) of ints; the model's outputs (B, classes), or transformers' with such `logits`.
     Source: scores with inherited weights and the mean of both sides, public ViTAS code (Su et al., July 2021).
 
     Args:
@@ -204,7 +204,7 @@ def _fraction(model: nn.Module, batches: Iterable[_Batch]) -> tuple[float, int]:
     right: Tensor | int = 0
     total = 0
     for images, labels, classes in batches:
-        outputs = model(images)
+        outputs = logits_of(model(images))
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(labels):
             raise ShapeError(f"outputs: expected a tensor ({len(labels)}, classes), got {described(outputs)}")
         if outputs.shape[1] < classes:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vitas.errors import ExportError
 
-TORCHS_OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
-"""Attributes of every module, and what torch.compile puts on one: they stay behind."""
+TORCHS_OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl", "_output_capturing_hooks_installed"}
+"""Attributes of every module, what torch.compile puts on one, transformers' note that hooks are there: they stay behind."""
 
 
 def refuse_patches(module: nn.Module) -> None:

@@ -16,7 +16,7 @@ Knows no layer: whoever holds a Choice is found by walking. Imports choice and w
 """
 
 from vitas.space.codes import codes_of
-from vitas.space.model import StatesCost, arguments_of, device_of, eval_mode, needs_tokens, unwrap
+from vitas.space.model import StatesCost, arguments_of, device_of, eval_mode, logits_of, needs_tokens, unwrap
 from vitas.space.space import SearchSpace, search_space
 from vitas.space.state import State
 from vitas.space.subnet import Number, Subnet, as_subnet
@@ -39,6 +39,7 @@ __all__ = [
     "gated_children",
     "held",
     "holders",
+    "logits_of",
     "needs_tokens",
     "readable_amount",
     "readable_size",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
@@ -70,6 +70,11 @@ def arguments_of(inputs: Any, what: str = "inputs") -> tuple[Any, ...]:
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(arguments)):
         raise ChoiceError(f"{what}: expected a tensor, or a tuple with a tensor among them, got {shown(inputs)}")
     return arguments
+
+
+def logits_of(outputs: Any) -> Any:
+    """Return the logits among the named outputs of a model of transformers; anything else as it is."""
+    return outputs["logits"] if isinstance(outputs, Mapping) and "logits" in outputs else outputs
 
 
 @runtime_checkable

@@ -1,6 +1,8 @@
 """Losses by which one network learns from the outputs of another."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +11,12 @@ from torch import Tensor
 
 from vitas.checks import is_number
 from vitas.errors import ChoiceError, ShapeError, shown
+from vitas.space import logits_of
 
 
 def distill_loss(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Mapping[str, Any],
+    teacher: Tensor | Mapping[str, Any],
     *,
     temperature: float = 1.0,
     alpha: tuple[float, float] | None = None,
@@ -36,8 +39,8 @@ def distill_loss(
     arXiv:2102.07954v2, section 4 (alpha -1 and 1, cut at 5). That the value is D itself is ours.
 
     Args:
-        student: Logits of the network that learns.
-        teacher: Logits of the network that teaches.
+        student: Logits of the network that learns, or outputs of transformers that hold them.
+        teacher: Those of the network that teaches.
         temperature: Both logits are divided by it.
         alpha: The two alphas, such as (-1, 1); None: soft targets.
         clip: Largest (p / q)^a; above 1. Only with `alpha`.
@@ -46,16 +49,17 @@ def distill_loss(
         ShapeError: logits of different shapes, or none.
         ChoiceError: a temperature that is not positive, alphas that are not two numbers, a cut that is not above 1.
     """
-    for what, logits in (("student", student), ("teacher", teacher)):
+    learned, taught = logits_of(student), logits_of(teacher)
+    for what, logits in (("student", learned), ("teacher", taught)):
         if not isinstance(logits, Tensor):
             raise ShapeError(f"{what}: expected a tensor of logits, got {shown(logits)}")
-    if student.shape != teacher.shape or student.ndim == 0 or student.numel() == 0:
-        raise ShapeError(f"distill_loss: student {tuple(student.shape)} and teacher {tuple(teacher.shape)} have to agree")
+    if learned.shape != taught.shape or learned.ndim == 0 or learned.numel() == 0:
+        raise ShapeError(f"distill_loss: student {tuple(learned.shape)} and teacher {tuple(taught.shape)} have to agree")
     if not is_number(temperature) or not 0 < temperature < 1e6:
         raise ChoiceError(f"temperature: expected a positive number, got {shown(temperature)}")
-    student, teacher = (rearrange(logits, "... classes -> (...) classes") for logits in (student, teacher.detach()))
-    log_q = F.log_softmax(student / temperature, dim=-1)
-    log_p = F.log_softmax(teacher / temperature, dim=-1)
+    rows, targets = (rearrange(logits, "... classes -> (...) classes") for logits in (learned, taught.detach()))
+    log_q = F.log_softmax(rows / temperature, dim=-1)
+    log_p = F.log_softmax(targets / temperature, dim=-1)
     if alpha is None:
         return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
     if not isinstance(alpha, (tuple, list)) or len(alpha) != 2 or not all(is_number(a) and abs(a) < 1e3 for a in alpha):

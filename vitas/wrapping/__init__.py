@@ -9,6 +9,7 @@
     counted.py    what every subnet costs, from one counted run
     plan.py       what each part of a model becomes, and what is refused
     model.py      whole models: their methods and features
+    pretrained.py whole models of transformers: their configs
     order.py      a permutation of channels that keeps the function
     arguments.py  numbers and percentages of what a model has
     stages.py     where the blocks stand, and their choices

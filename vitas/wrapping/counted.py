@@ -94,6 +94,9 @@ def _costs(part: Any, path: str, operator: str, macs: int, counts: Counts) -> It
     elif operator == "matmul" and isinstance(part, Narrowed):
         inner = next((part._dims[word] for word in ("h d", "w") if word in part._dims), None)
         yield path, Cost(macs) if inner is None else Cost(inner) * _whole(path, macs, inner.largest)
+    elif operator == "linear" and isinstance(part, Narrowed) and isinstance(part, nn.MultiheadAttention):
+        width = part._dims["w"]  # of all its weights, in and out
+        yield path, Cost(width) * Cost(width) * _whole(path, macs, width.largest**2)
     elif operator == "linear" and isinstance(part, Narrowed):  # the weights of layers that are not called themselves
         uncalled = {
             name: child

@@ -24,7 +24,7 @@ from vitas.nn.kept import TORCHS_OWN, is_data, refuse_patches
 from vitas.nn.layer import Axes, Layer, Stack, like
 from vitas.space import unwrap
 from vitas.wrapping.record import Attribute, Axis
-from vitas.wrapping.rows import running
+from vitas.wrapping.rows import of_transformers, running
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -169,7 +169,10 @@ def made(shape: Shape) -> type[nn.Module]:
     if shape.row is not None:
         body[shape.row] = _row(shape.row)
     body |= shape.mixin.additions(shape.narrowed)
-    return type(f"Elastic{shape.narrowed.__name__}", (shape.mixin, shape.narrowed), body)
+    name = f"Elastic{shape.narrowed.__name__}"
+    if shape.narrowed.__module__.startswith("transformers."):
+        name, body = shape.narrowed.__name__, {**body, **of_transformers(shape.narrowed), "export": shape.mixin.export}
+    return type(name, (shape.mixin, shape.narrowed), body)
 
 
 def _part(name: str) -> property:

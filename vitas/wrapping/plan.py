@@ -118,7 +118,15 @@ class Plan:
             return letters[axis.word]
 
         own: dict[str, tuple[Axis, ...]] = {}
-        others: dict[int, tuple[nn.Module, dict[str, tuple[Axis, ...]]]] = {}
+        others: dict[int, tuple[nn.Module, dict[str, tuple[Axis, ...]], dict[str, Attribute]]] = {}
+        attributes = {name: what for name, what in record.attributes.items() if name in vars(module)}
+
+        def holder(name: str) -> tuple[nn.Module, dict[str, tuple[Axis, ...]], dict[str, Attribute]]:
+            """Return the part that holds what a path names, and what is known of it."""
+            owner = name.rpartition(".")[0]
+            at = part_at(module, owner) if owner else None
+            return others.setdefault(id(at), (at, {}, {})) if isinstance(at, nn.Module) else (module, own, attributes)
+
         for name, axes in record.axes.items():
             found = part_at(module, name)
             if isinstance(found, nn.Module) and id(found) not in self.done:
@@ -126,16 +134,13 @@ class Plan:
                 self.leaf(found, axes, dim)
             elif isinstance(found, Tensor):
                 self.named.add(id(found))
-                owner, _, last = name.rpartition(".")
-                at = part_at(module, owner) if owner else None
-                if isinstance(at, nn.Module):
-                    others.setdefault(id(at), (at, {}))[1][last] = axes
-                else:
-                    own[name] = axes
-        for owner_module, its in others.values():
+                holder(name)[1][name.rpartition(".")[2]] = axes
+        for name, what in record.attributes.items():
+            if "." in name:
+                holder(name)[2][name.rpartition(".")[2]] = what
+        for owner_module, its_axes, its_attributes in others.values():
             self.done.add(id(owner_module))
-            self._step(owner_module, Narrowed, its, {}, None, dim, {})
-        attributes = {name: what for name, what in record.attributes.items() if name in vars(module)}
+            self._step(owner_module, Narrowed, its_axes, its_attributes, None, dim, {})
         self._step(module, mixin, own, attributes, row, dim, held)
         for name in record.whole:
             if isinstance(part := part_at(module, name), nn.Module):
@@ -244,6 +249,7 @@ def _attributes_of(layer: nn.Module, axes: tuple[Axis, ...]) -> tuple[tuple[str,
     words = {
         nn.Linear: ("out_features", "in_features"),
         nn.Conv2d: ("out_channels", "in_channels"),
+        nn.Embedding: ("num_embeddings", "embedding_dim"),
     }.get(type(layer), ())
     names = {name: axis for name, axis in zip(words, axes, strict=False) if axis.letters}
     names |= {name: axes[0] for name in ("normalized_shape", "num_features") if name in vars(layer) and axes[0].letters}

@@ -12,10 +12,10 @@ Entries stand between semicolons. There are five forms:
     stages PATHS             lists whose i-th part belongs to stage i
     whole PATHS              parts that stay as they are
 
-Letters: w width of the residual stream (of the stage), u of the stage before, w0 w1 ... of each stage, h heads, d channels
-of a head, m hidden width of an MLP, n blocks that run; any other letter is a size that stays. What a letter counts is read
-off the shapes by division. A name may be a path, `patch_embed.proj`; numbers in it may count from the end. What a class
-lacks is passed over: that nothing is forgotten is checked on the model.
+Letters: w width of the residual stream (of the stage), u of the stage before, v of the next one, w0 w1 ... of each stage,
+h heads, d channels of a head, m hidden width of an MLP, n blocks that run; any other letter is a size that stays. What a
+letter counts is read off the shapes by division. A name may be a path, `patch_embed.proj`; numbers in it may count from the
+end. What a class lacks is passed over: that nothing is forgotten is checked on the model.
 """
 
 from __future__ import annotations

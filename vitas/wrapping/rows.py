@@ -87,3 +87,38 @@ def running(owner: nn.Module, blocks: nn.Module) -> nn.Module:
         run = [_Bound(block) if bound else block for block in blocks.running()]
         return _Running(*run) if issubclass(blocks.container, nn.Sequential) else _RunningList(run)
     return _RunningList(running(owner, row) for row in cast(nn.ModuleList, blocks))
+
+
+# -- transformers ------------------------------------------------------------------------------------------------------
+
+
+def of_transformers(narrowed: type[nn.Module]) -> dict[str, Any]:
+    """Return what a class that narrows one of transformers needs.
+
+    The library finds by a class's full name what the class records, the file that it reads and the name that it saves. It
+    gives every subclass of its layers a forward of its own, which checkpoints gradients.
+    """
+    added: dict[str, Any] = {"__module__": narrowed.__module__}
+    if any(base.__name__ == "GradientCheckpointingLayer" for base in narrowed.__mro__):
+        added["_gradient_checkpointing_func"] = property(_bound_checkpoint, _set_checkpoint)
+    return added
+
+
+def _bound_checkpoint(layer: nn.Module) -> Any:
+    """Return the function by which a layer checkpoints; recomputed, it runs in the subnet that is active now."""
+    checkpoint, state = vars(layer).get("_gradient_checkpointing_func"), State.of_module(layer)
+    if checkpoint is None:
+        raise AttributeError("_gradient_checkpointing_func: gradient checkpointing is off")
+
+    def bound(function: Any, *inputs: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            with state.restored():
+                return function(*inputs)
+
+        return checkpoint(run, *inputs)
+
+    return bound
+
+
+def _set_checkpoint(layer: nn.Module, function: Any) -> None:
+    vars(layer)["_gradient_checkpointing_func"] = function

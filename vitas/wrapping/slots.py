@@ -49,7 +49,6 @@ class ElasticDropPath(Narrowed):
     rates: tuple[float, ...]
     before: tuple[Choice[int], ...]
     depths: tuple[Choice[int], ...]
-    scale_by_keep: bool
 
     @property
     def drop_prob(self) -> float:
@@ -71,10 +70,17 @@ class ElasticDropPath(Narrowed):
         rates, below = torch.tensor(self.rates, device=x.device), torch.sym_min(place // steps, last)
         share = place / steps - below
         rate = rates[below] + share * (rates[torch.sym_min(below + 1, last)] - rates[below])
-        return drop_samples(x, 1 - rate, self.scale_by_keep)
+        return drop_samples(x, 1 - rate, bool(vars(self).get("scale_by_keep", True)))
 
 
-DROP_PATHS = ("timm.layers.drop.DropPath",)
+DROP_PATHS = (
+    "timm.layers.drop.DropPath",
+    "transformers.models.dinov2.modeling_dinov2.Dinov2DropPath",
+    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersDropPath",
+    "transformers.models.dinov3_vit.modeling_dinov3_vit.Dinov3ViTDropPath",
+    "transformers.models.swin.modeling_swin.SwinDropPath",
+    "transformers.models.swinv2.modeling_swinv2.Swinv2DropPath",
+)
 
 
 def drop_paths(rows: Sequence[Sequence[nn.Module]], depths: Sequence[Choice[int]]) -> list[tuple[nn.Module, dict[str, Any]]]:

@@ -15,6 +15,7 @@ from vitas.wrapping.arguments import block_numbers, counts_of, hidden_of, widths
 from vitas.wrapping.model import Block, Model, Stage, TimmModel
 from vitas.wrapping.narrow import Shape, made
 from vitas.wrapping.plan import Letters, Plan, Step, supported_parts
+from vitas.wrapping.pretrained import Pretrained
 from vitas.wrapping.record import Record, part_at, shape_at
 from vitas.wrapping.rows import Row, Rows
 from vitas.wrapping.slots import ElasticDropPath, Slot, drop_paths
@@ -39,7 +40,9 @@ def places_of(model: nn.Module, plan: Plan) -> list[Place]:
     """
     record = plan.record_of(model)
     if record is None or record.rows is None:
-        supported = ", ".join(name for name, text in plan.records.items() if "rows " in text)
+        names = [name for name, text in plan.records.items() if "rows " in text]
+        library = f"{type(model).__module__.partition('.')[0]}."
+        supported = ", ".join([name for name in names if name.startswith(library)] or names)
         raise WrapError(f"{type(model).__name__} cannot be wrapped; supported are {supported}, and what records= describes")
     first = part_at(model, record.stages[0]) if record.stages else None
     n = len(first._modules) if isinstance(first, nn.Module) else 1
@@ -84,13 +87,14 @@ def planned(
     """
     plan = Plan(records)
     stages = tuple(
-        _stage(plan, place, i if place.parts else None, own, sharing)
+        _stage(plan, model, place, i if place.parts else None, own, sharing)
         for i, (place, own) in enumerate(zip(places, given, strict=True))
     )
     widths = [stage.width for stage in stages]
     letters: Letters = {"w": widths[-1], **{f"w{i}": width for i, width in enumerate(widths)}}
     for i, (place, stage, own) in enumerate(zip(places, stages, given, strict=True)):
         inside: Letters = {"w": widths[i], **({"u": widths[i - 1]} if i else {})}
+        inside |= {"v": widths[i + 1]} if i + 1 < len(widths) else {}
         blocks = _blocks(plan, place, stage, inside, own, sharing)
         stages = (*stages[:i], stage._replace(blocks=blocks), *stages[i + 1 :])
         plan.done.add(id(place.row))
@@ -114,8 +118,15 @@ def planned(
     dims |= {"w*": tuple(widths), "n*": tuple(stage.depth for stage in stages)}
     row = {"row": places[0].attribute} if places[0].owner is model else {}
     held = {"_stages": stages, "_counts": {}, "_remade": dict(record.axes), "_dims": {**dims, "w": widths[-1]}}
-    plan.visit(model, "", letters, _stays, TimmModel if "feature_info" in vars(model) else Model, **row, **held)
+    plan.visit(model, "", letters, _stays, _kind_of(model), **row, **held)
     return plan, stages
+
+
+def _kind_of(model: nn.Module) -> type[Model]:
+    """Return what stands first among the bases of a whole model's class."""
+    if type(model).__module__.startswith("transformers."):
+        return Pretrained
+    return TimmModel if "feature_info" in vars(model) else Model
 
 
 def _stays(letter: str, path: str, size: int, runs: int, head_dim: int) -> Dim:
@@ -123,9 +134,11 @@ def _stays(letter: str, path: str, size: int, runs: int, head_dim: int) -> Dim:
     return Dim([size], name=f"{path}.{letter}")
 
 
-def _stage(plan: Plan, place: Place, number: int | None, given: Mapping[str, Any], sharing: Sharing) -> Stage:
+def _stage(
+    plan: Plan, model: nn.Module, place: Place, number: int | None, given: Mapping[str, Any], sharing: Sharing
+) -> Stage:
     prefix = "" if number is None else f"stages.{number}."
-    own, unit = _width_of(plan, place), _unit_of(plan, place)
+    own, unit = _width_of(plan, place), _unit_of(plan, model if number is None else place.owner)
     name, n = f"{prefix}embed_dim", len(place.row._modules)
     width = Dim(widths_of(name, given["embed_dim"], own, unit), sharing=sharing, name=name)
     name = f"{prefix}depth"
@@ -145,10 +158,10 @@ def _width_of(plan: Plan, place: Place) -> int:
     raise WrapError(f"no record says what is w in a {type(first).__name__}; supported are {supported_parts(plan)}")
 
 
-def _unit_of(plan: Plan, place: Place) -> int:
+def _unit_of(plan: Plan, owner: nn.Module) -> int:
     """Return what has to divide the width: the channels of heads that are as many as fit into it."""
     unit = 1
-    for part in (place.owner, *place.owner.modules()):
+    for part in owner.modules():
         record = plan.record_of(part)
         for what in record.attributes.values() if record else ():
             if what.per is not None and what.axis.letters == ("w",):

@@ -38,8 +38,11 @@ def wrap(
 ) -> nn.Module:
     """Return a Vision Transformer of timm made searchable: ViT, DeiT, Twins, Eva (DINOv3, EVA-02, PE), Swin, NaFlexVit, SAM.
 
-    The weights, the `state_dict` keys and shapes, timm's methods and the outputs of the largest subnet stay what they were.
-    Choices are called `embed_dim`, `depth`, `blocks.3.num_heads`, `blocks.3.mlp_dim`; where there are stages,
+    Also a tower of transformers: ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, Swin, SwinV2. The config of its exports says the
+    sizes where one number holds for all blocks.
+
+    The weights, the `state_dict` keys and shapes, the library's methods and the outputs of the largest subnet stay what they
+    were. Choices are called `embed_dim`, `depth`, `blocks.3.num_heads`, `blocks.3.mlp_dim`; where there are stages,
     `stages.2.embed_dim`, `stages.2.depth`, `stages.2.blocks.5.num_heads`... Heads keep their width, so that the width of q,
     k and v follows their number.
 
@@ -50,10 +53,10 @@ def wrap(
     Stages (of Twins, of Swin) are alike in what they are given, ["50%", "100%"] say, or get an entry each: a list of which
     some entry is None, "auto" or several values, such as [None, "auto", [128, 192, 256], ["50%", "100%"]].
 
-    Source: timm's models, 1.0.23 to 1.0.31; making them searchable is ours.
+    Source: timm's models, 1.0.23 to 1.0.31, and transformers', 5.20 to 5.24; making them searchable is ours.
 
     Args:
-        timm_model: Of exactly a class of timm that vitas/wrapping/records/timm.py describes, or that `records` does.
+        timm_model: Of exactly a class that vitas/wrapping/records/timm.py or transformers.py describes, or `records` does.
         embed_dim: Widths of the residual stream; where there are stages, of each.
         num_heads: Heads of each block.
         mlp_ratio: Hidden widths of each block's MLP, as multiples of the model's (or the stage's) own `embed_dim`.

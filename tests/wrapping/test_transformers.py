@@ -1,0 +1,217 @@
+"""Towers of transformers by their records: exact exports and counts, the ablation oracle, configs that say the truth."""
+
+import pytest
+import torch
+
+from tests.contract import randomize, relative_error
+from tests.wrapping.checks import (
+    check_copies,
+    check_counts,
+    check_exports,
+    check_gradients,
+    check_silent_units,
+    some,
+    tensors,
+)
+from vitas import ChoiceError, accuracy, export_subnet, sample_subnet, search_space, use_subnet, wrap
+from vitas.errors import WrapError
+from vitas.train import distill_loss
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.extras
+
+ROW = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 4}
+MLP = {**ROW, "intermediate_size": 96}
+SWIN = {"image_size": 16, "patch_size": 2, "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+CLASSES = {  # the class of the model: (the class of its config, arguments)
+    "ViTModel": ("ViTConfig", MLP),
+    "ViTForImageClassification": ("ViTConfig", MLP),
+    "ViTForMaskedImageModeling": ("ViTConfig", {**MLP, "encoder_stride": 4}),
+    "DeiTModel": ("DeiTConfig", MLP),
+    "DeiTForImageClassification": ("DeiTConfig", MLP),
+    "DeiTForImageClassificationWithTeacher": ("DeiTConfig", MLP),
+    "DeiTForMaskedImageModeling": ("DeiTConfig", {**MLP, "encoder_stride": 4}),
+    "Dinov2Model": ("Dinov2Config", {**ROW, "drop_path_rate": 0.2}),
+    "Dinov2ForImageClassification": ("Dinov2Config", {**ROW, "use_swiglu_ffn": True}),
+    "Dinov2WithRegistersModel": ("Dinov2WithRegistersConfig", {**ROW, "use_swiglu_ffn": True}),
+    "Dinov2WithRegistersForImageClassification": ("Dinov2WithRegistersConfig", ROW),
+    "DINOv3ViTModel": ("DINOv3ViTConfig", {**MLP, "num_register_tokens": 2, "use_gated_mlp": True}),
+    "CLIPVisionModel": ("CLIPVisionConfig", MLP),
+    "CLIPVisionModelWithProjection": ("CLIPVisionConfig", {**MLP, "projection_dim": 20}),
+    "CLIPForImageClassification": ("CLIPConfig", {"vision_config": MLP}),
+    "SiglipVisionModel": ("SiglipVisionConfig", MLP),
+    "SiglipForImageClassification": ("SiglipConfig", {"vision_config": MLP}),
+    "SwinModel": ("SwinConfig", SWIN),
+    "SwinForImageClassification": ("SwinConfig", {**SWIN, "use_absolute_embeddings": True}),
+    "Swinv2Model": ("Swinv2Config", SWIN),
+    "Swinv2ForImageClassification": ("Swinv2Config", SWIN),
+}
+every_class = pytest.mark.parametrize("name", CLASSES)
+
+
+def original(name):
+    config, arguments = CLASSES[name]
+    model = getattr(transformers, name)(getattr(transformers, config)(**arguments))
+    side = dict(arguments.get("vision_config", arguments))["image_size"]
+    return randomize(model).eval(), torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@every_class
+def test_the_largest_subnet_is_the_model_and_exports_equal_the_active_path(name):
+    check_exports(*original(name))
+
+
+@every_class
+def test_a_subnet_is_the_whole_model_without_the_units_that_it_leaves_out(name):
+    check_silent_units(*original(name))
+
+
+@every_class
+def test_counts_by_running_add_up(name):
+    check_counts(*original(name))
+
+
+# -- what transformers promises of its models --------------------------------------------------------------------------
+
+FEW = ["ViTModel", "Dinov2ForImageClassification", "DINOv3ViTModel", "SiglipVisionModel", "SwinForImageClassification"]
+some_classes = pytest.mark.parametrize("name", FEW)
+
+
+@some_classes
+def test_gradients_are_those_of_the_export(name):
+    check_gradients(*original(name))
+
+
+@some_classes
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_hidden_states_and_attentions_are_those_of_the_active_blocks(name, attention):
+    model, x = original(name)
+    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    asked = {"output_hidden_states": True, "output_attentions": attention == "eager"}
+    for subnet in some(wrapped, 2):
+        export = export_subnet(wrapped)
+        for one in (wrapped, export):
+            one.set_attn_implementation(attention)
+        got, expected = wrapped(pixel_values=x, **asked), export(pixel_values=x, **asked)
+        assert got.keys() == expected.keys()
+        stages = sum(choice.endswith("depth") for choice in subnet)
+        assert len(got.hidden_states) == 1 + (subnet["depth"] if stages == 1 else stages)
+        if attention == "eager":
+            assert len(got.attentions) == len(got.hidden_states) - 1
+        for a, b in zip(tensors(got), tensors(expected), strict=True):
+            assert relative_error(a, b) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@some_classes
+def test_copies_and_checkpointing(name):
+    model, x = original(name)
+    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    check_copies(wrapped, x)
+    wrapped.double().train()
+    gradients = []
+    for recompute in (False, True):
+        wrapped.zero_grad(set_to_none=True)
+        if recompute:
+            wrapped.gradient_checkpointing_enable()
+        with use_subnet(wrapped, search_space(wrapped).smallest()):
+            torch.manual_seed(0)
+            loss = sum(output.square().sum() for output in tensors(wrapped(x.double())))
+        sample_subnet(wrapped, policy="largest")
+        loss.backward()
+        gradients.append([None if p.grad is None else p.grad.clone() for p in wrapped.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+    export = export_subnet(wrapped)
+    sum(output.square().sum() for output in tensors(export(x.double()))).backward()  # it checkpoints too
+
+
+def with_sizes(wrapped, **sizes):
+    """Return a subnet of these sizes in all blocks, or in those of each stage; what is not said is the largest."""
+    subnet = dict(search_space(wrapped).largest())
+    for name in subnet:
+        parts = name.split(".")
+        if (size := sizes.get(parts[-1])) is not None:
+            subnet[name] = size[int(parts[1])] if isinstance(size, list) else size
+    return search_space(wrapped).subnet(subnet)
+
+
+def regular(name):
+    """Return sizes that a config can say: heads of 12 channels (Swin: of 6); in a SigLIP the MLP whole, as its pooling's."""
+    if name.startswith("Swin"):
+        return {"embed_dim": [6, 12], "num_heads": [1, 2], "mlp_dim": [24, 48], "depth": [1, 2]}
+    gated = CLASSES[name][1].get("use_swiglu_ffn")
+    hidden = 96 if gated or name.startswith("Siglip") else 144 if name.startswith("Dinov2") else 72
+    return {"embed_dim": 36, "num_heads": 3, "mlp_dim": hidden, "depth": 1}
+
+
+@every_class
+def test_a_regular_export_is_saved_and_loaded_by_the_library(name, tmp_path):
+    model, x = original(name)
+    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    export = export_subnet(wrapped, with_sizes(wrapped, **regular(name)), verify=x)
+    configs = [export.config, *(getattr(export.config, tower) for tower in export.config.sub_configs)]
+    assert all(any(part.config is one for one in configs) for part in export.modules() if "config" in vars(part))
+    export.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    for a, b in zip(tensors(loaded(x)), tensors(export(x)), strict=True):
+        assert torch.equal(a, b)
+
+
+@some_classes
+def test_what_a_config_cannot_say_is_refused_when_it_is_loaded(name, tmp_path):
+    model, x = original(name)
+    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    sizes = regular(name)
+    swin = name.startswith("Swin")
+    for what, own in {"heads": {"num_heads": [2, 2] if swin else 2}, "hidden": {} if swin else {"depth": 2}}.items():
+        subnet = dict(with_sizes(wrapped, **{**sizes, **own}))
+        if what == "hidden":
+            first = next(choice for choice in subnet if choice.endswith("blocks.0.mlp_dim"))
+            subnet[first] = search_space(wrapped).choices[first].values[0]
+        export = export_subnet(wrapped, subnet)
+        export.save_pretrained(tmp_path / what)
+        if what == "heads" and name.startswith(("ViT", "Dinov2")):  # they take heads of any width
+            assert torch.equal(type(model).from_pretrained(tmp_path / what).eval()(x)[0], export(x)[0])
+            continue
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            type(model).from_pretrained(tmp_path / what)
+
+
+def test_a_wrapped_model_saves_the_whole_one(tmp_path):
+    model, x = original("ViTForImageClassification")
+    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    sample_subnet(wrapped, policy="smallest")
+    wrapped.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(x).logits, model(x).logits)
+
+
+def test_attention_pooling_keeps_its_heads_whole():
+    with pytest.raises(ChoiceError, match="heads of 12 channels, which do not divide 30"):
+        wrap(original("SiglipVisionModel")[0], embed_dim=[30, 48])
+
+
+def test_stochastic_depth_is_laid_over_the_blocks_that_run():
+    model = transformers.SwinModel(transformers.SwinConfig(**{**SWIN, "depths": [2, 4], "drop_path_rate": 0.3}))
+    wrapped = wrap(model, depth="auto")
+    export = export_subnet(wrapped, search_space(wrapped).smallest())
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for stage in export.encoder.layers for block in stage.blocks]
+    assert rates == pytest.approx([0.0, 0.15, 0.3])
+
+
+def test_outputs_of_transformers_are_scored_and_distilled():
+    model, x = original("ViTForImageClassification")
+    wrapped = wrap(model)
+    assert accuracy([(x, model(x).logits.argmax(dim=1))])(wrapped) == 1.0
+    with torch.no_grad():
+        assert float(distill_loss(wrapped(x), model(x), temperature=2.0)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_part_of_ones_own_is_refused_with_its_path():
+    model, _ = original("ViTModel")
+    model.layers[1].mlp = torch.nn.Sequential(torch.nn.Linear(48, 48))
+    with pytest.raises(WrapError, match=r"layers\.1\.mlp\.0"):
+        wrap(model)
