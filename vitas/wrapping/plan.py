@@ -18,7 +18,7 @@ from vitas.space import holders, search_space
 from vitas.wrapping.attention import FORWARDS
 from vitas.wrapping.counted import image_of
 from vitas.wrapping.narrow import Narrowed, Shape, become, made
-from vitas.wrapping.record import Attribute, Axis, Record, parsed, part_at, sizes_of, weight_of
+from vitas.wrapping.record import Attribute, Axis, Record, part_at, record_of, sizes_of, weight_of
 from vitas.wrapping.slots import name_of
 
 Letters = dict[str, Any]
@@ -55,7 +55,7 @@ class Plan:
     def record_of(self, module: nn.Module) -> Record | None:
         """Return the record of a module's class."""
         text = self.records.get(name_of(type(module)))
-        return None if text is None else parsed(text, type(module).__name__)
+        return None if text is None else record_of(text, module)
 
     def visit(
         self,

@@ -12,6 +12,8 @@ Entries stand between semicolons. There are five forms:
     stages PATHS             lists whose i-th part belongs to stage i
     whole PATHS              parts that stay as they are
 
+An entry may end on `if PATH` or `unless PATH`: it holds where a module has such a part (an Identity is none), or has none.
+
 Letters: w width of the residual stream (of the stage), u of the stage before, w0 w1 ... of each stage, h heads, d channels
 of a head, m hidden width of an MLP, n blocks that run; any other letter is a size that stays. What a letter counts is read
 off the shapes by division. A name may be a path, `patch_embed.proj`; numbers in it may count from the end. What a class
@@ -64,6 +66,25 @@ class Record(NamedTuple):
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.-?\w+)*")
 _LETTER = re.compile(r"[a-z]\d*")
+_CONDITION = re.compile(r"(.*?)(?:\s(if|unless)\s+(\S+))?\s*$", re.DOTALL)
+
+
+def record_of(text: str, module: nn.Module) -> Record:
+    """Return what a record says of a module: entries whose condition fails are left out.
+
+    Raises:
+        WrapError: an entry in none of the forms.
+    """
+    entries = [_CONDITION.match(entry) for entry in text.split(";")]
+    true = [found[1] for found in entries if found and _holds(module, found[2], found[3])]
+    return parsed("; ".join(true), type(module).__name__)
+
+
+def _holds(module: nn.Module, word: str | None, path: str | None) -> bool:
+    if word is None or path is None:
+        return True
+    part = part_at(module, path)
+    return (part is not None and not isinstance(part, nn.Identity)) == (word == "if")
 
 
 @cache
@@ -183,4 +204,9 @@ def sizes_of(module: nn.Module, record: Record, known: dict[str, int]) -> dict[s
                 if expected != size:
                     text = f"{axis.runs} {axis.word}" if axis.runs > 1 else axis.word
                     raise _fault(of, f"{name}: {text}", f"axis {number} has {size} channels, the letters say {expected}")
+    for name, (axis, per, each) in record.attributes.items():
+        if isinstance(value := vars(module).get(name), int) and not each and all(letter in sizes for letter in axis.letters):
+            expected = axis.runs * prod(sizes[letter] for letter in axis.letters) // (vars(module)[per] if per else 1)
+            if value != expected:
+                raise _fault(of, f"{name} = {axis.word}", f"it is {value}, the letters say {expected}")
     return sizes

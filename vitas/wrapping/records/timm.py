@@ -16,6 +16,12 @@ _MODELS = {
     " num_features head_hidden_size = w",
     "eva.Eva": f"{_VIT}; head: _, w",
     "swin_transformer.SwinTransformer": _SWIN,
+    "swin_transformer_v2.SwinTransformerV2": _SWIN,
+    "beit.Beit": f"{_VIT}; head: _, w",
+    "qwen3_vit.Qwen3VitEncoder": "patch_embed.proj: w, _, _, _; pos_embed: _, _, w; merger.norm: w; merger.fc1: _, 4 w;"
+    " merger.fc2: _, _; embed_dim num_features = w; head_hidden_size = w unless merger; rows blocks",
+    "qwen3_vit.Qwen3VitClassifier": "norm: w unless encoder.merger; head: _, w unless encoder.merger; head: _, _ if"
+    " encoder.merger; embed_dim = w; num_features head_hidden_size = w unless encoder.merger; rows encoder.blocks",
     "naflexvit.NaFlexVit": f"norm_pre norm fc_norm: w; head: _, w; {_MODEL}",
     "vision_transformer_sam.VisionTransformerSAM": "patch_embed.proj: w, _, _, _; pos_embed: _, _, _, w; norm: w;"
     " neck.0: _, w, _, _; neck.1 neck.3: _; neck.2: _, _, _, _; head.fc: _, _; embed_dim = w; rows blocks",
@@ -24,6 +30,8 @@ _MODELS = {
 _PARTS = {
     "vision_transformer.Block": _BLOCK,
     "vision_transformer.ResPostBlock": _BLOCK,
+    "vision_transformer.ParallelThingsBlock": "attns.0.norm attns.1.norm ffns.0.norm ffns.1.norm: w;"
+    " attns.0.ls attns.1.ls ffns.0.ls ffns.1.ls: w",
     "twins.Block": _BLOCK,
     "twins.LocallyGroupedAttn": "qkv: 3 h d, w; proj: w, h d; num_heads = h; dim = w",
     "twins.GlobalSubSampleAttn": "q: h d, w; kv: 2 h d, w; proj: w, h d; sr: w, w, _, _; norm: w; num_heads = h; dim = w",
@@ -36,6 +44,13 @@ _PARTS = {
     "swin_transformer.SwinTransformerBlock": f"{_BLOCK}; dim = w",
     "swin_transformer.PatchMerging": "norm: 4 u; reduction: w, 4 u; dim = u; out_dim = w",
     "swin_transformer.SwinTransformerStage": "dim = u; out_dim = w",
+    "swin_transformer_v2.WindowAttention": f"{_QKV}; {_BIASES}; logit_scale: h, _, _; cpb_mlp.0: _, _;"
+    " cpb_mlp.2: h, _; dim = w",
+    "swin_transformer_v2.SwinTransformerV2Block": f"{_BLOCK}; dim = w",
+    "swin_transformer_v2.PatchMerging": "norm: w; reduction: w, 4 u; dim = u; out_dim = w",
+    "swin_transformer_v2.SwinTransformerV2Stage": "dim = u; out_dim = w",
+    "beit.Attention": f"{_QKV}; {_BIASES}; relative_position_bias_table: _, h",
+    "beit.Block": _BLOCK,
     "naflexvit.NaFlexEmbeds": "proj: w, _, _, _; norm: w; cls_token reg_token: _, _, w; pos_embed: _, _, _, w;"
     " pos_embed_y pos_embed_x: _, _, w; embed_dim = w",
     "vision_transformer_sam.Attention": f"{_QKV}; rel_pos_h rel_pos_w: _, d",
@@ -49,6 +64,7 @@ _LAYERS = {
     "mlp.Mlp": "fc1: m, w; norm: m; fc2: w, m",
     "mlp.GluMlp": "fc1: 2 m, w; norm: m; fc2: w, m",
     "mlp.SwiGLU": "fc1_g fc1_x: m, w; norm: m; fc2: w, m",
+    "hybrid_embed.HybridEmbed": "proj: w, _, _, _; whole backbone",
     "attention_pool.AttentionPoolLatent": "latent: _, _, w; q proj: w, w; kv: 2 w, w; norm pre_norm post_norm: w;"
     " q_norm k_norm: d; num_heads = w / head_dim; latent_dim out_features = w",
     "attention_pool.AttentionPoolPrr": "pre_norm post_norm: w; q_norm k_norm: d; num_heads = w / head_dim; out_features = w",
