@@ -309,6 +309,88 @@ class CosineAttention(nn.Module):
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
 
+class RelativeAttention(nn.Module):
+    """Self-attention to whose scores a part of its own, timm's `rel_pos`, adds a number a head and a step.
+
+    Made by exports, which put in the parts that timm's attention has, under its names.
+
+    Shapes: (B, N, D) -> (B, N, D); shared_rel_pos (1, h, N, N).
+    Source: positions as in Swin, Liu et al., arXiv:2103.14030v2 and arXiv:2111.09883v2.
+    """
+
+    num_heads: int
+    attn_drop: nn.Dropout
+    rel_pos: Any
+
+    def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
+        qkv = torch.unflatten(self.qkv(x), -1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d / h) each
+        bias = shared_rel_pos if self.rel_pos is None else self.rel_pos.get_bias()
+        dropout = self.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, bias, dropout_p=dropout)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+class CrossCovarianceAttention(nn.Module):
+    """Attention of the channels of a head to each other, by the angle of their values over all positions.
+
+    Made by exports, which put in the parts that timm's attention has, under its names.
+
+    Shapes: (B, N, D) -> (B, N, D); `temperature` (h, 1, 1).
+    Source: El-Nouby et al. (XCiT), arXiv:2106.09681v2, section 3.2.
+    """
+
+    num_heads: int
+    temperature: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = torch.unflatten(self.qkv(x), -1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 4, 1).unbind(0)  # (B, h, d / h, N) each
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
+        x = self.attn_drop(scores.softmax(dim=-1)) @ v
+        return self.proj_drop(self.proj(x.permute(0, 3, 1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+class TalkingHeadsAttention(nn.Module):
+    """Self-attention whose heads are mixed, before and after the softmax.
+
+    Made by exports, which put in the parts that timm's attention has, under its names.
+
+    Shapes: (B, N, D) -> (B, N, D).
+    Source: Shazeer et al., arXiv:2003.02436v1; Touvron et al. (CaiT), arXiv:2103.17239v2.
+    """
+
+    num_heads: int
+    scale: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = torch.unflatten(self.qkv(x), -1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d / h) each
+        scores = (q * self.scale @ k.transpose(-2, -1)).permute(0, 2, 3, 1)  # (B, N, N, h)
+        weights = self.proj_w(self.proj_l(scores).softmax(dim=2)).permute(0, 3, 1, 2)
+        x = self.attn_drop(weights) @ v
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+class ClassAttention(nn.Module):
+    """Attention of the first token to all.
+
+    Made by exports, which put in the parts that timm's attention has, under its names.
+
+    Shapes: (B, N, D) -> (B, 1, D).
+    Source: Touvron et al. (CaiT), arXiv:2103.17239v2, section 3.
+    """
+
+    num_heads: int
+    attn_drop: nn.Dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = (self.q(x[:, :1]), self.k(x), self.v(x))
+        q, k, v = (torch.unflatten(part, -1, (self.num_heads, -1)).transpose(1, 2) for part in own)  # (B, h, N, d / h)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention, then x + MLP.
 

@@ -119,6 +119,48 @@ class _Cosine(Alike):
     free = plain.CosineAttention.forward
 
 
+class _Relative(Alike):
+    """Attention of VisionTransformerRelPos by the code of vitas.plain.RelativeAttention."""
+
+    kind = plain.RelativeAttention
+    free = plain.RelativeAttention.forward
+
+
+class _CrossCovariance(Alike):
+    """XCiT's attention by the code of vitas.plain.CrossCovarianceAttention."""
+
+    kind = plain.CrossCovarianceAttention
+    free = plain.CrossCovarianceAttention.forward
+
+
+class _TalkingHeads(Alike):
+    """CaiT's attention by the code of vitas.plain.TalkingHeadsAttention."""
+
+    kind = plain.TalkingHeadsAttention
+    free = plain.TalkingHeadsAttention.forward
+
+
+class _ClassToken(Alike):
+    """CaiT's and XCiT's class attention by the code of vitas.plain.ClassAttention."""
+
+    kind = plain.ClassAttention
+    free = plain.ClassAttention.forward
+
+
+class _Tokens(InPlain):
+    """Attention of CAFormer by the code of vitas.plain.Attention."""
+
+    q_norm = k_norm = staticmethod(lambda x: x)
+    attend = plain.Attention.attend
+    free = plain.Attention.forward
+
+    def freed(self) -> nn.Module:
+        """Return attention of vitas.plain."""
+        qkv, proj = (exported(getattr(self, name)) for name in ("qkv", "proj"))
+        assert qkv is not None and proj is not None
+        return self.filled(plain.Attention(qkv, proj, self._dims["h"].active))
+
+
 class _Eva(Freed):
     """timm's EvaAttention by the code of its AttentionRope, of which exports are where EvaAttention does not fit."""
 
@@ -191,6 +233,12 @@ def _linear(stacked: nn.Linear, start: int, rows: int, bias: nn.Parameter | None
 
 
 FORWARDS: dict[str, type[Narrowed]] = {
+    "timm.models.cait.ClassAttn": _ClassToken,
+    "timm.models.cait.TalkingHeadAttn": _TalkingHeads,
+    "timm.models.metaformer.Attention": _Tokens,
+    "timm.models.pvt_v2.Attention": _Subsampled,
+    "timm.models.vision_transformer_relpos.RelPosAttention": _Relative,
+    "timm.models.xcit.XCA": _CrossCovariance,
     "timm.models.beit.Attention": _Biased,
     "timm.models.swin_transformer_v2.WindowAttention": _Cosine,
     "timm.models.eva.EvaAttention": _Eva,
