@@ -263,6 +263,7 @@ class BiasedAttention(nn.Module):
     """
 
     num_heads: int
+    qkv: nn.Module
     attn_drop: nn.Dropout
     proj: nn.Module
     proj_drop: nn.Module
@@ -289,6 +290,7 @@ class CosineAttention(nn.Module):
     """
 
     num_heads: int
+    qkv: nn.Module
     attn_drop: nn.Module
     proj: nn.Module
     proj_drop: nn.Module
@@ -319,6 +321,11 @@ class RelativeAttention(nn.Module):
     """
 
     num_heads: int
+    proj_drop: nn.Module
+    proj: nn.Module
+    k_norm: nn.Module
+    q_norm: nn.Module
+    qkv: nn.Module
     attn_drop: nn.Dropout
     rel_pos: Any
 
@@ -341,6 +348,10 @@ class CrossCovarianceAttention(nn.Module):
     """
 
     num_heads: int
+    proj_drop: nn.Module
+    proj: nn.Module
+    attn_drop: nn.Module
+    qkv: nn.Module
     temperature: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -361,6 +372,12 @@ class TalkingHeadsAttention(nn.Module):
     """
 
     num_heads: int
+    proj_drop: nn.Module
+    proj: nn.Module
+    attn_drop: nn.Module
+    proj_w: nn.Module
+    proj_l: nn.Module
+    qkv: nn.Module
     scale: float
 
     def forward(self, x: Tensor) -> Tensor:
@@ -382,6 +399,11 @@ class ClassAttention(nn.Module):
     """
 
     num_heads: int
+    proj_drop: nn.Module
+    proj: nn.Module
+    v: nn.Module
+    k: nn.Module
+    q: nn.Module
     attn_drop: nn.Dropout
 
     def forward(self, x: Tensor) -> Tensor:

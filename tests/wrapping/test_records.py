@@ -27,6 +27,7 @@ from vitas.wrapping.record import Axis, parsed
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
 
+SEES_64 = {"pretrained_cfg_overlay": {"input_size": (3, 64, 64)}}
 SEES_32 = {"pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}
 
 
@@ -37,6 +38,15 @@ def _caformer(num_classes):
     model = m.MetaFormer(
         num_classes=num_classes, depths=(1, 2), dims=(16, 32), token_mixers=mixers, norm_layers=norms, head_dim=8
     )
+    model.pretrained_cfg = SEES_32["pretrained_cfg_overlay"]
+    return model
+
+
+def _mvit(num_classes):
+    from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+
+    sizes = MultiScaleVitCfg(depths=(1, 2), embed_dim=(16, 32), num_heads=(2, 4), stride_q=((1, 1), (2, 2)))
+    model = MultiScaleVit(sizes, img_size=(32, 32), num_classes=num_classes)
     model.pretrained_cfg = SEES_32["pretrained_cfg_overlay"]
     return model
 
@@ -76,13 +86,37 @@ SMALL = {  # timm's name: (arguments, side of the images)
     "coatnet_rmlp_nano_rw_224": ({"img_size": 32, "embed_dim": (32, 64), "depths": (1, 2), "block_type": ("C", "T")}, 32),
     "maxxvit_rmlp_nano_rw_256": ({"img_size": 64, "embed_dim": (64,), "depths": (1,), "block_type": ("M",)}, 64),
     "pit_ti_224": ({"img_size": 32, "depth": (1, 2), "heads": (2, 4), "base_dims": (16, 16)}, 32),
+    "levit_128s": (
+        {"img_size": 64, "embed_dim": (16, 24), "depth": (2, 1), "num_heads": (2, 3), "key_dim": 8, **SEES_64},
+        64,
+    ),
+    "tiny_vit_5m_224": (
+        {"embed_dims": (8, 16), "depths": (1, 2), "num_heads": (2, 4), "window_sizes": (4, 4), **SEES_32},
+        32,
+    ),
+    "mvitv2_tiny": (_mvit, 32),
+    "hiera_tiny_224": ({"img_size": 64, "embed_dim": 16, "num_heads": 2, "stages": (1, 2), "q_pool": 1, **SEES_64}, 64),
+    "sam2_hiera_tiny": (
+        {"embed_dim": 16, "num_heads": 2, "stages": (1, 2), "q_pool": 1, "window_spec": (4, 2), **SEES_32},
+        32,
+    ),
+    "deepseek_vit_412m_align": ({"img_size": 28, "embed_dim": 48, "num_heads": 4, "depth": 1, "out_features": 24}, 28),
     "naflexvit_base_patch16_map": ({"embed_dim": 48, "num_heads": 3, "depth": 2}, 384),
     "samvit_base_patch16": (
         {"img_size": 64, "embed_dim": 96, "num_heads": 6, "depth": 2, "global_attn_indexes": (1,)},
         64,
     ),
 }
-WIDTHS_STAY = {"maxvit_tiny_tf_224", "coatnet_rmlp_nano_rw_224", "maxxvit_rmlp_nano_rw_256", "pit_ti_224"}
+DEPTHS_STAY = {"hiera_tiny_224", "sam2_hiera_tiny"}
+WIDTHS_STAY = DEPTHS_STAY | {
+    "maxvit_tiny_tf_224",
+    "coatnet_rmlp_nano_rw_224",
+    "maxxvit_rmlp_nano_rw_256",
+    "pit_ti_224",
+    "levit_128s",
+    "tiny_vit_5m_224",
+    "mvitv2_tiny",
+}
 MIXES_HEADS = {"cait_xxs24_224"}
 every_model = pytest.mark.parametrize("name", SMALL)
 
@@ -95,7 +129,8 @@ def original(name):
 
 
 def wrapped_whole(name, model, **options):
-    return wrap(model, embed_dim=None if name in WIDTHS_STAY else "auto", depth="auto", **options)
+    width, depth = (None if name in stays else "auto" for stays in (WIDTHS_STAY, DEPTHS_STAY))
+    return wrap(model, embed_dim=width, depth=depth, **options)
 
 
 def some(model, n, seed=0):
@@ -136,7 +171,7 @@ def test_heads_that_fill_a_smaller_width_leave_the_library_its_attention():
     options = {"img_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 4}
     tied = ("beit_base_patch16_224", "swinv2_tiny_window8_256", "pvt_v2_b0", "vit_relpos_small_patch16_224", "caformer_s18")
     names = {name: SMALL[name][0] for name in (*tied, "xcit_nano_12_p16_224")}
-    names |= {"eva02_large_patch14_224": {**options, "img_size": 28}, "cait_xxs24_224": {**options, "depth_token_only": 1}}
+    names |= {"eva02_large_patch14_224": {**options, "patch_size": 16}, "cait_xxs24_224": {**options, "depth_token_only": 1}}
     for name, own in names.items():
         model = own(5) if callable(own) else timm.create_model(name, num_classes=5, **own)
         model = randomize(model).eval()

@@ -157,7 +157,8 @@ class _Tokens(InPlain):
     def freed(self) -> nn.Module:
         """Return attention of vitas.plain."""
         qkv, proj = (exported(getattr(self, name)) for name in ("qkv", "proj"))
-        assert qkv is not None and proj is not None
+        assert qkv is not None
+        assert proj is not None
         return self.filled(plain.Attention(qkv, proj, self._dims["h"].active))
 
 
@@ -232,16 +233,49 @@ def _linear(stacked: nn.Linear, start: int, rows: int, bias: nn.Parameter | None
     return like(stacked, made)
 
 
+class _BiasesAnew(Narrowed):
+    """Attention of LeViT and TinyViT, without the table of biases that its library keeps between calls.
+
+    Source: ours.
+    """
+
+    attention_biases: Tensor
+    attention_bias_idxs: Tensor
+
+    def get_attention_biases(self, device: torch.device) -> Tensor:
+        """Return what is added to the scores of the active heads, (h, N, N)."""
+        return self.attention_biases[:, self.attention_bias_idxs]
+
+    def export(self) -> nn.Module:
+        """Return the library's attention of the active subnet; it makes a table of its own."""
+        made: Any = super().export()
+        made.attention_bias_cache = {}
+        return made  # type: ignore[no-any-return]
+
+
+class _Pooled(Narrowed):
+    """Attention of MViT V2, whose convolutions take the heads as images.
+
+    Source: ours.
+    """
+
+    each_head = ("pool_q", "pool_k", "pool_v")
+
+
 FORWARDS: dict[str, type[Narrowed]] = {
     "timm.models.cait.ClassAttn": _ClassToken,
     "timm.models.cait.TalkingHeadAttn": _TalkingHeads,
+    "timm.models.levit.Attention": _BiasesAnew,
+    "timm.models.levit.AttentionDownsample": _BiasesAnew,
     "timm.models.metaformer.Attention": _Tokens,
+    "timm.models.mvitv2.MultiScaleAttention": _Pooled,
     "timm.models.pvt_v2.Attention": _Subsampled,
     "timm.models.vision_transformer_relpos.RelPosAttention": _Relative,
     "timm.models.xcit.XCA": _CrossCovariance,
     "timm.models.beit.Attention": _Biased,
     "timm.models.swin_transformer_v2.WindowAttention": _Cosine,
     "timm.models.eva.EvaAttention": _Eva,
+    "timm.models.tiny_vit.Attention": _BiasesAnew,
     "timm.models.twins.LocallyGroupedAttn": _Windows,
     "timm.models.twins.GlobalSubSampleAttn": _Subsampled,
 }

@@ -80,7 +80,13 @@ def _terms(model: Any, counts: Counts) -> Iterator[tuple[Cost, Cost]]:
         for row, slots in rows.items():
             if path.startswith(f"{row}."):
                 gate = gate * Cost.above(slots.depth, int(path.removeprefix(f"{row}.").partition(".")[0]))
+        owner, _, name = path.rpartition(".")
+        above = parts[owner]
+        heads = above._dims["h"] if isinstance(above, Narrowed) and name in above.each_head else None
         for operator, macs in operators.items():
+            if heads is not None:
+                yield (Cost(heads) * _whole(path, macs, heads.largest)).named(operator).under(path), gate
+                continue
             for inner, cost in _costs(parts[path], path, operator, macs, counts):
                 yield (cost.named(operator).under(inner) if inner else cost.named(operator)), gate
 

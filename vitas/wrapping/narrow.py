@@ -56,6 +56,9 @@ class Narrowed(Elastic):
     words: ClassVar[tuple[str, ...]] = ()
     """Words that its code asks for, beside those of the record."""
 
+    each_head: ClassVar[tuple[str, ...]] = ()
+    """Layers that see the heads one by one, so that they cost as much as there are heads."""
+
     _axes: Mapping[str, tuple[Axis, ...]]
     _dims: dict[str, Any]
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -108,7 +108,8 @@ def parsed(text: str, of: str) -> Record:
     for entry in filter(None, map(str.strip, text.split(";"))):
         word, *rest = entry.split()
         if word in ("stages", "whole", "fixed") and rest and not {":", "="} & set(entry):
-            record = record._replace(**{word: (*getattr(record, word), *rest)})
+            more: dict[str, Any] = {word: (*getattr(record, word), *rest)}
+            record = record._replace(**more)
         elif word == "rows" and len(rest) == 1:
             record = record._replace(rows=rest[0])
         elif ":" in entry:
@@ -190,17 +191,23 @@ def sizes_of(module: nn.Module, record: Record, known: dict[str, int]) -> dict[s
         plain = what.at is None and what.axis.runs == 1 and len(what.axis.letters) == 1 and not what.per and not what.each
         if plain and isinstance(vars(module).get(name), int):
             sizes.setdefault(what.axis.letters[0], vars(module)[name])
+    lengths = [
+        (name, axis, size)
+        for name, axes in record.axes.items()
+        for axis, size in zip(axes, shape_at(module, name), strict=False)
+    ]
+    whole = {name: what for name, what in record.attributes.items() if what[1:] == (None, False, None)}
+    lengths += [(name, what.axis, size) for name, what in whole.items() if isinstance(size := vars(module).get(name), int)]
     again = True
     while again:
         again = False
-        for name, axes in record.axes.items():
-            for axis, size in zip(axes, shape_at(module, name), strict=False):
-                unknown = [letter for letter in axis.letters if letter not in sizes]
-                if len(unknown) == 1:
-                    times = axis.runs * prod(sizes[letter] for letter in axis.letters if letter in sizes)
-                    if size % times:
-                        raise _fault(of, f"{name}: {axis.runs} {axis.word}", f"{times} does not divide the {size} there are")
-                    sizes[unknown[0]], again = size // times, True
+        for name, axis, size in lengths:
+            unknown = [letter for letter in axis.letters if letter not in sizes]
+            if len(unknown) == 1:
+                times = axis.runs * prod(sizes[letter] for letter in axis.letters if letter in sizes)
+                if size % times:
+                    raise _fault(of, f"{name}: {axis.runs} {axis.word}", f"{times} does not divide the {size} there are")
+                sizes[unknown[0]], again = size // times, True
     for name, axes in record.axes.items():
         shape = shape_at(module, name)
         if shape and len(axes) < len(shape):

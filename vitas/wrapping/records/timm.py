@@ -29,6 +29,10 @@ _MODELS = {
     " merger.fc2: _, _; embed_dim num_features = w; head_hidden_size = w unless merger; rows blocks",
     "qwen3_vit.Qwen3VitClassifier": "norm: w unless encoder.merger; head: _, w unless encoder.merger; head: _, _ if"
     " encoder.merger; embed_dim = w; num_features head_hidden_size = w unless encoder.merger; rows encoder.blocks",
+    "deepseek_vit.DeepseekVitEncoder": "patch_embed.proj: w, _, _, _; norm: w; aligner.fc1: _, w e; aligner.fc2: _, _;"
+    " embed_dim num_features = w; head_hidden_size = w unless aligner; rows blocks",
+    "deepseek_vit.DeepseekVitClassifier": "norm: w unless encoder.aligner; head: _, w unless encoder.aligner; head: _, _ if"
+    " encoder.aligner; embed_dim = w; num_features head_hidden_size = w unless encoder.aligner; rows encoder.blocks",
     "cait.Cait": f"{_VIT}; head: _, w",
     "vision_transformer_relpos.VisionTransformerRelPos": f"{_VIT}; head: _, w",
     "xcit.Xcit": "patch_embed.proj.-1.0: w, _, _, _; patch_embed.proj.-1.1: w; whole patch_embed.proj; cls_token: _, _, w;"
@@ -38,8 +42,16 @@ _MODELS = {
     "metaformer.MetaFormer": "stem.conv: w0, _, _, _; stem.norm: w0; stages stages; rows stages.*.blocks; head.norm: w;"
     " head.fc: _, w unless head.fc.fc1; head.fc.fc1: _, w; whole head.fc; num_features head_hidden_size = w",
     "maxxvit.MaxxVit": "fixed w; whole stem norm head; stages stages; rows stages.*.blocks",
-    "pit.PoolingVisionTransformer": "fixed w; whole patch_embed norm head head_dist; pos_embed: _, _, _, _; cls_token: _, _, _;"
-    " stages transformers; rows transformers.*.blocks",
+    "pit.PoolingVisionTransformer": "fixed w; whole patch_embed norm head head_dist; pos_embed: _, _, _, _;"
+    " cls_token: _, _, _; stages transformers; rows transformers.*.blocks",
+    "levit.Levit": "fixed w; whole stem head; stages stages; rows stages.*.blocks",
+    "levit.LevitDistilled": "fixed w; whole stem head head_dist; stages stages; rows stages.*.blocks",
+    "tiny_vit.TinyVit": "fixed w; whole patch_embed head; stages stages; rows stages.*.blocks",
+    "mvitv2.MultiScaleVit": "fixed w; whole patch_embed norm head; cls_token pos_embed: _, _, _; stages stages;"
+    " rows stages.*.blocks",
+    "hiera.Hiera": "fixed w n; whole patch_embed head; rows blocks; pos_embed pos_embed_win: _, _, _, _;"
+    " pos_embed_spatial pos_embed_temporal: _, _, _",
+    "hieradet_sam2.HieraDet": "fixed w n; whole patch_embed head; pos_embed pos_embed_window: _, _, _, _; rows blocks",
     "naflexvit.NaFlexVit": f"norm_pre norm fc_norm: w; head: _, w; {_MODEL}",
     "vision_transformer_sam.VisionTransformerSAM": "patch_embed.proj: w, _, _, _; pos_embed: _, _, _, w; norm: w;"
     " neck.0: _, w, _, _; neck.1 neck.3: _; neck.2: _, _, _, _; head.fc: _, _; embed_dim = w; rows blocks",
@@ -103,6 +115,23 @@ _PARTS = {
     "maxxvit.MbConvBlock": "whole .",
     "maxxvit.ConvNeXtBlock": "whole .",
     "pit.Transformer": "whole pool norm",
+    "levit.Attention": "qkv.linear: h e, _, _, _; qkv.bn: h e; proj.ln.linear: _, h v, _, _; whole proj;"
+    " attention_biases: h, _; num_heads = h; val_attn_dim = h v; key_attn_dim = h k",
+    "levit.LevitMlp": "ln1.linear: m, w, _, _; ln1.bn: m; ln2.linear: w, m, _, _; whole ln2",
+    "levit.AttentionDownsample": "whole .",
+    "tiny_vit.Attention": "norm: _; qkv: h e, _; proj: _, h v; attention_biases: h, _; num_heads = h; out_dim = h v",
+    "tiny_vit.NormMlp": "norm: w; fc1: m, w; fc2: w, m",
+    "tiny_vit.TinyVitBlock": "whole local_conv",
+    "tiny_vit.TinyVitStage": "whole downsample",
+    "tiny_vit.MBConv": "whole .",
+    "mvitv2.MultiScaleAttention": "qkv: 3 h d, _; proj: _, h d; rel_pos_h rel_pos_w: _, _; num_heads = h;"
+    " dim_out = h d; norm_q norm_k norm_v: _ unless unshared; pool_q pool_k pool_v: _, _, _, _ unless unshared",
+    "mvitv2.MultiScaleBlock": "mlp.fc1: m, _; mlp.fc2: _, m; whole mlp norm1 norm2 shortcut_proj_attn shortcut_proj_mlp",
+    "hiera.MaskUnitAttention": "qkv: 3 h d, _; proj: _, h d; heads = h; dim_out = h d",
+    "hiera.HieraBlock": "whole norm1 norm2 proj ls1 ls2",
+    "hieradet_sam2.MultiScaleAttention": "qkv: 3 h d, _; proj: _, h d; num_heads = h; dim_out = h d",
+    "hieradet_sam2.MultiScaleBlock": "whole norm1 norm2 proj ls1 ls2",
+    "deepseek_vit.DeepseekVitBlock": _BLOCK,
     "naflexvit.NaFlexEmbeds": "proj: w, _, _, _; norm: w; cls_token reg_token: _, _, w; pos_embed: _, _, _, w;"
     " pos_embed_y pos_embed_x: _, _, w; embed_dim = w",
     "vision_transformer_sam.Attention": f"{_QKV}; rel_pos_h rel_pos_w: _, d",
