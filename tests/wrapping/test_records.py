@@ -10,47 +10,149 @@ from torch import nn
 from tests.contract import randomize, relative_error
 from tests.wrapping.checks import check_copies, check_counts, check_exports, check_gradients, check_silent_units, some
 from vitas import VitasError, check_records, export_subnet, sample_subnet, search_space, use_subnet, wrap
-from vitas.errors import ExportError, WrapError
+from vitas.errors import ChoiceError, ExportError, WrapError
+from vitas.plain import ClassAttention
 from vitas.wrapping.record import Axis, parsed
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
 
+SEES_64 = {"pretrained_cfg_overlay": {"input_size": (3, 64, 64)}}
+SEES_32 = {"pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}
+
+
+def _caformer(num_classes):
+    from timm.models import metaformer as m
+
+    mixers, norms = [m.SepConv, m.Attention], [m.LayerNorm2dNoBias, m.LayerNormNoBias]
+    model = m.MetaFormer(
+        num_classes=num_classes, depths=(1, 2), dims=(16, 32), token_mixers=mixers, norm_layers=norms, head_dim=8
+    )
+    model.pretrained_cfg = SEES_32["pretrained_cfg_overlay"]
+    return model
+
+
+def _mvit(num_classes):
+    from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+
+    sizes = MultiScaleVitCfg(depths=(1, 2), embed_dim=(16, 32), num_heads=(2, 4), stride_q=((1, 1), (2, 2)))
+    model = MultiScaleVit(sizes, img_size=(32, 32), num_classes=num_classes)
+    model.pretrained_cfg = SEES_32["pretrained_cfg_overlay"]
+    return model
+
+
 SMALL = {  # timm's name: (arguments, side of the images)
-    "vit_small_patch16_dinov3": ({"img_size": 32, "depth": 3}, 32),
+    "vit_small_patch16_dinov3": ({"img_size": 32, "depth": 3, "embed_dim": 96, "num_heads": 6}, 32),
     "vit_small_plus_patch16_dinov3": ({"img_size": 32, "depth": 2, "embed_dim": 128, "num_heads": 4}, 32),
     "eva02_tiny_patch14_224": ({"img_size": 28, "depth": 2}, 28),
     "vit_pe_core_tiny_patch16_384": ({"img_size": 32, "depth": 2}, 32),
     "vit_small_patch16_rope_224": ({"img_size": 32, "depth": 2}, 32),
-    "swin_tiny_patch4_window7_224": ({"img_size": 64, "window_size": 4, "depths": (2, 1, 3, 2), "drop_path_rate": 0.2}, 64),
+    "swin_tiny_patch4_window7_224": (
+        {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 3), "num_heads": (3, 6), "drop_path_rate": 0.2},
+        32,
+    ),
+    "swinv2_tiny_window8_256": (
+        {"img_size": 32, "window_size": 4, "embed_dim": 32, "depths": (2, 1), "num_heads": (2, 4), "drop_path_rate": 0.2},
+        32,
+    ),
+    "beit_base_patch16_224": ({"img_size": 32, "embed_dim": 96, "num_heads": 6, "depth": 2}, 32),
+    "qwen3_vit_88m": ({"img_size": 32, "embed_dim": 48, "num_heads": 4, "depth": 2, "pos_embed_grid_size": 2}, 32),
+    "qwen3_vit_88m_merge": (
+        {"img_size": 32, "embed_dim": 48, "num_heads": 4, "depth": 1, "pos_embed_grid_size": 2, "out_features": 24},
+        32,
+    ),
+    "vit_tiny_r_s16_p8_224": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "patch_size": 1}, 32),
+    "vit_small_patch16_18x2_224": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2}, 32),
+    "xcit_nano_12_p16_224": ({"img_size": 32, "embed_dim": 32, "num_heads": 4, "depth": 2, "cls_attn_layers": 1}, 32),
+    "cait_xxs24_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 2, "depth_token_only": 1}, 32),
+    "pvt_v2_b0": (
+        {"embed_dims": (8, 16), "depths": (2, 1), "num_heads": (2, 4), "sr_ratios": (2, 1), "mlp_ratios": (4, 4), **SEES_32},
+        32,
+    ),
+    "vit_relpos_small_patch16_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 4, "depth": 2}, 32),
+    "vit_relpos_base_patch16_clsgap_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 4, "depth": 1}, 32),
+    "caformer_s18": (_caformer, 32),
+    "maxvit_tiny_tf_224": ({"img_size": 64, "embed_dim": (32, 64), "depths": (1, 2), "block_type": ("M", "M")}, 64),
+    "coatnet_rmlp_nano_rw_224": ({"img_size": 32, "embed_dim": (32, 64), "depths": (1, 2), "block_type": ("C", "T")}, 32),
+    "maxxvit_rmlp_nano_rw_256": ({"img_size": 64, "embed_dim": (64,), "depths": (1,), "block_type": ("M",)}, 64),
+    "pit_ti_224": ({"img_size": 32, "depth": (1, 2), "heads": (2, 4), "base_dims": (16, 16)}, 32),
+    "levit_128s": (
+        {"img_size": 64, "embed_dim": (16, 24), "depth": (2, 1), "num_heads": (2, 3), "key_dim": 8, **SEES_64},
+        64,
+    ),
+    "tiny_vit_5m_224": (
+        {"embed_dims": (8, 16), "depths": (1, 2), "num_heads": (2, 4), "window_sizes": (4, 4), **SEES_32},
+        32,
+    ),
+    "mvitv2_tiny": (_mvit, 32),
+    "hiera_tiny_224": ({"img_size": 64, "embed_dim": 16, "num_heads": 2, "stages": (1, 2), "q_pool": 1, **SEES_64}, 64),
+    "sam2_hiera_tiny": (
+        {"embed_dim": 16, "num_heads": 2, "stages": (1, 2), "q_pool": 1, "window_spec": (4, 2), **SEES_32},
+        32,
+    ),
+    "deepseek_vit_412m_align": ({"img_size": 28, "embed_dim": 48, "num_heads": 4, "depth": 1, "out_features": 24}, 28),
     "naflexvit_base_patch16_map": ({"embed_dim": 48, "num_heads": 3, "depth": 2}, 384),
     "samvit_base_patch16": (
         {"img_size": 64, "embed_dim": 96, "num_heads": 6, "depth": 2, "global_attn_indexes": (1,)},
         64,
     ),
 }
+DEPTHS_STAY = {"hiera_tiny_224", "sam2_hiera_tiny"}
+WIDTHS_STAY = DEPTHS_STAY | {
+    "maxvit_tiny_tf_224",
+    "coatnet_rmlp_nano_rw_224",
+    "maxxvit_rmlp_nano_rw_256",
+    "pit_ti_224",
+    "levit_128s",
+    "tiny_vit_5m_224",
+    "mvitv2_tiny",
+}
+MIXES_HEADS = {"cait_xxs24_224"}
 every_model = pytest.mark.parametrize("name", SMALL)
 
 
 def original(name):
     options, side = SMALL[name]
-    model = randomize(timm.create_model(name, num_classes=5, **options)).eval()
+    model = options(5) if callable(options) else timm.create_model(name, num_classes=5, **options)
+    model = randomize(model).eval()
     return model, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def staying(name):
+    """What of a model cannot be searched, as arguments of wrap."""
+    return {argument: None for argument, stays in (("embed_dim", WIDTHS_STAY), ("depth", DEPTHS_STAY)) if name in stays}
 
 
 @every_model
 def test_the_largest_subnet_is_the_model_and_exports_equal_the_active_path(name):
-    check_exports(*original(name))
+    check_exports(*original(name), **staying(name))
 
 
-@every_model
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - MIXES_HEADS))
 def test_a_subnet_is_the_whole_model_without_the_units_that_it_leaves_out(name):
-    check_silent_units(*original(name))
+    check_silent_units(*original(name), **staying(name))
+
+
+def test_heads_that_fill_a_smaller_width_leave_the_library_its_attention():
+    options = {"img_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 4}
+    tied = ("beit_base_patch16_224", "swinv2_tiny_window8_256", "pvt_v2_b0", "vit_relpos_small_patch16_224", "caformer_s18")
+    names = {name: SMALL[name][0] for name in (*tied, "xcit_nano_12_p16_224")}
+    names |= {"eva02_large_patch14_224": {**options, "patch_size": 16}, "cait_xxs24_224": {**options, "depth_token_only": 1}}
+    for name, own in names.items():
+        model = own(5) if callable(own) else timm.create_model(name, num_classes=5, **own)
+        model = randomize(model).eval()
+        wrapped = wrap(model, embed_dim=["50%", "100%"], num_heads=["50%", "100%"], order="magnitude")
+        sample_subnet(wrapped, policy="smallest")
+        x = torch.randn(2, 3, own.get("img_size", 32) if isinstance(own, dict) else 32, 32)
+        export = export_subnet(wrapped)
+        classes = {type(part) for part in export.modules()} - {ClassAttention}  # outside the rows heads stay
+        assert classes <= {type(part) for part in model.modules()}
+        assert relative_error(export(x), wrapped(x)) <= 1e-5
 
 
 @every_model
 def test_gradients_are_those_of_the_export(name):
-    check_gradients(*original(name))
+    check_gradients(*original(name), **staying(name))
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
@@ -82,7 +184,31 @@ def test_copies_checkpointing_order_and_methods(name):
 
 @every_model
 def test_counts_by_running_add_up(name):
-    check_counts(*original(name))
+    check_counts(*original(name), **staying(name))
+
+
+@pytest.mark.parametrize("name", sorted(WIDTHS_STAY))
+def test_a_width_that_stays_is_not_searched(name):
+    model, _ = original(name)
+    with pytest.raises(ChoiceError, match=r"embed_dim: in this model it cannot be searched; expected None, got 'auto'"):
+        wrap(model, embed_dim="auto")
+
+
+def test_running_statistics_of_the_channels_in_use_follow_the_batch():
+    model, x = original("xcit_nano_12_p16_224")
+    wrapped = wrap(model, embed_dim="auto").train()
+    sample_subnet(wrapped, policy="smallest")
+    norm = wrapped.blocks[0].local_mp.bn
+    before, used = norm.stored("running_mean").clone(), norm._dims["w"].channels()
+    export = export_subnet(wrapped)
+    assert torch.equal(export.blocks[0].local_mp.bn.running_mean, before[used])
+    torch.manual_seed(0)
+    y = wrapped(x)
+    assert relative_error(y, export(x)) <= 1e-5
+    after, expected = norm.stored("running_mean"), before.clone()
+    expected[used] = export.blocks[0].local_mp.bn.running_mean
+    torch.testing.assert_close(after, expected)
+    assert not torch.equal(after[used], before[used])
 
 
 # -- the notation ------------------------------------------------------------------------------------------------------

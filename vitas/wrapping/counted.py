@@ -80,7 +80,13 @@ def _terms(model: Any, counts: Counts) -> Iterator[tuple[Cost, Cost]]:
         for row, slots in rows.items():
             if path.startswith(f"{row}."):
                 gate = gate * Cost.above(slots.depth, int(path.removeprefix(f"{row}.").partition(".")[0]))
+        owner, _, name = path.rpartition(".")
+        above = parts[owner]
+        heads = above._dims["h"] if isinstance(above, Narrowed) and name in above.each_head else None
         for operator, macs in operators.items():
+            if heads is not None:
+                yield (Cost(heads) * _whole(path, macs, heads.largest)).named(operator).under(path), gate
+                continue
             for inner, cost in _costs(parts[path], path, operator, macs, counts):
                 yield (cost.named(operator).under(inner) if inner else cost.named(operator)), gate
 
@@ -92,7 +98,7 @@ def _costs(part: Any, path: str, operator: str, macs: int, counts: Counts) -> It
     ):
         yield path, weight_cost(part, _positions(path, macs, part))
     elif operator == "matmul" and isinstance(part, Narrowed):
-        inner = next((part._dims[word] for word in ("h d", "w") if word in part._dims), None)
+        inner = next((part._dims[word] for word in ("h", "h d", "w") if word in part._dims), None)
         yield path, Cost(macs) if inner is None else Cost(inner) * _whole(path, macs, inner.largest)
     elif operator == "linear" and isinstance(part, Narrowed) and isinstance(part, nn.MultiheadAttention):
         width = part._dims["w"]  # of all its weights, in and out
