@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from vitas.space import State
 from vitas.superformer.base import OfImages
 from vitas.wrapping.counted import counted_cost, image_of
 from vitas.wrapping.narrow import Narrowed
+from vitas.wrapping.origin import note_origin
 from vitas.wrapping.plan import Plan, apply
 
 
@@ -78,8 +79,15 @@ class Model(Narrowed, OfImages):
     def export(self) -> nn.Module:
         """Return the library's model of the active subnet, its blocks of different sizes, with weights of its own."""
         plain = super().export()
-        vars(plain).pop("_model_args", None)  # what timm.create_model was given says no longer what the network is
+        note_origin(self, self.running_choices(), plain)
         return plain
+
+    def running_choices(self) -> Iterator[Choice[Any]]:
+        """Yield the choices of all stages, of their blocks those that run."""
+        for stage in self._stages:
+            yield from (stage.width, stage.depth)
+            for block in stage.blocks[: stage.depth.active]:
+                yield from (dim for dim, _ in (*block.heads, *block.hidden))
 
     @classmethod
     def additions(cls, narrowed: type[nn.Module]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from vitas.wrapping.arguments import Values, for_each_stage
 from vitas.wrapping.model import Stage
 from vitas.wrapping.narrow import Narrowed
 from vitas.wrapping.order import order_by_magnitude
-from vitas.wrapping.plan import Plan, apply, refuse_unfit, refuse_unnamed
+from vitas.wrapping.plan import Plan, apply, refuse_adapters, refuse_unfit, refuse_unnamed
 from vitas.wrapping.record import part_at
 from vitas.wrapping.records import RECORDS
 from vitas.wrapping.slots import name_of
@@ -82,6 +82,7 @@ def wrap(
         raise WrapError(f"{type(model).__name__} is searchable already")
     if not is_one_of(["magnitude", None], order):
         raise ChoiceError(f"order: {one_of(['magnitude', None], order)}")
+    refuse_adapters(model)
     known = all_records(records)
     places = places_of(model, Plan(known))
     if any(parameter.is_meta for parameter in model.parameters()):
