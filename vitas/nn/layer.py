@@ -288,6 +288,7 @@ def exported(module: M) -> nn.Module:
 def _replace(module: nn.Module, replaced: dict[int, Any], own_weights: list[Any]) -> None:
     """Note for each elastic layer and each Choice what stands in its place; deepcopy does the rest."""
     inner = unwrap(module)
+    refuse_patches(inner)
     if is_layer(inner):
         _refuse_another_forward(type(inner))
         replaced[id(module)] = replaced[id(inner)] = inner.export()

@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,9 +44,9 @@ class SearchSpace:
         self,
         found: Mapping[str, tuple[AnyChoice, Sequence[tuple[Gate, ...]]]],
         cost: Callable[[], Any] | None = None,
-        adapted: Mapping[str, str] = MappingProxyType({}),
+        adapted: Mapping[str, str] | None = None,
     ) -> None:
-        self._cost, self._adapted = cost, dict(adapted)
+        self._cost, self._adapted = cost, adapted or {}
         self.choices: dict[str, AnyChoice] = {name: choice for name, (choice, _) in found.items()}
         sizes = [len(choice.values) for choice in self.choices.values()]
         self.liveness = Liveness(sizes, conditions_of(dict(found.values())))
@@ -305,9 +304,9 @@ def search_space(model: nn.Module) -> SearchSpace:
 
 def _adapted(paths: Mapping[AnyChoice, list[tuple[str, ...]]], names: Mapping[AnyChoice, str]) -> dict[str, str]:
     """Return the choices of layers that stand inside an adapter, which calls them `base_layer`, and where it stands."""
-    return {
-        names[choice]: ".".join(path[: path.index(BASE_LAYER)])
-        for choice, several in paths.items()
-        for path in several
-        if BASE_LAYER in path
-    }
+    found: dict[str, str] = {}
+    for choice, several in paths.items():
+        for path in several:
+            if BASE_LAYER in path:
+                found.setdefault(names[choice], ".".join(path[: path.index(BASE_LAYER)]))
+    return found

@@ -12,6 +12,7 @@ from torch import nn
 from vitas.choice import Choice, Dim
 from vitas.cost import Cost
 from vitas.errors import VitasError
+from vitas.nn.kept import TORCHS_OWN
 from vitas.space import State
 from vitas.superformer.base import OfImages
 from vitas.wrapping.counted import counted_cost, image_of
@@ -52,13 +53,14 @@ class Model(Narrowed, OfImages):
     """
 
     needs_tokens = False  # as of OfImages, behind Narrowed among the bases
-    holds = (*Narrowed.holds, "_stages", "_counts", "_remade")
+    holds = (*Narrowed.holds, "_stages", "_counts", "_remade", "_kept")
     whole = ("reset_classifier", "init_weights", "load_pretrained", "set_input_size", "get_submodule", "get_parameter")
     """Methods that read or write whole parameters, or make layers: they run while the largest subnet is active."""
 
     _stages: tuple[Stage, ...]
     _counts: dict[Any, Any]
     _remade: dict[str, Any]  # the axes of what the record of the model names
+    _kept: frozenset[str]  # attributes that the model had when it was wrapped: of those that came later none is exported
 
     def image_shape(self) -> tuple[int, int, int]:
         """Return the channels, height and width of an image.
@@ -79,6 +81,8 @@ class Model(Narrowed, OfImages):
     def export(self) -> nn.Module:
         """Return the library's model of the active subnet, its blocks of different sizes, with weights of its own."""
         plain = super().export()
+        for name in vars(plain).keys() - self._kept - TORCHS_OWN:
+            del vars(plain)[name]
         note_origin(self, self.running_choices(), plain)
         return plain
 

@@ -114,6 +114,7 @@ def planned(
     dims |= {"w*": tuple(widths), "n*": tuple(stage.depth for stage in stages)}
     row = {"row": places[0].attribute} if places[0].owner is model else {}
     held = {"_stages": stages, "_counts": {}, "_remade": dict(record.axes), "_dims": {**dims, "w": widths[-1]}}
+    held["_kept"] = frozenset(vars(model))
     plan.visit(model, "", letters, _stays, TimmModel if "feature_info" in vars(model) else Model, **row, **held)
     return plan, stages
 
