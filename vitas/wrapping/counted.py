@@ -79,7 +79,8 @@ def _terms(model: Any, counts: Counts) -> Iterator[tuple[Cost, Cost]]:
         gate = Cost(1)
         for row, slots in rows.items():
             if path.startswith(f"{row}."):
-                gate = gate * Cost.above(slots.depth, int(path.removeprefix(f"{row}.").partition(".")[0]))
+                slot = int(path.removeprefix(f"{row}.").partition(".")[0])
+                gate = gate * Cost.above(slots.depth, slots.depth.turns[slot])
         for operator, macs in operators.items():
             for inner, cost in _costs(parts[path], path, operator, macs, counts):
                 yield (cost.named(operator).under(inner) if inner else cost.named(operator)), gate

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vitas.choice import Choice, Dim
+from vitas.choice import Depth, Dim
 from vitas.cost import Cost
 from vitas.errors import VitasError
 from vitas.space import State
@@ -31,7 +31,7 @@ class Stage(NamedTuple):
 
     prefix: str  # of the names of its choices
     width: Dim
-    depth: Choice[int]
+    depth: Depth
     unit: int
     blocks: tuple[Block, ...]
 

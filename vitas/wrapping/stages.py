@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from vitas.choice import Choice, Dim
-from vitas.errors import WrapError
+from vitas.choice import Depth, Dim
+from vitas.errors import ChoiceError, WrapError
 from vitas.sharing import Sharing
 from vitas.wrapping.arguments import block_numbers, counts_of, hidden_of, widths_of
 from vitas.wrapping.model import Block, Model, Stage, TimmModel
@@ -129,7 +129,10 @@ def _stage(plan: Plan, place: Place, number: int | None, given: Mapping[str, Any
     name, n = f"{prefix}embed_dim", len(place.row._modules)
     width = Dim(widths_of(name, given["embed_dim"], own, unit), sharing=sharing, name=name)
     name = f"{prefix}depth"
-    depth = Choice(counts_of(name, given["depth"], n, least=ceil(n / 2)), name=name)
+    leave = () if given["leave"] is None else given["leave"]
+    depth = Depth(counts_of(name, given["depth"], n, least=ceil(n / 2)), leave=leave, name=name)
+    if leave != () and depth.fixed:
+        raise ChoiceError(f"leave: {name} is fixed, so no block leaves; give depth= several values")
     return Stage(prefix, width, depth, unit, ())
 
 
