@@ -98,7 +98,7 @@ def _narrowed(model: Any) -> int:
     places = places_of(model, Plan(RECORDS))
     auto = dict.fromkeys(("embed_dim", "num_heads", "mlp_ratio", "depth"), "auto")
     for given in ({**auto, "embed_dim": ["61%", "100%"], "mlp_ratio": ["37%", "100%"]}, auto):
-        per_stage = [{**given, "blocks": None}] * len(places)
+        per_stage = [{**given, "leave": None, "blocks": None}] * len(places)
         try:
             plan, _ = planned(model, places, per_stage, "cyclic", RECORDS)
         except ChoiceError:  # a width in whole heads, a row that is too short for percentages
