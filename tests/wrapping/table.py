@@ -1,7 +1,7 @@
 """The tables of docs/wrapping.md: which models of timm and of Hugging Face `wrap` takes, and how exactly.
 
     python -m tests.wrapping.table             # all of it, written into the page file by file: some minutes on one core
-    python -m tests.wrapping.table eva swin    # only what timm's files with these words in their names hold
+    python -m tests.wrapping.table eva Clip    # only timm's files and Hugging Face's classes with these words in their names
 
 Every name of timm's transformers is built in full size on the meta device, wrapped, and a subnet of odd sizes is run there.
 Of each class the smallest model of every make (its blocks of other classes) is then built with random weights, cut to three
@@ -35,7 +35,8 @@ from vitas.wrapping.stages import places_of, planned
 
 PAGE = Path(__file__).parents[2] / "docs" / "wrapping.md"
 START, END = "<!-- {}: python -m tests.wrapping.table -->\n", "<!-- end of {} -->"
-HEAD = ("names", "pretrained tags", "refused", "makes", "choices", "largest equal", "export", "counts", "silenced")
+EXACT = ("choices", "largest equal", "export", "counts", "silenced")
+HEADS = {"timm": ("class", "names", "pretrained tags", "refused", "makes", *EXACT), "transformers": ("class", *EXACT)}
 
 FILES = """
     vision_transformer vision_transformer_hybrid vitamin deit, eva, swin_transformer, swin_transformer_v2, naflexvit, beit,
@@ -47,11 +48,17 @@ FILES = """
 """
 """timm's files with transformers; those that share a class stand together."""
 
-ATTENTION = re.compile(r"Attention|Attn|MobileVit\w*Block|LiteMLA")
-"""What the class of a part is called by which a model counts as a transformer, in files that hold other models too."""
+MIXED = ("fastvit", "metaformer", "mobilenetv3", "mobilevit")
+"""Files that hold other models too; a transformer there is one with a part of these names."""
+
+ATTENTION = re.compile(r"Attention|MobileVit\w*Block")
 
 MOST = 150_000_000
 """Parameters of a model that is built with weights."""
+
+
+WISHES: tuple[dict[str, Any], ...] = ({"embed_dim": "auto", "depth": "auto"}, {"depth": "auto"}, {"embed_dim": "auto"}, {})
+"""What is searched beside heads and MLPs; some classes take no width, or no depth."""
 
 
 class Built(NamedTuple):
@@ -77,7 +84,7 @@ def timm_models(files: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
         for name in timm.list_models(module=file) if file in present else ():
             with torch.device("meta"):
                 model = timm.create_model(name)
-            if any(ATTENTION.search(type(part).__name__) for part in model.modules()):
+            if file not in MIXED or any(ATTENTION.search(type(part).__name__) for part in model.modules()):
                 yield name, model
 
 
@@ -96,14 +103,16 @@ def built(name: str, model: Any) -> Built:
 def _narrowed(model: Any) -> int:
     """Wrap a model on the meta device in place, run a subnet, and return the number of choices."""
     places = places_of(model, Plan(RECORDS))
-    auto = dict.fromkeys(("embed_dim", "num_heads", "mlp_ratio", "depth"), "auto")
-    for given in ({**auto, "embed_dim": ["61%", "100%"], "mlp_ratio": ["37%", "100%"]}, auto):
+    for wish in ({"embed_dim": ["61%", "100%"], "depth": "auto", "mlp_ratio": ["37%", "100%"]}, *WISHES):
+        given = {"embed_dim": None, "depth": None, "num_heads": "auto", "mlp_ratio": "auto", **wish}
         per_stage = [{**given, "leave": None, "blocks": None}] * len(places)
         try:
             plan, _ = planned(model, places, per_stage, "cyclic", RECORDS)
-        except ChoiceError:  # a width in whole heads, a row that is too short for percentages
-            continue
-        break
+        except ChoiceError:
+            if wish == WISHES[-1]:
+                raise
+        else:
+            break
     refuse_unnamed(model, plan)
     image = torch.empty(1, *image_of(model), device="meta")
     apply(plan.steps)
@@ -140,7 +149,7 @@ def exact(model: Any) -> Exact:
     """Compare a wrapped model with the original, its exports, torch's counter and itself with silent units."""
     model = randomize(model.double()).eval()
     x = torch.randn(1, *image_of(model), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    wrapped = wished(model)
     space = search_space(wrapped)
     with torch.no_grad():
         equal = all(torch.equal(a, b) for a, b in zip(_tensors(wrapped(x)), _tensors(model(x)), strict=True))
@@ -155,6 +164,16 @@ def exact(model: Any) -> Exact:
         counted &= count_params(wrapped) == sum(parameter.numel() for parameter in export.parameters())
         counted &= count_flops(wrapped).total == macs(export, x)
     return Exact(len(space), equal, worst, counted, _silenced(wrapped, x))
+
+
+def wished(model: nn.Module) -> nn.Module:
+    """Return a model wrapped with everything searched that can be."""
+    for wish in WISHES[:-1]:
+        try:
+            return wrap(model, **wish)
+        except ChoiceError:
+            continue
+    return wrap(model)
 
 
 def _silenced(wrapped: nn.Module, x: torch.Tensor) -> float:
@@ -178,15 +197,18 @@ def cut(model: nn.Module) -> nn.Module:
     depth = [[min(3, n), n] if n > 3 else None for n in lengths]
     if not any(depth):
         return model
-    wrapped = wrap(model, num_heads=None, mlp_ratio=None, depth=depth if len(depth) > 1 else depth[0], inplace=True)
+    try:
+        wrapped = wrap(model, num_heads=None, mlp_ratio=None, depth=depth if len(depth) > 1 else depth[0])
+    except ChoiceError:  # a class whose depth cannot be searched
+        return model
     return export_subnet(wrapped, search_space(wrapped).smallest())
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def line(kind: str, models: Sequence[Built], tags: Counter[str], create: Callable[[str], nn.Module]) -> str:
-    """Return the line of a class."""
+def line(models: Sequence[Built], tags: Counter[str], create: Callable[[str], nn.Module]) -> list[str]:
+    """Return the cells of a class of timm."""
     taken = [one for one in models if not one.refused]
     reasons = Counter(one.refused for one in models if one.refused)
     refused = "; ".join(f"{n}: {reason}" for reason, n in reasons.most_common())
@@ -196,15 +218,18 @@ def line(kind: str, models: Sequence[Built], tags: Counter[str], create: Callabl
     for one in sorted(taken, key=lambda one: one.size):
         if one.size <= MOST or not makes:
             makes.setdefault(one.make, one)
+    if not makes:
+        return [names, pretrained, refused, *[""] * (1 + len(EXACT))]
     found = [exact(cut(create(one.name))) for one in makes.values()]
-    if not found:
-        return f"| `{kind}` | {names} | {pretrained} | {refused} |" + " |" * 6
-    equal = "yes" if all(one.equal for one in found) else "no"
-    counted = "yes" if all(one.counted for one in found) else "no"
     choices = _range([one.choices for one in taken])
-    export, silenced = max(one.export for one in found), max(one.silenced for one in found)
-    cells = (names, pretrained, refused, len(found), choices, equal, f"{export:.0e}", counted, f"{silenced:.0e}")
-    return f"| `{kind}` | " + " | ".join(map(str, cells)) + " |"
+    return [names, pretrained, refused, str(len(found)), choices, *_cells(found)]
+
+
+def _cells(found: Sequence[Exact]) -> list[str]:
+    """Return the worst of several models: largest equal, export, counts, silenced."""
+    equal, counted = ("yes" if all(flags) else "no" for flags in zip(*((f.equal, f.counted) for f in found), strict=True))
+    export, silenced = (max(numbers) for numbers in zip(*((f.export, f.silenced) for f in found), strict=True))
+    return [equal, f"{export:.0e}", counted, f"{silenced:.0e}"]
 
 
 def _of(part: int, whole: int) -> str:
@@ -227,22 +252,38 @@ def timm_table(words: Sequence[str]) -> None:
         for name, model in timm_models(files.split()):
             found.setdefault(type(model).__qualname__, []).append(built(name, model))
         for kind, models in found.items():
-            write("timm", kind, line(kind, models, tags, timm.create_model))
+            write("timm", kind, line(models, tags, timm.create_model))
         print(f"{files.strip()}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def write(table: str, kind: str, text: str) -> None:
+def transformers_table(words: Sequence[str]) -> None:
+    """Write the table of Hugging Face's transformers, where it is installed, from the small models of its tests."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        return
+    from tests.wrapping.test_transformers import CLASSES, original
+
+    for kind in CLASSES:
+        if not words or any(word in kind for word in words):
+            found = exact(original(kind)[0])
+            write("transformers", kind, [str(found.choices), *_cells([found])])
+
+
+def write(table: str, kind: str, cells: Sequence[str]) -> None:
     """Write the line of a class into a table of the page, the most used classes first."""
     start, end = START.format(table), END.format(table)
     before, _, rest = PAGE.read_text().partition(start)
     old, _, after = rest.partition(end)
-    lines = {match[1]: match[0] for match in re.finditer(r"^\| `(\w+)` \|.*$", old, flags=re.MULTILINE)} | {kind: text}
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines.values()]
-    rows.sort(key=lambda row: (-_counts(row[2])[1], -_counts(row[1])[1], row[0]))
-    names, tags = ([sum(part) for part in zip(*(_counts(row[i]) for row in rows), strict=True)] for i in (1, 2))
-    shares = [f"**{part:,} of {whole:,} ({part / whole:.1%})**" for part, whole in (names, tags)]
-    head = ["class", *HEAD]
-    rows = [head, ["---"] * len(head), *rows, [f"**all {len(rows)}**", *shares, *[""] * (len(head) - 3)]]
+    lines = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)` \|(.*)\|$", old, flags=re.MULTILINE)}
+    lines[kind] = "|".join(f" {cell} " for cell in cells)
+    rows = [[f"`{kind}`", *(cell.strip() for cell in line.split("|"))] for kind, line in sorted(lines.items())]
+    if table == "timm":
+        rows.sort(key=lambda row: (-_counts(row[2])[1], -_counts(row[1])[1]))
+        totals = [[sum(part) for part in zip(*(_counts(row[i]) for row in rows), strict=True)] for i in (1, 2)]
+        shares = [f"**{part:,} of {whole:,} ({part / whole:.1%})**" for part, whole in totals]
+        rows.append([f"**all {len(rows)}**", *shares, *[""] * (len(rows[0]) - 3)])
+    rows = [[*HEADS[table]], ["---"] * len(HEADS[table]), *rows]
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     PAGE.write_text(f"{before}{start}\n{text}\n\n{end}{after}")
 
@@ -259,6 +300,7 @@ def main(words: Sequence[str]) -> None:
     logging.disable()
     torch.set_num_threads(1)
     timm_table(words)
+    transformers_table(words)
 
 
 if __name__ == "__main__":

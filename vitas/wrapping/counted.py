@@ -93,7 +93,7 @@ def _costs(part: Any, path: str, operator: str, macs: int, counts: Counts) -> It
     ):
         yield path, weight_cost(part, _positions(path, macs, part))
     elif operator == "matmul" and isinstance(part, Narrowed):
-        inner = next((part._dims[word] for word in ("h d", "w") if word in part._dims), None)
+        inner = next((part._dims[word] for word in ("h", "h d", "w") if word in part._dims), None)
         yield path, Cost(macs) if inner is None else Cost(inner) * _whole(path, macs, inner.largest)
     elif operator == "linear" and isinstance(part, Narrowed):  # the weights of layers that are not called themselves
         uncalled = {

@@ -110,8 +110,14 @@ class TimmModel(Model):
     def feature_info(self) -> list[dict[str, Any]]:
         """Channels and strides of features in the active subnet, for each stage or for each block that runs."""
         info, stages = vars(self)["feature_info"], self._stages
-        if len(info) == len(stages) and stages[0].prefix:
-            return [{**one, "num_chs": stage.width.active} for one, stage in zip(info, stages, strict=True)]
+        if stages[0].prefix:
+            stem = len(info) - len(stages)  # entries before the stages
+            widths = [*(one["num_chs"] for one in info[:stem]), *(stage.width.active for stage in stages)]
+            fixed = [*[True] * stem, *(stage.width.fixed for stage in stages)]
+            return [
+                dict(one) if same else {**one, "num_chs": width}
+                for one, width, same in zip(info, widths, fixed, strict=True)
+            ]
         widths = [stage.width.active for stage in stages for _ in range(stage.depth.active)]
         return [{**one, "num_chs": width} for one, width in zip(info, widths, strict=False)]
 
