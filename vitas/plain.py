@@ -8,6 +8,7 @@ Letters: B images, C channels, H x W pixels, P patch size, N tokens, D embedding
 """
 
 import itertools
+import math
 import operator
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -242,6 +243,152 @@ class SubsampledAttention(nn.Module):
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         x = self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
         return self.proj_drop(x).unflatten(1, (height, -1))  # type: ignore[no-any-return]
+
+
+def _separate_qkv(attention: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """Return q, k and v, (B, h, N, d / h) each, where the biases of q and v stand apart from the layer and k has none."""
+    qkv = attention.qkv(x)
+    if attention.q_bias is not None:
+        qkv = qkv + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    return torch.unflatten(qkv, -1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class BiasedAttention(nn.Module):
+    """Self-attention with a learnt number added to each score: one a head and a step from query to key.
+
+    Made by exports, which put in the parts that timm's attention has, under its names.
+
+    Shapes: (B, N, D) -> (B, N, D); `relative_position_bias_table` (steps, h), `relative_position_index` (N, N).
+    Source: Bao et al. (BEiT), arXiv:2106.08254v2, section 2.4; the table of Liu et al. (Swin), arXiv:2103.14030v2.
+    """
+
+    num_heads: int
+    attn_drop: nn.Dropout
+    proj: nn.Module
+    proj_drop: nn.Module
+    relative_position_bias_table: Tensor | None
+    relative_position_index: Tensor
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+        q, k, v = _separate_qkv(self, x)
+        bias = shared_rel_pos_bias
+        if self.relative_position_bias_table is not None:
+            own = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (h, N, N)
+            bias = own if bias is None else own + bias
+        x = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=self.attn_drop.p if self.training else 0.0)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+class CosineAttention(nn.Module):
+    """Self-attention in windows by the angle of q and k; a small MLP makes the numbers added to the scores from the steps.
+
+    Made by exports, which put in the parts that timm's attention has, under its names.
+
+    Shapes: (B * W, N, D) -> (B * W, N, D) for W windows of N tokens; mask (W, N, N); `logit_scale` (h, 1, 1).
+    Source: Liu et al. (Swin V2), arXiv:2111.09883v2, sections 3.2 and 3.3.
+    """
+
+    num_heads: int
+    attn_drop: nn.Module
+    proj: nn.Module
+    proj_drop: nn.Module
+    cpb_mlp: nn.Module
+    logit_scale: Tensor
+    relative_coords_table: Tensor
+    relative_position_index: Tensor
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = _separate_qkv(self, x)
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)  # (B * W, h, N, N)
+        scores = scores * self.logit_scale.clamp(max=math.log(100)).exp()
+        steps = self.cpb_mlp(self.relative_coords_table).flatten(0, 2)  # (steps, h)
+        scores = scores + 16 * steps[self.relative_position_index].permute(2, 0, 1).sigmoid()
+        if mask is not None:
+            scores = (torch.unflatten(scores, 0, (-1, mask.shape[0])) + mask.unsqueeze(1)).flatten(0, 1)
+        x = self.attn_drop(scores.softmax(dim=-1)) @ v
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+class RelativeAttention(nn.Module):
+    """Self-attention to whose scores a part of its own, timm's `rel_pos`, adds a number a head and a step.
+
+    Made by exports, which put in the parts that timm's attention has, under its names.
+
+    Shapes: (B, N, D) -> (B, N, D); shared_rel_pos (1, h, N, N).
+    Source: positions as in Swin, Liu et al., arXiv:2103.14030v2 and arXiv:2111.09883v2.
+    """
+
+    num_heads: int
+    attn_drop: nn.Dropout
+    rel_pos: Any
+
+    def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
+        qkv = torch.unflatten(self.qkv(x), -1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d / h) each
+        bias = shared_rel_pos if self.rel_pos is None else self.rel_pos.get_bias()
+        dropout = self.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, bias, dropout_p=dropout)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+class CrossCovarianceAttention(nn.Module):
+    """Attention of the channels of a head to each other, by the angle of their values over all positions.
+
+    Made by exports, which put in the parts that timm's attention has, under its names.
+
+    Shapes: (B, N, D) -> (B, N, D); `temperature` (h, 1, 1).
+    Source: El-Nouby et al. (XCiT), arXiv:2106.09681v2, section 3.2.
+    """
+
+    num_heads: int
+    temperature: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = torch.unflatten(self.qkv(x), -1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 4, 1).unbind(0)  # (B, h, d / h, N) each
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
+        x = self.attn_drop(scores.softmax(dim=-1)) @ v
+        return self.proj_drop(self.proj(x.permute(0, 3, 1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+class TalkingHeadsAttention(nn.Module):
+    """Self-attention whose heads are mixed, before and after the softmax.
+
+    Made by exports, which put in the parts that timm's attention has, under its names.
+
+    Shapes: (B, N, D) -> (B, N, D).
+    Source: Shazeer et al., arXiv:2003.02436v1; Touvron et al. (CaiT), arXiv:2103.17239v2.
+    """
+
+    num_heads: int
+    scale: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = torch.unflatten(self.qkv(x), -1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d / h) each
+        scores = (q * self.scale @ k.transpose(-2, -1)).permute(0, 2, 3, 1)  # (B, N, N, h)
+        weights = self.proj_w(self.proj_l(scores).softmax(dim=2)).permute(0, 3, 1, 2)
+        x = self.attn_drop(weights) @ v
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+class ClassAttention(nn.Module):
+    """Attention of the first token to all.
+
+    Made by exports, which put in the parts that timm's attention has, under its names.
+
+    Shapes: (B, N, D) -> (B, 1, D).
+    Source: Touvron et al. (CaiT), arXiv:2103.17239v2, section 3.
+    """
+
+    num_heads: int
+    attn_drop: nn.Dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = (self.q(x[:, :1]), self.k(x), self.v(x))
+        q, k, v = (torch.unflatten(part, -1, (self.num_heads, -1)).transpose(1, 2) for part in own)  # (B, h, N, d / h)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

@@ -96,6 +96,19 @@ def test_a_subnet_of_a_subnet(tmp_path):
     assert torch.equal(load_subnet(tmp_path / "second").eval()(x), export_subnet(wrapped)(x))
 
 
+def test_blocks_that_left_from_anywhere(tmp_path):
+    model, x = original()
+    wrapped = wrap(model, depth=[1, 2], leave=[0])
+    sample_subnet(wrapped, policy="smallest")
+    save_subnet(export_subnet(wrapped), tmp_path / "net", source=source())
+    assert config_of(tmp_path / "net")["model"]["subnets"][0]["leave"] == [0]
+    loaded = load_subnet(tmp_path / "net").eval()
+    assert torch.equal(loaded(x), export_subnet(wrapped)(x))
+    assert [block.drop_path1.extra_repr() for block in loaded.blocks] == [
+        block.drop_path1.extra_repr() for block in export_subnet(wrapped).blocks
+    ]
+
+
 def test_timms_own_methods_may_change_an_export(tmp_path):
     export, _ = an_export("vit_tiny_patch16_224")
     export.reset_classifier(7)

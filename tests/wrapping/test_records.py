@@ -20,32 +20,82 @@ from vitas import (
     use_subnet,
     wrap,
 )
-from vitas.errors import ExportError, WrapError
+from vitas.errors import ChoiceError, ExportError, WrapError
+from vitas.plain import ClassAttention
 from vitas.wrapping.record import Axis, parsed
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
 
+SEES_32 = {"pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}
+
+
+def _caformer(num_classes):
+    from timm.models import metaformer as m
+
+    mixers, norms = [m.SepConv, m.Attention], [m.LayerNorm2dNoBias, m.LayerNormNoBias]
+    model = m.MetaFormer(
+        num_classes=num_classes, depths=(1, 2), dims=(16, 32), token_mixers=mixers, norm_layers=norms, head_dim=8
+    )
+    model.pretrained_cfg = SEES_32["pretrained_cfg_overlay"]
+    return model
+
+
 SMALL = {  # timm's name: (arguments, side of the images)
-    "vit_small_patch16_dinov3": ({"img_size": 32, "depth": 3}, 32),
+    "vit_small_patch16_dinov3": ({"img_size": 32, "depth": 3, "embed_dim": 96, "num_heads": 6}, 32),
     "vit_small_plus_patch16_dinov3": ({"img_size": 32, "depth": 2, "embed_dim": 128, "num_heads": 4}, 32),
     "eva02_tiny_patch14_224": ({"img_size": 28, "depth": 2}, 28),
     "vit_pe_core_tiny_patch16_384": ({"img_size": 32, "depth": 2}, 32),
     "vit_small_patch16_rope_224": ({"img_size": 32, "depth": 2}, 32),
-    "swin_tiny_patch4_window7_224": ({"img_size": 64, "window_size": 4, "depths": (2, 1, 3, 2), "drop_path_rate": 0.2}, 64),
+    "swin_tiny_patch4_window7_224": (
+        {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 3), "num_heads": (3, 6), "drop_path_rate": 0.2},
+        32,
+    ),
+    "swinv2_tiny_window8_256": (
+        {"img_size": 32, "window_size": 4, "embed_dim": 32, "depths": (2, 1), "num_heads": (2, 4), "drop_path_rate": 0.2},
+        32,
+    ),
+    "beit_base_patch16_224": ({"img_size": 32, "embed_dim": 96, "num_heads": 6, "depth": 2}, 32),
+    "qwen3_vit_88m": ({"img_size": 32, "embed_dim": 48, "num_heads": 4, "depth": 2, "pos_embed_grid_size": 2}, 32),
+    "qwen3_vit_88m_merge": (
+        {"img_size": 32, "embed_dim": 48, "num_heads": 4, "depth": 1, "pos_embed_grid_size": 2, "out_features": 24},
+        32,
+    ),
+    "vit_tiny_r_s16_p8_224": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "patch_size": 1}, 32),
+    "vit_small_patch16_18x2_224": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2}, 32),
+    "xcit_nano_12_p16_224": ({"img_size": 32, "embed_dim": 32, "num_heads": 4, "depth": 2, "cls_attn_layers": 1}, 32),
+    "cait_xxs24_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 2, "depth_token_only": 1}, 32),
+    "pvt_v2_b0": (
+        {"embed_dims": (8, 16), "depths": (2, 1), "num_heads": (2, 4), "sr_ratios": (2, 1), "mlp_ratios": (4, 4), **SEES_32},
+        32,
+    ),
+    "vit_relpos_small_patch16_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 4, "depth": 2}, 32),
+    "vit_relpos_base_patch16_clsgap_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 4, "depth": 1}, 32),
+    "caformer_s18": (_caformer, 32),
+    "maxvit_tiny_tf_224": ({"img_size": 64, "embed_dim": (32, 64), "depths": (1, 2), "block_type": ("M", "M")}, 64),
+    "coatnet_rmlp_nano_rw_224": ({"img_size": 32, "embed_dim": (32, 64), "depths": (1, 2), "block_type": ("C", "T")}, 32),
+    "maxxvit_rmlp_nano_rw_256": ({"img_size": 64, "embed_dim": (64,), "depths": (1,), "block_type": ("M",)}, 64),
+    "pit_ti_224": ({"img_size": 32, "depth": (1, 2), "heads": (2, 4), "base_dims": (16, 16)}, 32),
     "naflexvit_base_patch16_map": ({"embed_dim": 48, "num_heads": 3, "depth": 2}, 384),
     "samvit_base_patch16": (
         {"img_size": 64, "embed_dim": 96, "num_heads": 6, "depth": 2, "global_attn_indexes": (1,)},
         64,
     ),
 }
+WIDTHS_STAY = {"maxvit_tiny_tf_224", "coatnet_rmlp_nano_rw_224", "maxxvit_rmlp_nano_rw_256", "pit_ti_224"}
+MIXES_HEADS = {"cait_xxs24_224"}
 every_model = pytest.mark.parametrize("name", SMALL)
 
 
 def original(name):
     options, side = SMALL[name]
-    model = randomize(timm.create_model(name, num_classes=5, **options)).eval()
+    model = options(5) if callable(options) else timm.create_model(name, num_classes=5, **options)
+    model = randomize(model).eval()
     return model, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def wrapped_whole(name, model, **options):
+    return wrap(model, embed_dim=None if name in WIDTHS_STAY else "auto", depth="auto", **options)
 
 
 def some(model, n, seed=0):
@@ -58,7 +108,7 @@ def some(model, n, seed=0):
 def test_the_largest_subnet_is_the_model_and_exports_equal_the_active_path(name):
     model, x = original(name)
     before = copy.deepcopy(model.state_dict())
-    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    wrapped = wrapped_whole(name, model)
     assert torch.equal(wrapped(x), model(x))
     state = wrapped.state_dict()
     assert list(state) == list(before)
@@ -66,26 +116,43 @@ def test_the_largest_subnet_is_the_model_and_exports_equal_the_active_path(name)
     for _ in some(wrapped, 5):
         export = export_subnet(wrapped)
         assert type(export) is type(model)
-        assert b"vitas" not in pickle.dumps(export)
+        assert b"vitas" not in pickle.dumps(export).replace(b"vitas.plain", b"")
         assert relative_error(export(x), wrapped(x)) <= 1e-5
         assert count_params(wrapped) == sum(parameter.numel() for parameter in export.parameters())
         assert count_flops(wrapped).total == macs(export, x[:1])
 
 
-@every_model
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - MIXES_HEADS))
 def test_a_subnet_is_the_whole_model_without_the_units_that_it_leaves_out(name):
     model, x = original(name)
-    wrapped = wrap(model.double(), embed_dim="auto", depth="auto")
+    wrapped = wrapped_whole(name, model.double())
     active = search_space(wrapped).active()
     worst = check_records(wrapped, x.double())
     assert worst <= 1e-12
     assert search_space(wrapped).active() == active
 
 
+def test_heads_that_fill_a_smaller_width_leave_the_library_its_attention():
+    options = {"img_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 4}
+    tied = ("beit_base_patch16_224", "swinv2_tiny_window8_256", "pvt_v2_b0", "vit_relpos_small_patch16_224", "caformer_s18")
+    names = {name: SMALL[name][0] for name in (*tied, "xcit_nano_12_p16_224")}
+    names |= {"eva02_large_patch14_224": {**options, "img_size": 28}, "cait_xxs24_224": {**options, "depth_token_only": 1}}
+    for name, own in names.items():
+        model = own(5) if callable(own) else timm.create_model(name, num_classes=5, **own)
+        model = randomize(model).eval()
+        wrapped = wrap(model, embed_dim=["50%", "100%"], num_heads=["50%", "100%"], order="magnitude")
+        sample_subnet(wrapped, policy="smallest")
+        x = torch.randn(2, 3, own.get("img_size", 32) if isinstance(own, dict) else 32, 32)
+        export = export_subnet(wrapped)
+        classes = {type(part) for part in export.modules()} - {ClassAttention}  # outside the rows heads stay
+        assert classes <= {type(part) for part in model.modules()}
+        assert relative_error(export(x), wrapped(x)) <= 1e-5
+
+
 @every_model
 def test_gradients_are_those_of_the_export(name):
     model, x = original(name)
-    wrapped = wrap(model.double(), embed_dim="auto", depth="auto")
+    wrapped = wrapped_whole(name, model.double())
     x = x[:1].double()
     for _ in some(wrapped, 2, seed=1):
         wrapped.zero_grad(set_to_none=True)
@@ -132,12 +199,36 @@ def test_copies_checkpointing_order_and_methods(name):
 @every_model
 def test_counts_by_running_add_up(name):
     model, x = original(name)
-    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    wrapped = wrapped_whole(name, model)
     for one in (model, wrapped):
         count = count_flops(one, inputs=x[:1])
         assert sum(count.by_module.values()) == count.total == macs(one, x[:1])
     stated, counted = count_flops(wrapped), count_flops(wrapped, inputs=x[:1])
     assert stated.by_operator == counted.by_operator
+
+
+@pytest.mark.parametrize("name", sorted(WIDTHS_STAY))
+def test_a_width_that_stays_is_not_searched(name):
+    model, _ = original(name)
+    with pytest.raises(ChoiceError, match=r"embed_dim: in this model it cannot be searched; expected None, got 'auto'"):
+        wrap(model, embed_dim="auto")
+
+
+def test_running_statistics_of_the_channels_in_use_follow_the_batch():
+    model, x = original("xcit_nano_12_p16_224")
+    wrapped = wrap(model, embed_dim="auto").train()
+    sample_subnet(wrapped, policy="smallest")
+    norm = wrapped.blocks[0].local_mp.bn
+    before, used = norm.stored("running_mean").clone(), norm._dims["w"].channels()
+    export = export_subnet(wrapped)
+    assert torch.equal(export.blocks[0].local_mp.bn.running_mean, before[used])
+    torch.manual_seed(0)
+    y = wrapped(x)
+    assert relative_error(y, export(x)) <= 1e-5
+    after, expected = norm.stored("running_mean"), before.clone()
+    expected[used] = export.blocks[0].local_mp.bn.running_mean
+    torch.testing.assert_close(after, expected)
+    assert not torch.equal(after[used], before[used])
 
 
 # -- the notation ------------------------------------------------------------------------------------------------------

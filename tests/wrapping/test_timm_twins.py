@@ -332,7 +332,7 @@ def test_an_iterator_serves_every_stage_and_every_block(once, given):
         ({"depth": [None, None, []]}, "got nothing"),
         ({"blocks": [2]}, r"stages\.1\.blocks: expected numbers in 0\.\.1, got 2"),
         ({"blocks": [None, 1, None]}, r"stages\.1\.blocks: expected several numbers"),
-        ({"order": "random"}, "order: expected one of magnitude, None"),
+        ({"order": "random"}, "order: expected one of magnitude, activation, None"),
         ({"sharing": "fair"}, "sharing"),
     ],
 )

@@ -19,7 +19,7 @@ from vitas.errors import FileError, VitasError, brief, listed, shown
 from vitas.export.files import check
 from vitas.export.formats import NO_NETWORK, differences
 from vitas.fields import check_keys
-from vitas.wrapping.origin import is_plain, origin_of
+from vitas.wrapping.origin import LEAVE, is_plain, origin_of
 from vitas.wrapping.records import RECORDS
 from vitas.wrapping.remake import original, regular, remade, taken, unwritten, weightless
 
@@ -138,7 +138,9 @@ def built(told: Any, name: str, where: str) -> nn.Module:
     for subnet in subnets:
         check(isinstance(subnet, dict), f"{where}: subnets", "objects", subnet)
         for key, value in subnet.items():
-            check(is_int(value, 1, MOST_CHANNELS), f"{where}: subnets: {listed([key])}", "a positive int", value)
+            slots = value if key.rpartition(".")[2] == LEAVE and isinstance(value, list) else [value or None]
+            fits = all(is_int(slot, 0, MOST_CHANNELS) for slot in slots)
+            check(fits, f"{where}: subnets: {listed([key])}", "a positive int", value)
     check(isinstance(pretrained, dict), f"{where}: pretrained_cfg", "an object", pretrained)
     length = len(json.dumps(pretrained))
     check(length <= _MOST_PRETRAINED, f"{where}: pretrained_cfg", f"at most {_MOST_PRETRAINED} characters", length)

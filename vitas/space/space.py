@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vitas.choice import SIDES, Dim
+from vitas.choice import SIDES, Depth, Dim
 from vitas.errors import ChoiceError, VitasError, brief, is_one_of, one_of, shown
 from vitas.space.codes import Encoding
 from vitas.space.liveness import Liveness, conditions_of, gates_first, weakest
@@ -235,6 +235,7 @@ class SearchSpace:
             name: {
                 "values": list(choice.values),
                 "runs": [[list(run) for run in side] for side in choice.sides] if isinstance(choice, Dim) else [],
+                **({"turns": list(choice.turns)} if isinstance(choice, Depth) and not choice.from_the_end else {}),
             }
             for name, choice in self.choices.items()
         }

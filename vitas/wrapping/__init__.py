@@ -5,6 +5,7 @@
     narrow.py     a class narrowed by its record, and exports
     rows.py       blocks in a row of which the first run
     slots.py      the blocks themselves, and stochastic depth over them
+    layers.py     layers whose library's code would not follow the choices, or read each weight apart
     attention.py  attention that its library ties to the width of the input
     counted.py    what every subnet costs, from one counted run
     plan.py       what each part of a model becomes, and what is refused

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from vitas import plain
 from vitas.choice import compiling
 from vitas.nn.layer import like
-from vitas.wrapping.narrow import Narrowed
+from vitas.wrapping.narrow import Narrowed, rebuilt
 from vitas.wrapping.narrow import plain as exported
 
 
 class Freed(Narrowed):
-    """Attention that runs its library's code where that fits, else `free`, which fits always.
+    """Attention that runs its library's code as the whole model, and as a subnet `free`, which fits always.
 
     Compiled, one graph of `free` serves all subnets.
     """
@@ -34,9 +34,14 @@ class Freed(Narrowed):
         """Whether the library's own class can express the active subnet."""
         return bool(self._dims["h d"].active == self._dims["w"].active)
 
+    @property
+    def full(self) -> bool:
+        """Whether the active subnet is the whole attention: its library's code may read the weights of layers, which are."""
+        return all(self._dims[word].active == self._dims[word].largest for word in ("h d", "w"))
+
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Attend."""
-        if compiling() or not self.tied:
+        if compiling() or not self.full:
             return type(self).free(self, *inputs, **options)
         return super().forward(*inputs, **options)
 
@@ -88,6 +93,72 @@ class _Subsampled(InPlain):
         parts: list[Any] = [exported(getattr(self, name)) for name in ("q", "kv", "proj", "sr", "norm")]
         q, kv, proj, sr, norm = parts
         return self.filled(plain.SubsampledAttention(q, kv, proj, self._dims["h"].active, sr, norm))
+
+
+class Alike(InPlain):
+    """Attention whose parts a class of vitas.plain has under the same names."""
+
+    kind: type[nn.Module]
+
+    def freed(self) -> nn.Module:
+        """Return attention of vitas.plain."""
+        return rebuilt(self, self.kind)
+
+
+class _Biased(Alike):
+    """BEiT's attention by the code of vitas.plain.BiasedAttention."""
+
+    kind = plain.BiasedAttention
+    free = plain.BiasedAttention.forward
+
+
+class _Cosine(Alike):
+    """Attention of Swin V2 by the code of vitas.plain.CosineAttention."""
+
+    kind = plain.CosineAttention
+    free = plain.CosineAttention.forward
+
+
+class _Relative(Alike):
+    """Attention of VisionTransformerRelPos by the code of vitas.plain.RelativeAttention."""
+
+    kind = plain.RelativeAttention
+    free = plain.RelativeAttention.forward
+
+
+class _CrossCovariance(Alike):
+    """XCiT's attention by the code of vitas.plain.CrossCovarianceAttention."""
+
+    kind = plain.CrossCovarianceAttention
+    free = plain.CrossCovarianceAttention.forward
+
+
+class _TalkingHeads(Alike):
+    """CaiT's attention by the code of vitas.plain.TalkingHeadsAttention."""
+
+    kind = plain.TalkingHeadsAttention
+    free = plain.TalkingHeadsAttention.forward
+
+
+class _ClassToken(Alike):
+    """CaiT's and XCiT's class attention by the code of vitas.plain.ClassAttention."""
+
+    kind = plain.ClassAttention
+    free = plain.ClassAttention.forward
+
+
+class _Tokens(InPlain):
+    """Attention of CAFormer by the code of vitas.plain.Attention."""
+
+    q_norm = k_norm = staticmethod(lambda x: x)
+    attend = plain.Attention.attend
+    free = plain.Attention.forward
+
+    def freed(self) -> nn.Module:
+        """Return attention of vitas.plain."""
+        qkv, proj = (exported(getattr(self, name)) for name in ("qkv", "proj"))
+        assert qkv is not None and proj is not None
+        return self.filled(plain.Attention(qkv, proj, self._dims["h"].active))
 
 
 class _Eva(Freed):
@@ -162,6 +233,14 @@ def _linear(stacked: nn.Linear, start: int, rows: int, bias: nn.Parameter | None
 
 
 FORWARDS: dict[str, type[Narrowed]] = {
+    "timm.models.cait.ClassAttn": _ClassToken,
+    "timm.models.cait.TalkingHeadAttn": _TalkingHeads,
+    "timm.models.metaformer.Attention": _Tokens,
+    "timm.models.pvt_v2.Attention": _Subsampled,
+    "timm.models.vision_transformer_relpos.RelPosAttention": _Relative,
+    "timm.models.xcit.XCA": _CrossCovariance,
+    "timm.models.beit.Attention": _Biased,
+    "timm.models.swin_transformer_v2.WindowAttention": _Cosine,
     "timm.models.eva.EvaAttention": _Eva,
     "timm.models.twins.LocallyGroupedAttn": _Windows,
     "timm.models.twins.GlobalSubSampleAttn": _Subsampled,

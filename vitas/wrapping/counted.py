@@ -79,7 +79,8 @@ def _terms(model: Any, counts: Counts) -> Iterator[tuple[Cost, Cost]]:
         gate = Cost(1)
         for row, slots in rows.items():
             if path.startswith(f"{row}."):
-                gate = gate * Cost.above(slots.depth, int(path.removeprefix(f"{row}.").partition(".")[0]))
+                slot = int(path.removeprefix(f"{row}.").partition(".")[0])
+                gate = gate * Cost.above(slots.depth, slots.depth.turns[slot])
         for operator, macs in operators.items():
             for inner, cost in _costs(parts[path], path, operator, macs, counts):
                 yield (cost.named(operator).under(inner) if inner else cost.named(operator)), gate
@@ -92,7 +93,7 @@ def _costs(part: Any, path: str, operator: str, macs: int, counts: Counts) -> It
     ):
         yield path, weight_cost(part, _positions(path, macs, part))
     elif operator == "matmul" and isinstance(part, Narrowed):
-        inner = next((part._dims[word] for word in ("h d", "w") if word in part._dims), None)
+        inner = next((part._dims[word] for word in ("h", "h d", "w") if word in part._dims), None)
         yield path, Cost(macs) if inner is None else Cost(inner) * _whole(path, macs, inner.largest)
     elif operator == "linear" and isinstance(part, Narrowed):  # the weights of layers that are not called themselves
         uncalled = {

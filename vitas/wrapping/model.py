@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from vitas.choice import Choice, Dim
+from vitas.choice import Depth, Dim
 from vitas.cost import Cost
 from vitas.errors import VitasError
 from vitas.nn.kept import TORCHS_OWN
@@ -17,7 +17,7 @@ from vitas.space import State
 from vitas.superformer.base import OfImages
 from vitas.wrapping.counted import counted_cost, image_of
 from vitas.wrapping.narrow import Narrowed
-from vitas.wrapping.origin import note_origin
+from vitas.wrapping.origin import LEAVE, note_origin
 from vitas.wrapping.plan import Plan, apply
 
 
@@ -33,7 +33,7 @@ class Stage(NamedTuple):
 
     prefix: str  # of the names of its choices
     width: Dim
-    depth: Choice[int]
+    depth: Depth
     unit: int
     blocks: tuple[Block, ...]
 
@@ -83,15 +83,22 @@ class Model(Narrowed, OfImages):
         plain = super().export()
         for name in vars(plain).keys() - self._kept - TORCHS_OWN:
             del vars(plain)[name]
-        note_origin(self, self.running_choices(), plain)
+        note_origin(self, self.taken(), plain)
         return plain
 
-    def running_choices(self) -> Iterator[Choice[Any]]:
-        """Yield the choices of all stages, of their blocks those that run."""
+    def taken(self) -> dict[str, Any]:
+        """Return the names and active values of the choices that are not at their largest, and which blocks are left out."""
+        subnet: dict[str, Any] = {}
         for stage in self._stages:
-            yield from (stage.width, stage.depth)
-            for block in stage.blocks[: stage.depth.active]:
-                yield from (dim for dim, _ in (*block.heads, *block.hidden))
+            depth = stage.depth
+            run = [block for slot, block in enumerate(stage.blocks) if depth.runs(slot)]
+            inner = (dim for block in run for dim, _ in (*block.heads, *block.hidden))
+            choices = (choice for choice in (stage.width, depth, *inner) if choice.active != choice.largest)
+            subnet |= {str(choice.name): choice.active for choice in choices}
+            if not depth.from_the_end and depth.active < depth.largest:
+                left = (slot for slot in range(depth.largest) if not depth.runs(slot))
+                subnet[f"{stage.prefix}{LEAVE}"] = sorted(left, key=lambda slot: -depth.turns[slot])
+        return subnet
 
     @classmethod
     def additions(cls, narrowed: type[nn.Module]) -> dict[str, Any]:
@@ -122,8 +129,14 @@ class TimmModel(Model):
     def feature_info(self) -> list[dict[str, Any]]:
         """Channels and strides of features in the active subnet, for each stage or for each block that runs."""
         info, stages = vars(self)["feature_info"], self._stages
-        if len(info) == len(stages) and stages[0].prefix:
-            return [{**one, "num_chs": stage.width.active} for one, stage in zip(info, stages, strict=True)]
+        if stages[0].prefix:
+            stem = len(info) - len(stages)  # entries before the stages
+            widths = [*(one["num_chs"] for one in info[:stem]), *(stage.width.active for stage in stages)]
+            fixed = [*[True] * stem, *(stage.width.fixed for stage in stages)]
+            return [
+                dict(one) if same else {**one, "num_chs": width}
+                for one, width, same in zip(info, widths, fixed, strict=True)
+            ]
         widths = [stage.width.active for stage in stages for _ in range(stage.depth.active)]
         return [{**one, "num_chs": width} for one, width in zip(info, widths, strict=False)]
 

@@ -113,7 +113,7 @@ class Narrowed(Elastic):
 
     def export(self) -> nn.Module:
         """Return a module of the narrowed class with the values, and its own copy of the weights, of the active subnet."""
-        return rebuilt(self, self.shape.narrowed)
+        return rebuilt(self, type(self).shape.narrowed)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, but none that follows the choices.
@@ -121,10 +121,13 @@ class Narrowed(Elastic):
         Raises:
             VitasError: another value for an attribute that follows, or other blocks.
         """
-        if name == self.shape.row and isinstance(value, nn.Module):
+        if name == type(self).shape.row and isinstance(value, nn.Module):
             raise VitasError(f"{name}: which blocks run is the choice of a subnet; export one and change that")
         if name in self.reads:
-            if value != getattr(self, name):
+            at = next((own.at for own_name, own in type(self).shape.attributes if own_name == name), None)
+            if at is not None and value[at] == getattr(self, name)[at]:
+                vars(self)[name] = value
+            elif value != getattr(self, name):
                 raise VitasError(f"{name} follows the choices of the model and cannot be set, got {shown(value)}")
             return
         super().__setattr__(name, value)
@@ -188,10 +191,12 @@ def _part(name: str) -> property:
 
 def _value(name: str, attribute: Attribute) -> property:
     """Return a property: the number that an attribute is in the active subnet, or in a norm the shape."""
-    (runs, letters), per, each = attribute
+    (runs, letters), per, each, at = attribute
     word = " ".join(letters)
     if name == "normalized_shape":
         return property(lambda self: (runs * self._dims[word].active,))
+    if at is not None:
+        return property(lambda self: (*vars(self)[name][:at], runs * self._dims[word].active, *vars(self)[name][at + 1 :]))
     if each:
         return property(lambda self: [runs * dim.active for dim in self._dims[f"{word}*"]])
     if per is not None:
@@ -245,11 +250,9 @@ def rebuilt(module: nn.Module, kind: type[M]) -> M:
     own = module if isinstance(module, Narrowed) else None
     reads, holds = ((), ()) if own is None else (own.reads, own.holds)
     for name, value in vars(module).items():
-        if name in TORCHS_OWN or name in holds:
-            continue
         if name in reads:
             vars(made)[name] = getattr(module, name)
-        elif is_data(value, kind):
+        elif name not in TORCHS_OWN and name not in holds and is_data(value, kind):
             vars(made)[name] = deepcopy(value)
     cut = {} if own is None else own.active_weights()
     for name, parameter in module._parameters.items():

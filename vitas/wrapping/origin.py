@@ -7,14 +7,15 @@ nothing of this package. A file of the export says the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from vitas.choice import Choice
-
 MADE_FROM = "made_from"
+
+LEAVE = "leave"
+"""So a subnet lists the blocks that are left out, behind the prefix of their stage, if those are not the last ones."""
 
 
 def origin_of(model: nn.Module) -> dict[str, Any] | None:
@@ -54,17 +55,16 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def note_origin(model: nn.Module, choices: Iterable[Choice[Any]], export: nn.Module) -> None:
+def note_origin(model: nn.Module, subnet: Mapping[str, Any], export: nn.Module) -> None:
     """Let an export say what it was made of, and no longer that it is the library's model of that name.
 
     Args:
         model: The searchable model, which knows of what its library, or another export before it, was made.
-        choices: Those of the model, of the blocks that run.
+        subnet: What is active, where that is not the largest.
         export: The network of what is active.
     """
     before = vars(model).get(MADE_FROM) or {"source": source_of(model, type(export)), "subnets": []}
-    subnet = {str(choice.name): choice.active for choice in choices if choice.active != choice.largest}
-    subnets = [*before["subnets"], subnet] if subnet else before["subnets"]
+    subnets = [*before["subnets"], dict(subnet)] if subnet else before["subnets"]
     own = vars(export)
     own[MADE_FROM] = {"source": before["source"], "subnets": subnets}
     name = dict(before["source"] or {}).get("name")

@@ -17,8 +17,9 @@ from vitas.nn.stacked import StackedLinear
 from vitas.space import BASE_LAYER, holders, search_space
 from vitas.wrapping.attention import FORWARDS
 from vitas.wrapping.counted import image_of
+from vitas.wrapping.layers import BATCH_NORMS, LAYERS, ElasticBatchNorm
 from vitas.wrapping.narrow import Narrowed, Shape, become, made
-from vitas.wrapping.record import Attribute, Axis, Record, parsed, part_at, sizes_of, weight_of
+from vitas.wrapping.record import Attribute, Axis, Record, part_at, record_of, sizes_of, weight_of
 from vitas.wrapping.slots import name_of
 
 Letters = dict[str, Any]
@@ -55,7 +56,7 @@ class Plan:
     def record_of(self, module: nn.Module) -> Record | None:
         """Return the record of a module's class."""
         text = self.records.get(name_of(type(module)))
-        return None if text is None else parsed(text, type(module).__name__)
+        return None if text is None else record_of(text, module)
 
     def visit(
         self,
@@ -81,7 +82,7 @@ class Plan:
         self.done.add(id(module))
         record = self.record_of(module)
         row = held.pop("row", None)
-        mixin = FORWARDS.get(name_of(type(module)), mixin)
+        mixin = (FORWARDS | LAYERS).get(name_of(type(module)), mixin)
         if record is not None or mixin is not Narrowed or row is not None:
             self._narrow(module, path, dict(letters), settle, record or Record({}, {}, None, (), ()), mixin, row, held)
         for name, child in module._modules.items():
@@ -118,7 +119,13 @@ class Plan:
             return letters[axis.word]
 
         own: dict[str, tuple[Axis, ...]] = {}
-        others: dict[int, tuple[nn.Module, dict[str, tuple[Axis, ...]]]] = {}
+        attributes: dict[str, Attribute] = {}
+        others: dict[int, tuple[nn.Module, dict[str, tuple[Axis, ...]], dict[str, Attribute]]] = {}
+        for name, what in record.attributes.items():
+            owner, _, last = name.rpartition(".")
+            at = part_at(module, owner) if owner else module
+            if isinstance(at, nn.Module) and last in vars(at):
+                (others.setdefault(id(at), (at, {}, {}))[2] if owner else attributes)[last] = what
         for name, axes in record.axes.items():
             found = part_at(module, name)
             if isinstance(found, nn.Module) and id(found) not in self.done:
@@ -129,16 +136,15 @@ class Plan:
                 owner, _, last = name.rpartition(".")
                 at = part_at(module, owner) if owner else None
                 if isinstance(at, nn.Module):
-                    others.setdefault(id(at), (at, {}))[1][last] = axes
+                    others.setdefault(id(at), (at, {}, {}))[1][last] = axes
                 else:
                     own[name] = axes
-        for owner_module, its in others.values():
+        for owner_module, its, follow in others.values():
             self.done.add(id(owner_module))
-            self._step(owner_module, Narrowed, its, {}, None, dim, {})
-        attributes = {name: what for name, what in record.attributes.items() if name in vars(module)}
+            self._step(owner_module, Narrowed, its, follow, None, dim, {})
         self._step(module, mixin, own, attributes, row, dim, held)
         for name in record.whole:
-            if isinstance(part := part_at(module, name), nn.Module):
+            if isinstance(part := module if name == "." else part_at(module, name), nn.Module):
                 self.named |= {id(parameter) for parameter in part.parameters()}
                 self.done |= {id(inner) for inner in part.modules()}
 
@@ -167,7 +173,8 @@ class Plan:
             dims[word] = dim(Axis(1, (word,)))
         heads = next((dims[w.axis.word] for w in attributes.values() if w.axis.letters == ("h",)), None)
         if heads is not None:
-            held["heads" if not hasattr(type(module), "heads") else "num_heads"] = heads
+            taken = "heads" in attributes or hasattr(type(module), "heads")
+            held["num_heads" if taken else "heads"] = heads
             dims.setdefault("h d", dim(Axis(1, ("h", "d"))))
         shape = Shape(type(module), mixin, tuple(kept), tuple(attributes.items()), row)
         self.steps.append(Step(module, made(shape), {**held, "_dims": dims}))
@@ -209,7 +216,8 @@ class Plan:
             self.steps.append(Step(layer, ElasticLayerNorm, {"dim": dims[fitted[0].word]}))
         else:
             kept = tuple((name, tuple(_fitted(axis, dim, {}) for axis in several)) for name, several in own.items())
-            shape = Shape(type(layer), Narrowed, kept, _attributes_of(layer, fitted))
+            mixin = ElasticBatchNorm if isinstance(layer, BATCH_NORMS) else LAYERS.get(name_of(type(layer)), Narrowed)
+            shape = Shape(type(layer), mixin, kept, _attributes_of(layer, fitted))
             self.steps.append(Step(layer, made(shape), {"_dims": dims}))
 
     def remake(self, module: nn.Module, axes: Mapping[str, tuple[Axis, ...]], letters: Letters) -> None:

@@ -2,15 +2,20 @@
 
     qkv: 3 h d, w; gate: h d, w; proj: w, h d; num_heads = h; attn_dim = h d
 
-Entries stand between semicolons. There are five forms:
+Entries stand between semicolons. There are six forms:
 
     NAMES: AXES              parameters, or layers and then the axes of their weight; an axis is a product of letters and
                              numbers: `3 h d` are three runs of h heads of d channels, `_` leaves an axis whole
     NAMES = LETTERS          attributes that follow: `num_heads = h`, `num_heads = w / head_dim` (a number that is held
-                             there); `embed_dims = w*` is the list over all stages
+                             there); `embed_dims = w*` is the list over all stages; of a tuple the one that follows,
+                             `bias_shape = _, _, h`
     rows PATH                the blocks in a row whose number is searched; a `*` stands for the number of the stage
     stages PATHS             lists whose i-th part belongs to stage i
-    whole PATHS              parts that stay as they are
+    whole PATHS              parts that stay as they are but for what is named in them; `.` is the module itself
+    fixed LETTERS            w, n: widths, numbers of blocks that cannot be searched
+
+An entry may end on `if PATH` or `unless PATH`: it holds where a module has such a part (an Identity is none) or an attribute
+that is true, or where it has none.
 
 Letters: w width of the residual stream (of the stage), u of the stage before, w0 w1 ... of each stage, h heads, d channels
 of a head, m hidden width of an MLP, n blocks that run; any other letter is a size that stays. What a letter counts is read
@@ -50,6 +55,7 @@ class Attribute(NamedTuple):
     axis: Axis
     per: str | None
     each: bool  # a list, an entry for each stage
+    at: int | None = None  # the place in a tuple
 
 
 class Record(NamedTuple):
@@ -60,10 +66,31 @@ class Record(NamedTuple):
     rows: str | None
     stages: tuple[str, ...]
     whole: tuple[str, ...]
+    fixed: tuple[str, ...] = ()
 
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.-?\w+)*")
 _LETTER = re.compile(r"[a-z]\d*")
+_CONDITION = re.compile(r"(.*?)(?:\s(if|unless)\s+(\S+))?\s*$", re.DOTALL)
+
+
+def record_of(text: str, module: nn.Module) -> Record:
+    """Return what a record says of a module: entries whose condition fails are left out.
+
+    Raises:
+        WrapError: an entry in none of the forms.
+    """
+    entries = [_CONDITION.match(entry) for entry in text.split(";")]
+    true = [found[1] for found in entries if found and _holds(module, found[2], found[3])]
+    return parsed("; ".join(true), type(module).__name__)
+
+
+def _holds(module: nn.Module, word: str | None, path: str | None) -> bool:
+    if word is None or path is None:
+        return True
+    part = part_at(module, path)
+    there = bool(vars(module).get(path)) if part is None else not isinstance(part, nn.Identity)
+    return there == (word == "if")
 
 
 @cache
@@ -80,11 +107,8 @@ def parsed(text: str, of: str) -> Record:
     record = Record({}, {}, None, (), ())
     for entry in filter(None, map(str.strip, text.split(";"))):
         word, *rest = entry.split()
-        if word in ("stages", "whole") and rest and not {":", "="} & set(entry):
-            if word == "stages":
-                record = record._replace(stages=(*record.stages, *rest))
-            else:
-                record = record._replace(whole=(*record.whole, *rest))
+        if word in ("stages", "whole", "fixed") and rest and not {":", "="} & set(entry):
+            record = record._replace(**{word: (*getattr(record, word), *rest)})
         elif word == "rows" and len(rest) == 1:
             record = record._replace(rows=rest[0])
         elif ":" in entry:
@@ -95,7 +119,7 @@ def parsed(text: str, of: str) -> Record:
             record.attributes.update(dict.fromkeys(_names(names, entry, of), _attribute(letters, entry, of)))
         else:
             raise _fault(
-                of, entry, 'expected "NAMES: AXES", "NAMES = LETTERS", or a line that starts with rows, stages, whole'
+                of, entry, 'expected "NAMES: AXES", "NAMES = LETTERS", or a line that starts with rows, stages, whole, fixed'
             )
     return record
 
@@ -122,6 +146,10 @@ def _axis(text: str, entry: str, of: str) -> Axis:
 
 
 def _attribute(text: str, entry: str, of: str) -> Attribute:
+    if "," in text:
+        axes = [_axis(axis, entry, of) for axis in text.split(",")]
+        (at,) = (place for place, axis in enumerate(axes) if axis.letters)
+        return Attribute(axes[at], None, False, at)
     product, _, per = (part.strip() for part in text.partition("/"))
     return Attribute(_axis(product.removesuffix("*"), entry, of), per or None, product.endswith("*"))
 
@@ -159,7 +187,7 @@ def sizes_of(module: nn.Module, record: Record, known: dict[str, int]) -> dict[s
     """
     of, sizes = type(module).__name__, dict(known)
     for name, what in record.attributes.items():
-        plain = what.axis.runs == 1 and len(what.axis.letters) == 1 and not what.per and not what.each
+        plain = what.at is None and what.axis.runs == 1 and len(what.axis.letters) == 1 and not what.per and not what.each
         if plain and isinstance(vars(module).get(name), int):
             sizes.setdefault(what.axis.letters[0], vars(module)[name])
     again = True
@@ -183,4 +211,9 @@ def sizes_of(module: nn.Module, record: Record, known: dict[str, int]) -> dict[s
                 if expected != size:
                     text = f"{axis.runs} {axis.word}" if axis.runs > 1 else axis.word
                     raise _fault(of, f"{name}: {text}", f"axis {number} has {size} channels, the letters say {expected}")
+    for name, (axis, per, _, _) in record.attributes.items():
+        if isinstance(value := vars(module).get(name), int) and all(letter in sizes for letter in axis.letters):
+            expected = axis.runs * prod(sizes[letter] for letter in axis.letters) // (vars(module)[per] if per else 1)
+            if value != expected:
+                raise _fault(of, f"{name} = {axis.word}", f"it is {value}, the letters say {expected}")
     return sizes

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from vitas.space import search_space
 from vitas.wrapping.arguments import Settled, constructor_arguments
 from vitas.wrapping.model import Model
+from vitas.wrapping.origin import LEAVE
 from vitas.wrapping.plan import Plan, apply
 from vitas.wrapping.records import RECORDS
 from vitas.wrapping.report import sizes
@@ -63,12 +64,20 @@ def narrowed(model: nn.Module, subnet: Mapping[str, Any]) -> Model:
         ChoiceError: names or values that it does not have.
     """
     places = places_of(model, Plan(RECORDS))
-    given = {**dict.fromkeys(("embed_dim", "num_heads", "mlp_ratio", "depth"), Settled(subnet)), "blocks": None}
-    plan, _ = planned(model, places, [given] * len(places), "ordinal", RECORDS)
+    prefixes = [f"stages.{number}." if place.parts else "" for number, place in enumerate(places)]
+    plan, _ = planned(model, places, [_given(subnet, prefix) for prefix in prefixes], "ordinal", RECORDS)
     apply(plan.steps)
-    (space := search_space(model)).activate(space.subnet(subnet, fill="largest"))
+    values = {name: value for name, value in subnet.items() if name.rpartition(".")[2] != LEAVE}
+    (space := search_space(model)).activate(space.subnet(values, fill="largest"))
     found: Any = model
     return found  # type: ignore[no-any-return]
+
+
+def _given(subnet: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return what `wrap` would be given for a stage, so that just the subnet is in its space."""
+    settled = Settled(subnet)
+    stage = {name: settled if f"{prefix}{name}" in subnet else None for name in ("embed_dim", "depth")}
+    return {**stage, "leave": subnet.get(f"{prefix}{LEAVE}"), "num_heads": settled, "mlp_ratio": settled, "blocks": None}
 
 
 def regular(origin: Mapping[str, Any]) -> dict[str, Any]:

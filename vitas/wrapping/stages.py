@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from vitas.choice import Choice, Dim
-from vitas.errors import WrapError
+from vitas.choice import Depth, Dim
+from vitas.errors import ChoiceError, WrapError, shown
 from vitas.sharing import Sharing
 from vitas.wrapping.arguments import block_numbers, counts_of, hidden_of, widths_of
 from vitas.wrapping.model import Block, Model, Stage, TimmModel
@@ -83,14 +83,18 @@ def planned(
         WrapError: a record that does not fit.
     """
     plan = Plan(records)
+    record = plan.record_of(model)
+    assert record is not None
     stages = tuple(
-        _stage(plan, place, i if place.parts else None, own, sharing)
+        _stage(plan, place, i if place.parts else None, own, sharing, record.fixed)
         for i, (place, own) in enumerate(zip(places, given, strict=True))
     )
     widths = [stage.width for stage in stages]
     letters: Letters = {"w": widths[-1], **{f"w{i}": width for i, width in enumerate(widths)}}
     for i, (place, stage, own) in enumerate(zip(places, stages, given, strict=True)):
         inside: Letters = {"w": widths[i], **({"u": widths[i - 1]} if i else {})}
+        if "w" in record.fixed:
+            inside = {}  # each part finds its own
         blocks = _blocks(plan, place, stage, inside, own, sharing)
         stages = (*stages[:i], stage._replace(blocks=blocks), *stages[i + 1 :])
         plan.done.add(id(place.row))
@@ -107,8 +111,6 @@ def planned(
     for drop, held in drop_paths([list(place.row.children()) for place in places], [stage.depth for stage in stages]):
         plan.done.add(id(drop))
         plan.steps.append(Step(drop, made(Shape(type(drop), ElasticDropPath)), held))
-    record = plan.record_of(model)
-    assert record is not None
     # Depths stand in a tuple inside the dict, where no walk finds them: a space names them where their rows stand.
     dims: Letters = {f"w{i}": width for i, width in enumerate(widths)}
     dims |= {"w*": tuple(widths), "n*": tuple(stage.depth for stage in stages)}
@@ -124,25 +126,39 @@ def _stays(letter: str, path: str, size: int, runs: int, head_dim: int) -> Dim:
     return Dim([size], name=f"{path}.{letter}")
 
 
-def _stage(plan: Plan, place: Place, number: int | None, given: Mapping[str, Any], sharing: Sharing) -> Stage:
+def _stage(
+    plan: Plan, place: Place, number: int | None, given: Mapping[str, Any], sharing: Sharing, fixed: Sequence[str]
+) -> Stage:
     prefix = "" if number is None else f"stages.{number}."
-    own, unit = _width_of(plan, place), _unit_of(plan, place)
+    own, unit = _width_of(plan, place.row, "w" in fixed), _unit_of(plan, place)
+    for letter, what in (("w", "embed_dim"), ("n", "depth")):
+        if letter in fixed and given[what] is not None:
+            raise ChoiceError(f"{what}: in this model it cannot be searched; expected None, got {shown(given[what])}")
     name, n = f"{prefix}embed_dim", len(place.row._modules)
     width = Dim(widths_of(name, given["embed_dim"], own, unit), sharing=sharing, name=name)
     name = f"{prefix}depth"
-    depth = Choice(counts_of(name, given["depth"], n, least=ceil(n / 2)), name=name)
+    leave = () if given["leave"] is None else given["leave"]
+    depth = Depth(counts_of(name, given["depth"], n, least=ceil(n / 2)), leave=leave, name=name)
+    if leave != () and depth.fixed:
+        raise ChoiceError(f"leave: {name} is fixed, so no block leaves; give depth= several values")
     return Stage(prefix, width, depth, unit, ())
 
 
-def _width_of(plan: Plan, place: Place) -> int:
-    """Return the width of a stage: the size of the first axis that is called w in its blocks."""
-    for part in place.row.modules():
-        record = plan.record_of(part)
+def _width_of(plan: Plan, row: nn.Module, fixed: bool) -> int:
+    """Return the width of blocks: the size of the first axis that is called w; 1 where there is none and it stays."""
+    whole: set[int] = set()
+    for part in row.modules():
+        record = plan.record_of(part) if id(part) not in whole else None
+        for name in record.whole if record else ():
+            stays = part if name == "." else part_at(part, name)
+            whole |= {id(inner) for inner in stays.modules()} if isinstance(stays, nn.Module) else set()
         for name, axes in record.axes.items() if record else ():
             for axis, size in zip(axes, shape_at(part, name), strict=False):
                 if axis.letters == ("w",):
                     return size // axis.runs
-    first = next(iter(place.row._modules.values()))
+    if fixed:
+        return 1
+    first = next(iter(row._modules.values()))
     raise WrapError(f"no record says what is w in a {type(first).__name__}; supported are {supported_parts(plan)}")
 
 
@@ -165,7 +181,8 @@ def _blocks(
     blocks = []
     for number, block in enumerate(place.row.children()):
         own = given if number in searched else dict.fromkeys(given)
-        choices = _Choices(f"{stage.prefix}blocks.{number}", stage.width.largest, own, sharing, {}, {})
+        width = stage.width.largest if "w" in letters else _width_of(plan, block, True)
+        choices = _Choices(f"{stage.prefix}blocks.{number}", width, own, sharing, {}, {})
         plan.visit(block, "", letters, choices.settle, Slot, _depth=stage.depth)
         blocks.append(Block(tuple(choices.heads.values()), tuple(choices.hidden.values())))
     return tuple(blocks)

@@ -8,6 +8,13 @@ _VIT += _MODEL
 _SWIN = "patch_embed.proj: w0, _, _, _; patch_embed.norm: w0; stages layers; rows layers.*.blocks; norm: w; head.fc: _, w;"
 _SWIN += " num_features head_hidden_size = w; embed_dim = w0"
 _BLOCK = "norm1 norm2 ls1 ls2: w; gamma_1 gamma_2: w"
+_POSITIONS = "rel_pos.relative_position_bias_table: _, h; rel_pos.mlp.fc2: h, _; whole rel_pos.mlp; rel_pos.num_heads = h"
+_POSITIONS += "; rel_pos.bias_shape = _, _, h"
+_POSITIONS_TF = "rel_pos.relative_position_bias_table: h, _, _; rel_pos.bias_shape = h, _, _; rel_pos.num_heads = h"
+_POSITIONS = "; ".join(
+    [f"{entry} unless rel_pos.height_lookup" for entry in _POSITIONS.split("; ")]
+    + [f"{entry} if rel_pos.height_lookup" for entry in _POSITIONS_TF.split("; ")]
+)
 
 _MODELS = {
     "vision_transformer.VisionTransformer": f"{_VIT}; head: _, w",
@@ -16,6 +23,23 @@ _MODELS = {
     " num_features head_hidden_size = w",
     "eva.Eva": f"{_VIT}; head: _, w",
     "swin_transformer.SwinTransformer": _SWIN,
+    "swin_transformer_v2.SwinTransformerV2": _SWIN,
+    "beit.Beit": f"{_VIT}; head: _, w",
+    "qwen3_vit.Qwen3VitEncoder": "patch_embed.proj: w, _, _, _; pos_embed: _, _, w; merger.norm: w; merger.fc1: _, 4 w;"
+    " merger.fc2: _, _; embed_dim num_features = w; head_hidden_size = w unless merger; rows blocks",
+    "qwen3_vit.Qwen3VitClassifier": "norm: w unless encoder.merger; head: _, w unless encoder.merger; head: _, _ if"
+    " encoder.merger; embed_dim = w; num_features head_hidden_size = w unless encoder.merger; rows encoder.blocks",
+    "cait.Cait": f"{_VIT}; head: _, w",
+    "vision_transformer_relpos.VisionTransformerRelPos": f"{_VIT}; head: _, w",
+    "xcit.Xcit": "patch_embed.proj.-1.0: w, _, _, _; patch_embed.proj.-1.1: w; whole patch_embed.proj; cls_token: _, _, w;"
+    f" norm: w; head: _, w; {_MODEL}",
+    "pvt_v2.PyramidVisionTransformerV2": "patch_embed.proj: w0, _, _, _; patch_embed.norm: w0; stages stages;"
+    " rows stages.*.blocks; head: _, w; num_features head_hidden_size = w",
+    "metaformer.MetaFormer": "stem.conv: w0, _, _, _; stem.norm: w0; stages stages; rows stages.*.blocks; head.norm: w;"
+    " head.fc: _, w unless head.fc.fc1; head.fc.fc1: _, w; whole head.fc; num_features head_hidden_size = w",
+    "maxxvit.MaxxVit": "fixed w; whole stem norm head; stages stages; rows stages.*.blocks",
+    "pit.PoolingVisionTransformer": "fixed w; whole patch_embed norm head head_dist; pos_embed: _, _, _, _; cls_token: _, _, _;"
+    " stages transformers; rows transformers.*.blocks",
     "naflexvit.NaFlexVit": f"norm_pre norm fc_norm: w; head: _, w; {_MODEL}",
     "vision_transformer_sam.VisionTransformerSAM": "patch_embed.proj: w, _, _, _; pos_embed: _, _, _, w; norm: w;"
     " neck.0: _, w, _, _; neck.1 neck.3: _; neck.2: _, _, _, _; head.fc: _, _; embed_dim = w; rows blocks",
@@ -24,6 +48,8 @@ _MODELS = {
 _PARTS = {
     "vision_transformer.Block": _BLOCK,
     "vision_transformer.ResPostBlock": _BLOCK,
+    "vision_transformer.ParallelThingsBlock": "attns.0.norm attns.1.norm ffns.0.norm ffns.1.norm: w;"
+    " attns.0.ls attns.1.ls ffns.0.ls ffns.1.ls: w",
     "twins.Block": _BLOCK,
     "twins.LocallyGroupedAttn": "qkv: 3 h d, w; proj: w, h d; num_heads = h; dim = w",
     "twins.GlobalSubSampleAttn": "q: h d, w; kv: 2 h d, w; proj: w, h d; sr: w, w, _, _; norm: w; num_heads = h; dim = w",
@@ -36,6 +62,47 @@ _PARTS = {
     "swin_transformer.SwinTransformerBlock": f"{_BLOCK}; dim = w",
     "swin_transformer.PatchMerging": "norm: 4 u; reduction: w, 4 u; dim = u; out_dim = w",
     "swin_transformer.SwinTransformerStage": "dim = u; out_dim = w",
+    "swin_transformer_v2.WindowAttention": f"{_QKV}; {_BIASES}; logit_scale: h, _, _; cpb_mlp.0: _, _;"
+    " cpb_mlp.2: h, _; dim = w",
+    "swin_transformer_v2.SwinTransformerV2Block": f"{_BLOCK}; dim = w",
+    "swin_transformer_v2.PatchMerging": "norm: w; reduction: w, 4 u; dim = u; out_dim = w",
+    "swin_transformer_v2.SwinTransformerV2Stage": "dim = u; out_dim = w",
+    "beit.Attention": f"{_QKV}; {_BIASES}; relative_position_bias_table: _, h",
+    "beit.Block": _BLOCK,
+    "cait.TalkingHeadAttn": f"{_QKV}; proj_l proj_w: h, h",
+    "cait.ClassAttn": "q k v: h d, w; proj: w, h d; num_heads = h",
+    "cait.LayerScaleBlock": _BLOCK,
+    "cait.LayerScaleBlockClassAttn": _BLOCK,
+    "vision_transformer_relpos.RelPosAttention": f"{_QKV}; {_POSITIONS}",
+    "vision_transformer_relpos.RelPosBlock": _BLOCK,
+    "vision_transformer_relpos.ResPostRelPosBlock": _BLOCK,
+    "xcit.XCA": f"{_QKV}; temperature: h, _, _",
+    "xcit.XCABlock": "norm1 norm2 norm3: w; gamma1 gamma2 gamma3: w",
+    "xcit.LPI": "conv1 conv2: w, _, _, _; bn: w",
+    "xcit.ClassAttentionBlock": "norm1 norm2: w; gamma1 gamma2: w",
+    "xcit.PositionalEncodingFourier": "token_projection: w, _, _, _; dim = w",
+    "pvt_v2.Attention": "q: h d, w; kv: 2 h d, w; proj: w, h d; sr: w, w, _, _ unless pool; norm: w; num_heads = h; dim = w",
+    "pvt_v2.Block": _BLOCK,
+    "pvt_v2.MlpWithDepthwiseConv": "fc1: m, w; dwconv: m, _, _, _; fc2: w, m",
+    "pvt_v2.PyramidVisionTransformerStage": "downsample.proj: w, u, _, _; downsample.norm: w; norm: w",
+    "metaformer.Attention": f"{_QKV}; attention_dim = h d",
+    "metaformer.SepConv": "pwconv1: m, w, _, _; act1.scale act1.bias act2.scale act2.bias: _; dwconv: m, _, _, _;"
+    " pwconv2: w, m, _, _",
+    "metaformer.StarReLU": "scale bias: _",
+    "metaformer.Scale": "scale: w",
+    "metaformer.Downsampling": "norm: u; conv: w, u, _, _",
+    "metaformer.MetaFormerBlock": "norm1 norm2: w",
+    "maxxvit.Attention2d": f"qkv: 3 h d, _, _, _ unless head_first; qkv: h e, _, _, _ if head_first; proj: _, h d, _, _;"
+    f" num_heads = h; {_POSITIONS}",
+    "maxxvit.AttentionCl": f"qkv: 3 h d, _ unless head_first; qkv: h e, _ if head_first; proj: _, h d; num_heads = h;"
+    f" {_POSITIONS}",
+    "maxxvit.TransformerBlock2d": "whole shortcut norm1 norm2 ls1 ls2",
+    "maxxvit.PartitionAttention2d": "whole norm1 norm2 ls1 ls2",
+    "maxxvit.PartitionAttentionCl": "whole norm1 norm2 ls1 ls2",
+    "maxxvit.MaxxVitBlock": "whole conv",
+    "maxxvit.MbConvBlock": "whole .",
+    "maxxvit.ConvNeXtBlock": "whole .",
+    "pit.Transformer": "whole pool norm",
     "naflexvit.NaFlexEmbeds": "proj: w, _, _, _; norm: w; cls_token reg_token: _, _, w; pos_embed: _, _, _, w;"
     " pos_embed_y pos_embed_x: _, _, w; embed_dim = w",
     "vision_transformer_sam.Attention": f"{_QKV}; rel_pos_h rel_pos_w: _, d",
@@ -46,9 +113,11 @@ _PARTS = {
 _LAYERS = {
     "attention.Attention": f"{_QKV}; attn_dim = h d",
     "attention.AttentionRope": f"{_QKV}; num_kv_heads = h; attn_dim kv_dim = h d",
-    "mlp.Mlp": "fc1: m, w; norm: m; fc2: w, m",
+    "mlp.Mlp": "fc1: m, w, _, _; norm: m; fc2: w, m, _, _",
+    "mlp.ConvMlp": "fc1: m, w, _, _; norm: m; fc2: w, m, _, _",
     "mlp.GluMlp": "fc1: 2 m, w; norm: m; fc2: w, m",
     "mlp.SwiGLU": "fc1_g fc1_x: m, w; norm: m; fc2: w, m",
+    "hybrid_embed.HybridEmbed": "proj: w, _, _, _; whole backbone",
     "attention_pool.AttentionPoolLatent": "latent: _, _, w; q proj: w, w; kv: 2 w, w; norm pre_norm post_norm: w;"
     " q_norm k_norm: d; num_heads = w / head_dim; latent_dim out_features = w",
     "attention_pool.AttentionPoolPrr": "pre_norm post_norm: w; q_norm k_norm: d; num_heads = w / head_dim; out_features = w",
