@@ -620,15 +620,15 @@ def wrapped_models(bench: Bench, draw: Callable[[Any], Any]) -> None:
         name: draw(st.one_of(value, st.lists(st.one_of(st.integers(-1, 64), value), max_size=4)))
         for name in draw(
             st.lists(
-                st.sampled_from(["embed_dim", "num_heads", "mlp_ratio", "depth", "blocks", "sharing", "order"]),
+                st.sampled_from(["embed_dim", "num_heads", "mlp_ratio", "depth", "leave", "blocks", "sharing", "order"]),
                 min_size=1,
                 max_size=3,
                 unique=True,
             )
         )
     }
-    if callable(options.get("sharing")):
-        del options["sharing"]  # a rule of the caller's own, which may raise what it likes
+    for name in [name for name, value in options.items() if callable(value)]:
+        del options[name]  # a rule of the caller's own, which may raise what it likes
     backbone = bench.backbone if draw(st.booleans()) else bench.pyramid_backbone
     before = type(backbone), list(backbone.state_dict())
     space = None
@@ -712,8 +712,8 @@ def superformers(bench: Bench, draw: Callable[[Any], Any]) -> None:
     options: dict[str, Any] = {"num_classes": 3, "img_size": 32 if name.startswith("twins") else 8}
     for option in draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
         options[option] = draw(size)
-    if callable(options.get("sharing")):
-        del options["sharing"]  # a rule of the caller's own, which may raise what it likes
+    for name in [name for name, value in options.items() if callable(value)]:
+        del options[name]  # a rule of the caller's own, which may raise what it likes
     with frugal(name, options):
         model = vitas.create_superformer(name, **options)
         repr(vitas.search_space(model))

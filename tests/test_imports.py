@@ -31,8 +31,8 @@ ORDER = (
     "sample",
     "superformer",
     "measure",
-    "export",
     "wrapping",
+    "export",
     "plot",
     "train",
     "search",
@@ -107,6 +107,8 @@ def test_what_is_imported_is_declared_as_a_core_need_and_each_need_is_imported()
     about_timm = {name for name in FILES if room(name) == "wrapping"} | {
         "vitas.export.timm_format",
         "vitas.export.timm_parts",
+        "vitas.export.origins",
+        "vitas.export.register",
     }
     of_extras = {
         "vitas.measure.accuracy": {"tqdm"},

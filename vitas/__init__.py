@@ -8,13 +8,21 @@ from vitas import nn, plain, plot, sharing, superformer, train
 from vitas.choice import Choice, Dim
 from vitas.cost import CostModel, FlopCount, cost_model, count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, VitasError
-from vitas.export import build_subnet, export_subnet, load_subnet, load_superformer, save_subnet, save_superformer
+from vitas.export import (
+    build_subnet,
+    export_subnet,
+    load_subnet,
+    load_superformer,
+    register,
+    save_subnet,
+    save_superformer,
+)
 from vitas.measure import Latency, LatencyTable, accuracy, flop_analysis, latency_table, measure_latency, zero_cost
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
 from vitas.search import Evolution, SearchResult, evolve, suggest_subnet
 from vitas.space import SearchSpace, Subnet, search_space
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
-from vitas.wrapping import check_records, export_report, register, wrap
+from vitas.wrapping import check_records, export_report, wrap
 
 __version__ = "0.1.0"
 

@@ -102,8 +102,8 @@ def shifting() -> Figure:
 
 FLOORS = (
     (("train", "helpers for the user's loop"), ("search", "evolve, on Optuna")),
-    (("wrapping", "a timm model made searchable"), ("plot", "cards and pictures")),
-    (("export", "plain networks, and files"),),
+    (("export", "plain networks, and files"), ("plot", "cards and pictures")),
+    (("wrapping", "a timm model made searchable"),),
     (("measure", "accuracy, latency"),),
     (("superformer", "whole models, named spaces"),),
     (("nn", "searchable layers"), ("sample", "draws, also inside a budget")),

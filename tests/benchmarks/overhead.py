@@ -1,6 +1,6 @@
 """What searching costs in speed: the active path against the same plain network, and the price of an activation.
 
-    python tests/benchmarks/overhead.py [--quick]
+    python tests/benchmarks/overhead.py [--quick] [--only wrapped]
 
 Times are CPU times of one thread, forward + backward, the two interleaved in one process; the table gives ratios.
 """
@@ -45,10 +45,10 @@ def ratio(elastic: Callable[[], None], plain: Callable[[], None], repeats: int) 
     return statistics.median(times[0][1:]) / statistics.median(times[1][1:])
 
 
-def steps(name: str, model: nn.Module, batch: int, subnets: int, repeats: int) -> None:
-    """Random subnets of a superformer at 224 px."""
+def steps(name: str, model: nn.Module, batch: int, subnets: int, repeats: int, side: int = 224) -> None:
+    """Random subnets of a superformer."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3, 224, 224)
+    x = torch.randn(batch, 3, side, side)
     ratios = []
     for _ in range(subnets):
         vitas.sample_subnet(model, generator=generator)
@@ -57,15 +57,23 @@ def steps(name: str, model: nn.Module, batch: int, subnets: int, repeats: int) -
     ratios.sort()
     tenth = ratios[min(len(ratios) - 1, round(0.9 * len(ratios)))]
     middle = statistics.median(ratios)
-    print(f"{name}, {subnets} subnets, batch {batch}: median {middle:.3f}, 90th percentile {tenth:.3f}")
+    print(f"{name}, {subnets} subnets, batch {batch}: median {middle:.3f}, 90th percentile {tenth:.3f}", flush=True)
 
 
-def wrapped(batch: int, subnets: int, repeats: int, name: str = "deit_tiny_patch16_224") -> None:
+WRAPPED: dict[str, tuple[dict[str, object], int]] = {  # timm's name: arguments, side of the images
+    "deit_tiny_patch16_224": ({}, 224),
+    "vit_small_patch16_dinov3": ({"img_size": 224, "depth": 6}, 224),
+    "swin_tiny_patch4_window7_224": ({"embed_dim": 64, "num_heads": (2, 4, 8, 16), "depths": (2, 2, 4, 2)}, 224),
+}
+
+
+def wrapped(name: str, batch: int, subnets: int, repeats: int) -> None:
     """Random subnets of a model of timm; the exports are timm's own classes."""
     import timm
 
-    model = vitas.wrap(timm.create_model(name), embed_dim="auto", depth="auto", inplace=True)
-    steps(f"wrapped {name}", model, batch, subnets, repeats)
+    options, side = WRAPPED[name]
+    model = vitas.wrap(timm.create_model(name, **options), embed_dim="auto", depth="auto", inplace=True)
+    steps(f"wrapped {name}", model, batch, subnets, repeats, side)
 
 
 def linear(wide: int, narrow: int, used: tuple[int, int], tokens: int, repeats: int) -> None:
@@ -123,9 +131,16 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer subnets and repeats")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", choices=["wrapped"], help="only models of timm against their exports")
+    options = parser.parse_args()
+    quick = options.quick
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    for name in WRAPPED:
+        for batch in (16, 4):
+            wrapped(name, batch, 4 if quick else 12, 3)
+    if options.only:
+        return
     activation(200)
     counting()
     repeats = 5 if quick else 15
@@ -137,7 +152,6 @@ def main() -> None:
     linear(4096, 1024, (205, 819), 196, repeats)
     for batch in (16, 4):
         steps("vitas_deit", vitas.create_superformer("vitas_deit"), batch, 6 if quick else 30, 3 if quick else 5)
-        wrapped(batch, 4 if quick else 12, 3)
     steps("vitas_twins", vitas.create_superformer("vitas_twins"), 4, 4 if quick else 20, 1 if quick else 2)
 
 

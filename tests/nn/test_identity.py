@@ -194,3 +194,54 @@ def test_drop_path_rates_outside_0_and_1_are_refused(rate):
 def test_a_law_that_is_a_tensor_of_no_axis_is_refused():
     with pytest.raises(ChoiceError, match="p of Choice: expected 3 probabilities"):
         linears(3, p=torch.tensor(0.5))
+
+
+def test_slots_leave_in_the_order_that_is_given():
+    row = randomize(linears(4, leave=[1, 2]))
+    x = torch.randn(3, 4)
+    space = search_space(row)
+    for active, slots in ((4, [0, 1, 2, 3]), (3, [0, 2, 3]), (2, [0, 3]), (1, [0])):
+        row.depth.active = active
+        expected = x
+        for slot in slots:
+            expected = row[slot](expected)
+        assert torch.equal(row(x), expected)
+        assert torch.equal(exported(row)(x), expected)
+        assert row.param_count().at(space.indices(space.active())) == 20 * active
+    row.zero_grad()
+    row.depth.active = 3
+    row(x).sum().backward()
+    assert [block.weight.grad is None for block in row] == [False, True, False, False]
+
+
+def test_choices_of_a_slot_live_as_long_as_it_runs():
+    hidden = [Dim([1, 2], name=f"hidden{slot}") for slot in range(3)]
+    row = ShiftableIdentity((nn.Sequential(CyclicLinear(2, h), CyclicLinear(h, 2)) for h in hidden), leave=[0], name="depth")
+    space = search_space(row)
+    assert list(space.subnet({"depth": 2}, fill="smallest")) == ["depth", "hidden1", "hidden2"]
+    assert space.size == 8 + 4 + 2
+
+
+@pytest.mark.parametrize("leave", [(), (0, 2), (1,)])
+def test_drop_path_rises_over_the_blocks_that_run_whichever_these_are(leave):
+    row = ShiftableIdentity((DropPath() for _ in range(4)), leave=leave)
+    row.lay_drop_path(0.3)
+    for active in row.depth.values:
+        row.depth.active = active
+        rates = [block.drop_prob for block in row.running()]
+        assert rates == pytest.approx([0.3 * i / max(active - 1, 1) for i in range(active)])
+
+
+def test_without_shifting_no_order_of_leaving_is_taken():
+    with pytest.raises(ChoiceError, match="leave: without shifting every slot is free"):
+        linears(3, shift=False, leave=[1])
+
+
+def test_the_warning_names_the_slots_that_leave_first():
+    with pytest.warns(UserWarning, match=r"slots 0, 2, 15 run in fewer"):
+        linears(16, p=[0] * 12 + [0.97, 0.01, 0.01, 0.01], leave=[2, 0])
+
+
+def test_the_order_of_leaving_is_part_of_a_space():
+    assert "turns" not in search_space(linears(3, name="depth")).description()["depth"]
+    assert search_space(linears(3, leave=[0], name="depth")).description()["depth"]["turns"] == [2, 0, 1]

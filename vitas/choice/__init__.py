@@ -1,6 +1,7 @@
 """A dimension is an object: what can be chosen, and which channels a choice of width uses.
 
     dim.py        Choice and Dim, and the products of them; with nn/linear.py it explains the library
+    depth.py      a depth, which knows in which order blocks leave
     arguments.py  plain numbers and choices as arguments of layers
     values.py     the legal values of a choice and their probabilities
     products.py   the channel counts that a product of choices can have
@@ -15,6 +16,7 @@ Knows no module and no model. Imports errors, checks and sharing only.
 """
 
 from vitas.choice.arguments import as_choice, as_dim
+from vitas.choice.depth import Depth
 from vitas.choice.dim import SIDES, Choice, Dim
 from vitas.choice.marks import Mark, compiling, mark_sizes, noted, outside_graphs, restored
 from vitas.choice.take import take
@@ -22,6 +24,7 @@ from vitas.choice.take import take
 __all__ = [
     "SIDES",
     "Choice",
+    "Depth",
     "Dim",
     "Mark",
     "as_choice",

@@ -8,14 +8,17 @@
     timm_format.py   networks of timm; imports timm, so it is imported when needed
     timm_parts.py    parts of timm's networks
     positions.py     position tables for another image size
+    origins.py       networks told by what they were made of
+    register.py      saved networks under a name that timm.create_model knows
     files.py         files that appear complete or not at all
 
-Imports superformer and what stands before it.
+Imports wrapping and what stands before it.
 """
 
 from vitas.export.checkpoint import load_superformer, save_superformer
 from vitas.export.files import as_path
 from vitas.export.network import load_subnet, save_subnet
+from vitas.export.register import register
 from vitas.export.subnet import build_subnet, export_subnet
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "export_subnet",
     "load_subnet",
     "load_superformer",
+    "register",
     "save_subnet",
     "save_superformer",
 ]

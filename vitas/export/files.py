@@ -47,10 +47,17 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise FileError(
+                f"{name}: a {type(tensor).__name__} and not a tensor, as quantised layers keep: only tensors are saved"
+            )
         if tensor.is_meta:
             raise FileError(f"{name}: on the meta device, there is nothing to write")
         tensor = tensor.detach().contiguous()
-        address = tensor.untyped_storage().data_ptr()
+        try:
+            address = tensor.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError) as error:
+            raise FileError(f"{name}: a {type(tensor).__name__} without memory of its own ({brief(error)})") from None
         tensors[name] = tensor.clone() if address in seen else tensor
         seen.add(address)
     return tensors

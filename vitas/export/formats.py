@@ -10,20 +10,24 @@ from torch import nn
 from vitas.errors import FileError, brief, listed, shown
 from vitas.fields import described
 
+Resize = Callable[[nn.Module, tuple[int, int], Path], None]
+"""Gives a loaded network, from the place in the third argument, another image size."""
+
 
 class Format(NamedTuple):
     """How networks of some classes are described in files.
 
     Args:
         kinds: For the full name of each class its description, with `of(network)`, `as_json()` and `build()`.
-        resize: Gives a loaded network, from the place in the third argument, another image size.
+        resize: Gives a loaded network another image size.
     """
 
     kinds: Mapping[str, Any]
-    resize: Callable[[nn.Module, tuple[int, int], Path], None]
+    resize: Resize
 
 
-_NO_NETWORK = (TypeError, ValueError, KeyError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
+NO_NETWORK = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
+"""What constructors raise for sizes of no network."""
 
 
 def expressed(kind: Any, module: nn.Module) -> dict[str, Any]:
@@ -38,13 +42,21 @@ def expressed(kind: Any, module: nn.Module) -> dict[str, Any]:
             again = described(kind, config, "config", FileError).build()
     except FileError:
         raise
-    except _NO_NETWORK as error:
+    except NO_NETWORK as error:
         raise FileError(f"config: it cannot express this network ({brief(error)})") from None
-    told, own = _facts(again), _facts(module)
-    names = {name for name in own if not name.startswith(_SCALAR)} | set(told)
-    if different := sorted(name.removeprefix(_SCALAR) for name in names if told.get(name) != own.get(name)):
+    if different := differences(again, module):
         raise FileError(f"config: this network was changed in a way that its config cannot express: {listed(different)}")
     return config
+
+
+def differences(again: nn.Module, module: nn.Module) -> list[str]:
+    """Return the names of what a network that was built again has otherwise than the network itself.
+
+    Numbers, words and flags that only the network has are passed over: somebody put them there.
+    """
+    told, own = _facts(again), _facts(module)
+    names = {name for name in own if not name.startswith(_SCALAR)} | set(told)
+    return sorted(name.removeprefix(_SCALAR) for name in names if told.get(name) != own.get(name))
 
 
 def built(kind: Any, told: object, where: str) -> nn.Module:
@@ -58,7 +70,7 @@ def built(kind: Any, told: object, where: str) -> nn.Module:
         with torch.device("meta"):
             model: nn.Module = description.build()
         again = kind.of(model)
-    except _NO_NETWORK as error:
+    except NO_NETWORK as error:
         raise FileError(f"{where}: describes no network ({type(error).__name__}: {brief(error)})") from None
     if again != description:
         got, expected = _leaves(description.as_json()), _leaves(again.as_json())
@@ -81,6 +93,7 @@ def _leaves(told: Any, path: str = "") -> dict[str, Any]:
 
 _SCALAR = "="
 _OF_THE_MOMENT = {"training", "grad_checkpointing", "distilled_training", "fused_attn", "weight_init_mode", "fix_init"}
+_OF_THE_MOMENT |= {"mlp_ratio"}  # by which a block was made; only its layers are read
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:

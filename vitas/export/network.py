@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vitas.errors import FileError, brief, listed, shown
+from vitas.export import origins
 from vitas.export.files import (
     AnyPath,
     as_path,
@@ -21,7 +22,7 @@ from vitas.export.files import (
     read_json,
     refuse_meta,
 )
-from vitas.export.formats import Format, built, expressed
+from vitas.export.formats import Format, Resize, built, expressed
 from vitas.export.plain_format import PLAIN
 from vitas.fields import check_keys
 from vitas.nn.patches import pixels
@@ -33,27 +34,33 @@ FORMAT, VERSION = "vitas-subnet", 1
 _MOST_CONFIG_BYTES = 2**20
 
 
-def save_subnet(module: nn.Module, folder: AnyPath) -> None:
-    """Write a plain network to a new folder: `config.json` (sizes, dtypes, hash) and `model.safetensors`.
+def save_subnet(module: nn.Module, folder: AnyPath, *, source: tuple[str, Mapping[str, Any]] | None = None) -> None:
+    """Write a plain network to a new folder: `config.json` (what it is made of, dtypes, hash) and `model.safetensors`.
+
+    Where the constructor of its library builds the network alone, the folder is also one that
+    `timm.create_model("local-dir:FOLDER", pretrained=True)`, or `from_pretrained` of Hugging Face, loads as it is.
 
     Args:
-        module: An export; a network of a class of your own is saved too, and loads with `into=`.
+        module: An export; a network with classes of your own is saved too, and loads with `into=`.
         folder: Must not exist; it appears complete or not at all.
+        source: Name and arguments with which `timm.create_model` builds what was wrapped, where timm does not tell: before
+            1.0.31 it forgets the arguments.
 
     Raises:
-        FileError: a searchable module, a folder that exists, a disk that is full.
+        FileError: a searchable module, a folder that exists, a disk that is full; a network that was changed so that it
+            cannot be described, or a `source` that does not make it.
     """
     module = unwrap(module)
     if any(holders(module)):
         raise FileError(f"{type(module).__name__} is searchable: save what export_subnet returns, or use save_superformer")
     tensors = own_tensors(module)
-    name = _class_name(module)
-    known = _format_of(name, "config")
+    told = _told(module, source)
     config: dict[str, Any] = {
+        **(origins.native(told, module) if origins.is_origin(told) else {}),
         "format": FORMAT,
         "version": VERSION,
-        "class": name,
-        "model": expressed(known.kinds[name], module) if known else {},
+        "class": _class_name(module),
+        "model": told,
         "dtypes": {name: dtype_name(tensor) for name, tensor in tensors.items()},
     }
     config["hash"] = _hash(config)
@@ -63,7 +70,28 @@ def save_subnet(module: nn.Module, folder: AnyPath) -> None:
     with complete_or_not_at_all(folder) as draft:
         draft.mkdir()
         (draft / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        save_file(tensors, draft / "model.safetensors")
+        save_file(tensors, draft / "model.safetensors", {"format": "pt"})
+
+
+def _told(module: nn.Module, source: tuple[str, Mapping[str, Any]] | None) -> dict[str, Any]:
+    """Return what a config says of a network: what it was made of, else each of its sizes; {} for classes of one's own."""
+    name = _class_name(module)
+    known, fault = _format_of(name, "config"), None
+    if origins.is_known(name):
+        try:
+            if (told := origins.expressed(module, source)) is not None:
+                return told
+        except FileError as error:
+            fault = error
+    if known is not None and source is None:
+        return expressed(known.kinds[name], module)
+    if fault is not None and (source is not None or not any(map(_is_ones_own, module.modules()))):
+        raise fault
+    return {}
+
+
+def _is_ones_own(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] not in ("torch", "timm", "transformers", "vitas")
 
 
 def load_subnet(
@@ -84,17 +112,11 @@ def load_subnet(
     folder = as_path(folder)
     if folder.name in ("config.json", "model.safetensors") and folder.is_file():
         raise FileError(f"{folder}: expected the folder that it lies in, {folder.parent}")
-    config = _read_config(folder / "config.json")
+    config = read_config(folder)
     weights = folder / "model.safetensors"
-    known = None
+    told, resize = config["model"], None
     if into is None:
-        known = _format_of(config["class"], folder)
-        if known is None:
-            raise FileError(
-                f"{folder}: a network of class {shown(config['class'])}, not one of those that are built here;"
-                " build one and pass it as into="
-            )
-        model = built(known.kinds[config["class"]], config["model"], f"{folder / 'config.json'}: model")
+        model, resize = _built(config, folder)
     elif img_size is not None:
         raise FileError("img_size: positions are resampled only where load_subnet builds the network, not with into=")
     else:
@@ -106,10 +128,26 @@ def load_subnet(
     check_keys(config["dtypes"], set(state), f"{folder / 'config.json'}: dtypes", FileError)
     # Copies: the file's tensors lie at any address, and some kernels round differently where it is not aligned.
     tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    if into is None and origins.is_origin(told):
+        model = origins.completed(told)
     model.load_state_dict(tensors, assign=into is None)
-    if known is not None and img_size is not None:
-        known.resize(model, pixels(img_size), folder)
+    if resize is not None and img_size is not None:
+        resize(model, pixels(img_size), folder)
     return model
+
+
+def _built(config: Mapping[str, Any], folder: Path) -> tuple[nn.Module, Resize]:
+    """Return the network that a config describes, on the meta device, and what gives it another image size."""
+    name, told, where = config["class"], config["model"], f"{folder / 'config.json'}: model"
+    known = _format_of(name, folder)
+    if origins.is_origin(told):
+        return origins.built(told, name, where), origins.resize if known is None else known.resize
+    if known is None:
+        raise FileError(
+            f"{folder}: a network of class {shown(name)}, not one of those that are built here;"
+            " build one and pass it as into="
+        )
+    return built(known.kinds[name], told, where), known.resize
 
 
 def _format_of(name: str, where: object) -> Format | None:
@@ -145,7 +183,13 @@ def _hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the checked config of a folder, but for what it says of the model.
+
+    Raises:
+        FileError: missing, too long, of another version, changed.
+    """
+    path = folder / "config.json"
     try:
         if path.stat().st_size > _MOST_CONFIG_BYTES:
             raise FileError(f"{path}: larger than {_MOST_CONFIG_BYTES} bytes")
@@ -159,7 +203,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileError(f"{path}: format: expected {shown(FORMAT)}, got {shown(config.get('format'))}")
     if config.get("version") != VERSION or isinstance(config.get("version"), bool):
         raise FileError(f"{path}: version: expected {VERSION}, got {shown(config.get('version'))}")
-    check_keys(config, wanted, f"{path}", FileError)
+    librarys = set(config) if origins.is_origin(config.get("model")) else set()  # what timm or Hugging Face reads
+    check_keys(config, wanted | librarys, f"{path}", FileError)
     if config["hash"] != _hash(config):
         raise FileError(f"{path}: hash: does not fit the content; the file was changed or cut")
     check(isinstance(config["class"], str), f"{path}: class", "a string", config["class"])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vitas.errors import ChoiceError, ExportError, is_one_of, one_of, shown
-from vitas.nn.layer import Layer, exported
+from vitas.measure import relative_error
+from vitas.nn.layer import exported, is_layer
 from vitas.sample import use_subnet
 from vitas.space import Number, Subnet, arguments_of, device_of, eval_mode, holders, search_space, unwrap
 from vitas.superformer import create_superformer
@@ -52,7 +53,7 @@ def export_subnet(
     if weights == "fresh" and verify is not None:
         raise ChoiceError("verify: fresh weights have nothing to be compared with")
     inner = unwrap(model)
-    if not any(isinstance(part, Layer) or type(part).__module__ == "vitas.plain" for part in inner.modules()):
+    if not any(is_layer(part) or type(part).__module__ == "vitas.plain" for part in inner.modules()):
         raise ExportError(f"{type(inner).__name__} has no elastic layers to export")
     if verify is not None:
         device_of(inner)  # refuses the meta device, before anything is copied
@@ -140,12 +141,3 @@ def _tensors(output: object) -> Iterator[Tensor]:
     elif isinstance(output, (tuple, list, Mapping)):
         for part in output.values() if isinstance(output, Mapping) else output:
             yield from _tensors(part)
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """Return max|a - b| / max|b|; infinity where shapes, or numbers that are not real, differ."""
-    if a.shape != b.shape:
-        return float("inf")
-    if not b.is_floating_point() or not b.numel():
-        return 0.0 if torch.equal(a, b) else float("inf")
-    return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny))

@@ -5,12 +5,14 @@
     latency.py         the time of a network, measured
     parts.py           the parts of a model that are timed one by one
     latency_table.py   the time of any subnet, predicted from those of its parts
+    difference.py      how far two tensors are apart
     second_opinion.py  its multiply-adds, counted by fvcore
 
 Functions of a model that a search, or anyone, calls. Imports superformer and what stands before it.
 """
 
 from vitas.measure.accuracy import accuracy
+from vitas.measure.difference import relative_error
 from vitas.measure.latency import Latency, measure_latency
 from vitas.measure.latency_table import LatencyTable, latency_table
 from vitas.measure.second_opinion import flop_analysis
@@ -23,5 +25,6 @@ __all__ = [
     "flop_analysis",
     "latency_table",
     "measure_latency",
+    "relative_error",
     "zero_cost",
 ]

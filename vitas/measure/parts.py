@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from vitas import plain
 from vitas.cost import Cost
 from vitas.measure.latency import seconds_of
-from vitas.nn.layer import Layer, exported
+from vitas.nn.layer import exported, is_layer
 from vitas.space import AnyChoice, Gate, SearchSpace, gated_children, held, holders, unwrap
 
 
@@ -82,7 +82,7 @@ class Parts:
         self.visited.add(module)
         leaf = not any(True for _ in module.children())
         slots = hasattr(module, "gate_of")  # of which not all run: blocks, private copies
-        if leaf or (path and not slots and (isinstance(module, Layer) or not any(holders(module)))):
+        if leaf or (path and not slots and (is_layer(module) or not any(holders(module)))):
             part = self.part(module, gates)
             if part is not None and (leaf or part.size <= self.most):
                 yield self.cost(part, module, gates).under(".".join(path))

@@ -1,4 +1,4 @@
-"""Depth as a choice: slots of which the first run, and drop path laid over the blocks that run."""
+"""Depth as a choice: slots of which some run, and drop path laid over the blocks that run."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vitas import plain
 from vitas.checks import check_rates, is_int, is_number
-from vitas.choice import Choice, mark_sizes, noted, outside_graphs, restored
+from vitas.choice import Choice, Depth, mark_sizes, noted, outside_graphs, restored
 from vitas.cost import Cost, cost_of, params_of
-from vitas.errors import ChoiceError, VitasError, shown
+from vitas.errors import ChoiceError, VitasError, listed, shown
 from vitas.nn.drop_path import DropPath
 from vitas.nn.layer import Elastic, exported, like
 from vitas.space import Gate, State
@@ -43,11 +43,13 @@ class ShiftableIdentity(Elastic, plain.Blocks):
             depth is binomial (given that it is at least `min_depth`). A sequence: the probability of each depth. Without
             shifting only None (0.5) or a float; with a `step` a float is the probability of each group of slots, which
             has to divide all slots.
+        leave: Numbers of slots in the order in which they become identities; after them the others, the last first.
         shift: False keeps a gene for each slot, for comparison: (q + 1)^n networks instead of the sum of q^m.
         name: Name of the depth choice.
 
     Raises:
-        ChoiceError: no blocks, a depth outside 1..n, a law that fits neither.
+        ChoiceError: no blocks, a depth outside 1..n, a law that fits neither; slots to leave that are not different numbers
+            in 0..n - 1, or without shifting.
 
     Warns:
         UserWarning: a slot that runs in fewer than 1 of n draws is hardly trained.
@@ -60,6 +62,7 @@ class ShiftableIdentity(Elastic, plain.Blocks):
         min_depth: int = 1,
         step: int = 1,
         p: float | Sequence[float] | None = None,
+        leave: Iterable[int] = (),
         shift: bool = True,
         name: str | None = None,
     ) -> None:
@@ -74,20 +77,24 @@ class ShiftableIdentity(Elastic, plain.Blocks):
         self.shift = shift
         if shift:
             law: Any = _group_law(n, p, min_depth, step) if is_number(p) else p
-            self.depth = Choice(range(min_depth, n + 1, step), p=law, name=name)
+            self.depth = Depth(range(min_depth, n + 1, step), leave=leave, p=law, name=name)
             self._warn_of_starving_slots()
         elif step > 1:
             raise ChoiceError(f"step: without shifting every slot is free, got {step}")
+        elif leave != ():
+            raise ChoiceError(f"leave: without shifting every slot is free, got {shown(leave)}")
         else:
             self.use = _slot_choices(n, p, min_depth, name)
 
     def _warn_of_starving_slots(self) -> None:
         n, laws = len(self), self.depth.p
-        reach = [sum(p for depth, p in zip(self.depth.values, laws, strict=True) if depth > slot) for slot in range(n)]
+        reach = [sum(p for depth, p in zip(self.depth.values, laws, strict=True) if depth > turn) for turn in range(n)]
         if reach[-1] < 1 / n - 1e-9:
-            first = next(slot for slot in range(n) if reach[slot] < 1 / n - 1e-9)
+            first = next(turn for turn in range(n) if reach[turn] < 1 / n - 1e-9)
+            rare = sorted(self.depth.turns.index(turn) for turn in range(first, n))
+            slots = f"{rare[0]}..{rare[-1]}" if rare == list(range(rare[0], rare[0] + len(rare))) else listed(map(str, rare))
             warnings.warn(
-                f"depth law: slots {first}..{n - 1} run in fewer than 1 of {n} draws (the last in {reach[-1]:.2g}) and are"
+                f"depth law: slots {slots} run in fewer than 1 of {n} draws (the last in {reach[-1]:.2g}) and are"
                 " hardly trained; a uniform depth law (p=None) trains all",
                 stacklevel=3,
             )
@@ -107,7 +114,7 @@ class ShiftableIdentity(Elastic, plain.Blocks):
 
     def runs(self, slot: int) -> bool:
         """Say whether a slot runs in the active subnet."""
-        return slot < self.depth.active if self.shift else bool(self.use[slot].active)
+        return self.depth.runs(slot) if self.shift else bool(self.use[slot].active)
 
     @property
     def uses(self) -> tuple[Choice[int], ...]:
@@ -164,7 +171,7 @@ class ShiftableIdentity(Elastic, plain.Blocks):
 
     def gate_of(self, name: str) -> Gate:
         """Say which depths make the slot `name` run."""
-        choice, threshold = (self.depth, int(name)) if self.shift else (self.use[int(name)], 0)
+        choice, threshold = (self.depth, self.depth.turns[int(name)]) if self.shift else (self.use[int(name)], 0)
         return Gate(choice, frozenset(i for i, value in enumerate(choice.values) if value > threshold))
 
     def lay_drop_path(self, rate: float) -> None:
@@ -182,7 +189,7 @@ class ShiftableIdentity(Elastic, plain.Blocks):
 
     def _gated(self, costs: Iterable[Cost]) -> Iterable[Cost]:
         for slot, cost in enumerate(costs):
-            yield cost * (Cost.above(self.depth, slot) if self.shift else Cost(self.use[slot]))
+            yield cost * (Cost.above(self.depth, self.depth.turns[slot]) if self.shift else Cost(self.use[slot]))
 
     def export(self) -> plain.Blocks:
         """Return the plain blocks that run."""
@@ -200,10 +207,11 @@ def lay_drop_path(rate: float, rows: Sequence[ShiftableIdentity]) -> None:
     earlier: list[Choice[int]] = []
     for row in rows:
         for slot, block in enumerate(row):
-            place = (slot, earlier) if row.shift else (0, [*earlier, *row.uses[:slot]])
             for module in block.modules():
-                if isinstance(module, DropPath):
-                    module.lay(rate, *place, total)
+                if isinstance(module, DropPath) and row.shift:
+                    module.lay(rate, slot, earlier, total, row.depth)
+                elif isinstance(module, DropPath):
+                    module.lay(rate, 0, [*earlier, *row.uses[:slot]], total)
         earlier = [*earlier, *row.uses]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitas import plain
 from vitas.checks import check_rates
-from vitas.choice import Choice, Mark, compiling
+from vitas.choice import Choice, Depth, Mark, compiling
 from vitas.nn.layer import Elastic, like
 
 
@@ -28,20 +28,29 @@ class DropPath(Elastic, plain.DropPath):
         super().__init__(drop_prob)
         self.lay(drop_prob, 0, (), ())
 
-    def lay(self, rate: float, slot: int, before: Sequence[Choice[int]], total: Sequence[Choice[int]]) -> None:
+    def lay(
+        self,
+        rate: float,
+        slot: int,
+        before: Sequence[Choice[int]],
+        total: Sequence[Choice[int]],
+        depth: Depth | None = None,
+    ) -> None:
         """Take the rate from the block's place among those that run: 0 for the first, `rate` for the last.
 
         Args:
             rate: Rate of the last block.
-            slot: Blocks that always run before this one whenever it runs.
+            slot: The block's number in its row, of which `depth` tells how many run before it; without a depth, how many
+                blocks always do.
             before: Choices whose values add up to the number of other blocks that run before it.
             total: Choices whose values add up to the number of blocks that run.
+            depth: Which blocks of the row run.
 
         Raises:
             ChoiceError: a rate that is not a number in [0, 1).
         """
         self.drop_prob = rate
-        self._slot, self._before, self._total = Mark(slot), tuple(before), tuple(total)
+        self._slot, self._before, self._total, self._depth = Mark(slot), tuple(before), tuple(total), depth
 
     @property
     def drop_prob(self) -> float:
@@ -60,10 +69,10 @@ class DropPath(Elastic, plain.DropPath):
         check_rates(drop_prob=rate)
         self._rate = float(rate)
 
-    def _counted(self) -> tuple[int, int]:
-        """Return how many blocks run before this one, and before the last one; compiled, they are symbols."""
-        earlier = self._slot.read(0) + sum(choice.active for choice in self._before)
-        return earlier, sum(choice.active for choice in self._total) - 1
+    def _counted(self, device: torch.device | None = None) -> tuple[Any, int]:
+        """Return how many blocks run before this one, and before the last one; compiled, they are symbols or on `device`."""
+        own = self._slot.read(0) if self._depth is None else self._depth.earlier(self._slot, device)
+        return own + sum(choice.active for choice in self._before), sum(choice.active for choice in self._total) - 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop whole samples; compiled, one graph serves every slot and depth (with other random numbers than eager)."""
@@ -71,7 +80,7 @@ class DropPath(Elastic, plain.DropPath):
             return super().forward(x)
         if not self.training:
             return x
-        earlier, last = self._counted()
+        earlier, last = self._counted(x.device)
         return drop_samples(x, 1 - self._rate * earlier / torch.sym_max(last, 1))
 
     def export(self) -> nn.Module:

@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -195,6 +195,11 @@ class Layer(Protocol):
     def export(self) -> nn.Module: ...
 
 
+def is_layer(module: nn.Module) -> TypeGuard[Layer]:
+    """Say whether the class of a module is a layer's; a wrapper that passes on what it is asked for is none itself."""
+    return issubclass(type(module), Layer)
+
+
 @runtime_checkable
 class StatesWeights(Protocol):
     """A module of one's own that says which part of its raw parameters is in use; its export is of its own class."""
@@ -283,7 +288,8 @@ def exported(module: M) -> nn.Module:
 def _replace(module: nn.Module, replaced: dict[int, Any], own_weights: list[Any]) -> None:
     """Note for each elastic layer and each Choice what stands in its place; deepcopy does the rest."""
     inner = unwrap(module)
-    if isinstance(inner, Layer):
+    refuse_patches(inner)
+    if is_layer(inner):
         _refuse_another_forward(type(inner))
         replaced[id(module)] = replaced[id(inner)] = inner.export()
         return
@@ -295,7 +301,7 @@ def _replace(module: nn.Module, replaced: dict[int, Any], own_weights: list[Any]
         raise ExportError(f"{name} has an export() but is not an elastic layer: put vitas.nn.Elastic before its class")
     for _, choice in held(inner):
         replaced[id(choice)] = _fixed(choice)
-    if isinstance(inner, StatesWeights):
+    if issubclass(type(inner), StatesWeights):
         own_weights.append(inner)
     for child in inner.children():
         _replace(child, replaced, own_weights)

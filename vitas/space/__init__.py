@@ -17,13 +17,14 @@ Knows no layer: whoever holds a Choice is found by walking. Imports choice and w
 
 from vitas.space.codes import codes_of
 from vitas.space.model import StatesCost, arguments_of, device_of, eval_mode, logits_of, needs_tokens, unwrap
-from vitas.space.space import SearchSpace, search_space
+from vitas.space.space import BASE_LAYER, SearchSpace, search_space
 from vitas.space.state import State
 from vitas.space.subnet import Number, Subnet, as_subnet
 from vitas.space.table import readable_amount, readable_size
 from vitas.space.walk import AnyChoice, Gate, gated_children, held, holders
 
 __all__ = [
+    "BASE_LAYER",
     "AnyChoice",
     "Gate",
     "Number",

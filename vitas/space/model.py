@@ -15,7 +15,7 @@ from vitas.errors import ChoiceError, VitasError, shown
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside DistributedDataParallel, torch.compile, AveragedModel and the like."""
+    """Return the model inside DistributedDataParallel, torch.compile, AveragedModel, Lightning Fabric and the like."""
     if not isinstance(model, nn.Module):
         raise ChoiceError(f"expected a torch.nn.Module, got {type(model).__name__}")
     while (inner := _inside(model)) is not None:
@@ -24,15 +24,21 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
-    """Return the only child of a wrapper of torch or timm: it has just one, and calls it `module` or `_orig_mod`."""
-    if looks_like_a_wrapper(module) and type(module).__module__.partition(".")[0] in ("torch", "timm"):
+    """Return what a wrapper of one of these libraries holds: one child, perhaps by two names."""
+    if looks_like_a_wrapper(module) and type(module).__module__.partition(".")[0] in _WRAPPING:
         return next(iter(module._modules.values()))
     return None
 
 
 def looks_like_a_wrapper(module: nn.Module) -> bool:
     """Say whether a module has just one child, and calls it as wrappers do."""
-    return list(module._modules) in (["module"], ["_orig_mod"])
+    return list(module._modules) in _CHILDREN and len(set(module._modules.values())) == 1
+
+
+_WRAPPING = ("torch", "timm", "lightning", "lightning_fabric")
+
+
+_CHILDREN = (["module"], ["_orig_mod"], ["_forward_module"], ["_forward_module", "_original_module"])
 
 
 @contextmanager

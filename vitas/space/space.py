@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vitas.choice import SIDES, Dim
+from vitas.choice import SIDES, Depth, Dim
 from vitas.errors import ChoiceError, VitasError, brief, is_one_of, one_of, shown
 from vitas.space.codes import Encoding
 from vitas.space.liveness import Liveness, conditions_of, gates_first, weakest
@@ -23,6 +23,9 @@ from vitas.space.state import State
 from vitas.space.subnet import Number, Subnet, as_subnet
 from vitas.space.table import readable_costs, space_html, space_text
 from vitas.space.walk import AnyChoice, Gate, holders
+
+BASE_LAYER = "base_layer"
+"""What peft's adapters, and those made like them, call the layer that they run beside."""
 
 
 class SearchSpace:
@@ -41,8 +44,9 @@ class SearchSpace:
         self,
         found: Mapping[str, tuple[AnyChoice, Sequence[tuple[Gate, ...]]]],
         cost: Callable[[], Any] | None = None,
+        adapted: Mapping[str, str] | None = None,
     ) -> None:
-        self._cost = cost
+        self._cost, self._adapted = cost, adapted or {}
         self.choices: dict[str, AnyChoice] = {name: choice for name, (choice, _) in found.items()}
         sizes = [len(choice.values) for choice in self.choices.values()]
         self.liveness = Liveness(sizes, conditions_of(dict(found.values())))
@@ -131,9 +135,11 @@ class SearchSpace:
             side: "left" or "right", for bilateral sharing; None: "left".
 
         Raises:
-            ChoiceError: not a subnet of this space, or a side where no Dim has two.
+            ChoiceError: not a subnet of this space, or a side where no Dim has two; a part of a layer beside an adapter
+                that is as wide as all of it.
         """
         code = self.encoding.code(as_subnet(subnet))
+        self._refuse_adapted(code)
         if side is not None and not is_one_of(SIDES, side):
             raise ChoiceError(f"side: {one_of(SIDES, side)}")
         if side is not None and not self.bilateral:
@@ -142,6 +148,17 @@ class SearchSpace:
         parts = zip(self.choices.values(), code, self.liveness.sizes, self._two_sided, strict=True)
         for choice, number, size, two_sided in parts:
             choice.restore((number if number >= 0 else size - 1, 1 if right and two_sided else 0))
+
+    def _refuse_adapted(self, code: Sequence[int]) -> None:
+        """Refuse a layer of which only a part would run beside an adapter of its full width."""
+        if not self._adapted:
+            return
+        for (name, choice), number in zip(self.choices.items(), code, strict=True):
+            if name in self._adapted and 0 <= number < len(choice.values) - 1:
+                raise ChoiceError(
+                    f"{name}: the adapter on {self._adapted[name]} is as wide as the whole layer, so only the largest value,"
+                    f" {choice.largest}, runs; adapt what export_subnet returns, or merge the adapter into the weights first"
+                )
 
     @contextmanager
     def use(self, subnet: Mapping[str, Number], *, side: str | None = None) -> Iterator[Subnet]:
@@ -218,6 +235,7 @@ class SearchSpace:
             name: {
                 "values": list(choice.values),
                 "runs": [[list(run) for run in side] for side in choice.sides] if isinstance(choice, Dim) else [],
+                **({"turns": list(choice.turns)} if isinstance(choice, Depth) and not choice.from_the_end else {}),
             }
             for name, choice in self.choices.items()
         }
@@ -282,4 +300,14 @@ def search_space(model: nn.Module) -> SearchSpace:
         claim_for_model(choice, model, names[choice])
     ordered = gates_first(gates)
     cost = model.cost if isinstance(model, StatesCost) and not needs_tokens(model) else None
-    return SearchSpace({names[choice]: (choice, gates[choice]) for choice in ordered}, cost)
+    return SearchSpace({names[choice]: (choice, gates[choice]) for choice in ordered}, cost, _adapted(paths, names))
+
+
+def _adapted(paths: Mapping[AnyChoice, list[tuple[str, ...]]], names: Mapping[AnyChoice, str]) -> dict[str, str]:
+    """Return the choices of layers that stand inside an adapter, which calls them `base_layer`, and where it stands."""
+    found: dict[str, str] = {}
+    for choice, several in paths.items():
+        for path in several:
+            if BASE_LAYER in path:
+                found.setdefault(names[choice], ".".join(path[: path.index(BASE_LAYER)]))
+    return found

@@ -285,7 +285,7 @@ def _mean_of_sides(model: nn.Module, space: SearchSpace, subnet: Subnet, evaluat
 
 def _sliced(model: nn.Module) -> set[AnyChoice]:
     """Return the choices by which some layer cuts its weights; a head count that only regroups channels is none."""
-    parts = (part for part in unwrap(model).modules() if isinstance(part, StatesWeights))
+    parts = (part for part in unwrap(model).modules() if issubclass(type(part), StatesWeights))
     layers = (part for part in parts if not isinstance(part, Elastic) or part.axes())
     return {base for layer in layers for _, choice in held(layer) for base in choice.bases}
 

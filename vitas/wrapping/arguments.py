@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import inf, nextafter
-from typing import Any
+from typing import Any, NamedTuple
 
-from vitas.checks import are_several, as_number, as_percentage, is_int
+from vitas.checks import are_several, as_count, as_number, as_percentage, is_int
 from vitas.errors import ChoiceError, shown
 from vitas.superformer.arguments import reusable
 
 Values = Any
 """None, "auto", or several numbers and percentages such as "50%"."""
+
+
+class Settled(NamedTuple):
+    """What each choice is to be, by its name; any other is the model's own: for a subnet that is known beforehand."""
+
+    values: Mapping[str, Any]
 
 
 def constructor_arguments(own: Any) -> dict[str, int | float]:
@@ -82,6 +88,8 @@ def _settled(
     """Return the values in ascending order, the model's own the largest."""
     if given is None:
         return [own]
+    if isinstance(given, Settled):
+        return sorted({as_count(given.values.get(name, own), name, 1, own), own})
     if isinstance(given, str) and given == "auto":
         return auto
     several = list(given) if are_several(given) else [given]

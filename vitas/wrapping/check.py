@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from vitas.choice import Dim
 from vitas.errors import WrapError
-from vitas.export.subnet import relative_error
+from vitas.measure import relative_error
 from vitas.nn import Elastic
 from vitas.nn.layer import Stack
 from vitas.space import State, arguments_of, eval_mode, search_space, unwrap

@@ -79,7 +79,8 @@ def _terms(model: Any, counts: Counts) -> Iterator[tuple[Cost, Cost]]:
         gate = Cost(1)
         for row, slots in rows.items():
             if path.startswith(f"{row}."):
-                gate = gate * Cost.above(slots.depth, int(path.removeprefix(f"{row}.").partition(".")[0]))
+                slot = int(path.removeprefix(f"{row}.").partition(".")[0])
+                gate = gate * Cost.above(slots.depth, slots.depth.turns[slot])
         owner, _, name = path.rpartition(".")
         above = parts[owner]
         heads = above._dims["h"] if isinstance(above, Narrowed) and name in above.each_head else None

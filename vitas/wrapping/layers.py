@@ -1,4 +1,4 @@
-"""Layers whose library's code would not follow the choices: batch norm while training, scales that keep their shape."""
+"""Layers whose library's code would not follow the choices, or would cut a weight at every read: norms and scales."""
 
 from __future__ import annotations
 
@@ -68,5 +68,26 @@ class _Scale(Narrowed):
         return made  # type: ignore[no-any-return]
 
 
-LAYERS: dict[str, type[Narrowed]] = {"timm.models.metaformer.Scale": _Scale}
+class _LayerNorm(Narrowed):
+    """timm's layer norm, whose code reads gain and bias apart: here they are cut together, in one step of the graph.
+
+    Shapes: (..., K) -> (..., K).
+    Cost: 0 MACs.
+    """
+
+    normalized_shape: tuple[int, ...]
+    eps: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        if vars(self)["_fast_norm"]:
+            return super().forward(x)  # type: ignore[no-any-return]
+        weights = self.cut("weight", "bias")
+        return F.layer_norm(x, self.normalized_shape, weights.get("weight"), weights.get("bias"), self.eps)
+
+
+LAYERS: dict[str, type[Narrowed]] = {
+    "timm.models.metaformer.Scale": _Scale,
+    "timm.layers.norm.LayerNorm": _LayerNorm,
+}
 """What stands first among the bases of the class that narrows a layer, by its full name."""

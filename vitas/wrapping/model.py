@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vitas.choice import Choice, Dim
+from vitas.choice import Depth, Dim
 from vitas.cost import Cost
 from vitas.errors import VitasError
+from vitas.nn.kept import TORCHS_OWN
 from vitas.space import State
 from vitas.superformer.base import OfImages
 from vitas.wrapping.counted import counted_cost, image_of
 from vitas.wrapping.narrow import Narrowed
+from vitas.wrapping.origin import LEAVE, note_origin
 from vitas.wrapping.plan import Plan, apply
 
 
@@ -31,7 +33,7 @@ class Stage(NamedTuple):
 
     prefix: str  # of the names of its choices
     width: Dim
-    depth: Choice[int]
+    depth: Depth
     unit: int
     blocks: tuple[Block, ...]
 
@@ -51,13 +53,14 @@ class Model(Narrowed, OfImages):
     """
 
     needs_tokens = False  # as of OfImages, behind Narrowed among the bases
-    holds = (*Narrowed.holds, "_stages", "_counts", "_remade")
+    holds = (*Narrowed.holds, "_stages", "_counts", "_remade", "_kept")
     whole = ("reset_classifier", "init_weights", "load_pretrained", "set_input_size", "get_submodule", "get_parameter")
     """Methods that read or write whole parameters, or make layers: they run while the largest subnet is active."""
 
     _stages: tuple[Stage, ...]
     _counts: dict[Any, Any]
     _remade: dict[str, Any]  # the axes of what the record of the model names
+    _kept: frozenset[str]  # attributes that the model had when it was wrapped: of those that came later none is exported
 
     def image_shape(self) -> tuple[int, int, int]:
         """Return the channels, height and width of an image.
@@ -78,8 +81,24 @@ class Model(Narrowed, OfImages):
     def export(self) -> nn.Module:
         """Return the library's model of the active subnet, its blocks of different sizes, with weights of its own."""
         plain = super().export()
-        vars(plain).pop("_model_args", None)  # what timm.create_model was given says no longer what the network is
+        for name in vars(plain).keys() - self._kept - TORCHS_OWN:
+            del vars(plain)[name]
+        note_origin(self, self.taken(), plain)
         return plain
+
+    def taken(self) -> dict[str, Any]:
+        """Return the names and active values of the choices that are not at their largest, and which blocks are left out."""
+        subnet: dict[str, Any] = {}
+        for stage in self._stages:
+            depth = stage.depth
+            run = [block for slot, block in enumerate(stage.blocks) if depth.runs(slot)]
+            inner = (dim for block in run for dim, _ in (*block.heads, *block.hidden))
+            choices = (choice for choice in (stage.width, depth, *inner) if choice.active != choice.largest)
+            subnet |= {str(choice.name): choice.active for choice in choices}
+            if not depth.from_the_end and depth.active < depth.largest:
+                left = (slot for slot in range(depth.largest) if not depth.runs(slot))
+                subnet[f"{stage.prefix}{LEAVE}"] = sorted(left, key=lambda slot: -depth.turns[slot])
+        return subnet
 
     @classmethod
     def additions(cls, narrowed: type[nn.Module]) -> dict[str, Any]:

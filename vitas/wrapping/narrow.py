@@ -16,12 +16,13 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from vitas.choice import Choice, Dim, take
+from vitas.choice import Choice, Dim, compiling, take
 from vitas.cost import Cost, cost_of
 from vitas.errors import VitasError, shown
 from vitas.nn import Elastic
 from vitas.nn.kept import TORCHS_OWN, is_data, refuse_patches
-from vitas.nn.layer import Axes, Layer, Stack, like
+from vitas.nn.layer import Axes, Stack, is_layer, like
+from vitas.nn.parts import part_of
 from vitas.space import unwrap
 from vitas.wrapping.record import Attribute, Axis
 from vitas.wrapping.rows import of_transformers, running
@@ -182,8 +183,16 @@ def made(shape: Shape) -> type[nn.Module]:
 
 
 def _part(name: str) -> property:
-    """Return a property: the part in use of a parameter or buffer that the module holds; None where it has none."""
-    return property(lambda self: self.cut(name).get(name))
+    """Return a property: the part in use of a parameter or buffer that the module holds; None where it has none.
+
+    It is the parameter itself while all of it is in use, else a part that refuses to be written to.
+    """
+
+    def read(self: Narrowed) -> Tensor | None:
+        part, stored = self.cut(name).get(name), self.stored(name)
+        return part if part is None or part is stored or compiling() else part_of(part, name)
+
+    return property(read)
 
 
 def _value(name: str, attribute: Attribute) -> property:
@@ -227,7 +236,7 @@ def plain(module: nn.Module | None, path: str = "") -> nn.Module | None:
         return None
     inner = unwrap(module)
     refuse_patches(inner)
-    if isinstance(inner, Layer):
+    if is_layer(inner):
         return inner.export()
     return rebuilt(inner, type(inner))
 

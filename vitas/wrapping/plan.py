@@ -14,7 +14,7 @@ from vitas.errors import VitasError, WrapError, brief
 from vitas.nn import CyclicLinear, ElasticConv2d
 from vitas.nn.norm import ElasticLayerNorm
 from vitas.nn.stacked import StackedLinear
-from vitas.space import holders, search_space
+from vitas.space import BASE_LAYER, holders, search_space
 from vitas.wrapping.attention import FORWARDS
 from vitas.wrapping.counted import image_of
 from vitas.wrapping.layers import BATCH_NORMS, LAYERS, ElasticBatchNorm
@@ -216,7 +216,7 @@ class Plan:
             self.steps.append(Step(layer, ElasticLayerNorm, {"dim": dims[fitted[0].word]}))
         else:
             kept = tuple((name, tuple(_fitted(axis, dim, {}) for axis in several)) for name, several in own.items())
-            mixin = ElasticBatchNorm if isinstance(layer, BATCH_NORMS) else Narrowed
+            mixin = ElasticBatchNorm if isinstance(layer, BATCH_NORMS) else LAYERS.get(name_of(type(layer)), Narrowed)
             shape = Shape(type(layer), mixin, kept, _attributes_of(layer, fitted))
             self.steps.append(Step(layer, made(shape), {"_dims": dims}))
 
@@ -260,6 +260,21 @@ def _attributes_of(layer: nn.Module, axes: tuple[Axis, ...]) -> tuple[tuple[str,
 
 
 # -- coverage ----------------------------------------------------------------------------------------------------------
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """Refuse a model with adapters such as peft's: they are as wide as the whole layer beside which they run.
+
+    Raises:
+        WrapError: with the path of the first.
+    """
+    for path, part in model.named_modules():
+        if BASE_LAYER in part._modules:
+            home = type(part).__module__.partition(".")[0]
+            raise WrapError(
+                f"{type(model).__name__} cannot be wrapped: {path} is an adapter ({home}) as wide as the whole layer;"
+                " merge it into the weights first (merge_and_unload), or adapt what export_subnet returns"
+            )
 
 
 def refuse_unnamed(model: nn.Module, plan: Plan) -> None:

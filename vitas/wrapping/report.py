@@ -103,7 +103,7 @@ class Sizes(NamedTuple):
 
 def sizes(stage: Stage) -> Sizes:
     """Return the sizes of a stage in the active subnet."""
-    run = stage.blocks[: stage.depth.active]
+    run = [block for slot, block in enumerate(stage.blocks) if stage.depth.runs(slot)]
     heads = [pair for block in run for pair in block.heads[:1]]
     hidden = [pair for block in run for pair in block.hidden[:1]]
     return Sizes(

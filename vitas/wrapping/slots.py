@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitas.choice import Choice, Mark, compiling, mark_sizes, noted, outside_graphs
+from vitas.choice import Depth, Mark, compiling, mark_sizes, noted, outside_graphs
 from vitas.nn.drop_path import drop_samples
 from vitas.wrapping.narrow import Narrowed
 
@@ -17,7 +17,7 @@ class Slot(Narrowed):
     """A block in a row; torch.compile compiles the block and not the row."""
 
     holds = (*Narrowed.holds, "_depth")
-    _depth: Choice[int]
+    _depth: Depth
 
     @outside_graphs(recursive=False)
     def forward(self, *inputs: Any, **options: Any) -> Any:
@@ -47,15 +47,14 @@ class ElasticDropPath(Narrowed):
     holds = (*Narrowed.holds, "slot", "rates", "before", "depths")
     slot: Mark[int]
     rates: tuple[float, ...]
-    before: tuple[Choice[int], ...]
-    depths: tuple[Choice[int], ...]
+    before: tuple[Depth, ...]
+    depths: tuple[Depth, ...]
 
     @property
     def drop_prob(self) -> float:
         """The rate in the active subnet."""
-        number = self.slot.read(0) + sum(depth.active for depth in self.before)
         last = sum(depth.active for depth in self.depths) - 1
-        place = number * (len(self.rates) - 1) / max(last, 1)
+        place: float = self._number() * (len(self.rates) - 1) / max(last, 1)
         below = min(int(place), len(self.rates) - 1)
         above = min(below + 1, len(self.rates) - 1)
         return self.rates[below] + (place - below) * (self.rates[above] - self.rates[below])
@@ -65,12 +64,17 @@ class ElasticDropPath(Narrowed):
         if not self.training or not compiling():
             return super().forward(x)  # type: ignore[no-any-return]
         last = len(self.rates) - 1
-        number = self.slot.read(0) + sum(depth.active for depth in self.before)
-        steps, place = torch.sym_max(sum(depth.active for depth in self.depths) - 1, 1), number * last
-        rates, below = torch.tensor(self.rates, device=x.device), torch.sym_min(place // steps, last)
+        rates, place = torch.tensor(self.rates, device=x.device), self._number(x.device) * last
+        steps = torch.sym_max(sum(depth.active for depth in self.depths) - 1, 1)
+        below = torch.clamp(torch.as_tensor(place // steps), max=last)
         share = place / steps - below
-        rate = rates[below] + share * (rates[torch.sym_min(below + 1, last)] - rates[below])
+        rate = rates[below] + share * (rates[torch.clamp(below + 1, max=last)] - rates[below])
         return drop_samples(x, 1 - rate, bool(vars(self).get("scale_by_keep", True)))
+
+    def _number(self, device: torch.device | None = None) -> Any:
+        """Return how many blocks run before this one; compiled, a symbol or a tensor on `device`."""
+        own = self.depths[len(self.before)]
+        return own.earlier(self.slot, device) + sum(depth.active for depth in self.before)
 
 
 DROP_PATHS = (
@@ -83,7 +87,7 @@ DROP_PATHS = (
 )
 
 
-def drop_paths(rows: Sequence[Sequence[nn.Module]], depths: Sequence[Choice[int]]) -> list[tuple[nn.Module, dict[str, Any]]]:
+def drop_paths(rows: Sequence[Sequence[nn.Module]], depths: Sequence[Depth]) -> list[tuple[nn.Module, dict[str, Any]]]:
     """Return each module of stochastic depth in several rows in turn, and what it holds when its rate follows the depths."""
     parts = [[dict(block.named_modules()) for block in row] for row in rows]
     names = {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from vitas.choice import Choice, Dim
+from vitas.choice import Depth, Dim
 from vitas.errors import ChoiceError, WrapError, shown
 from vitas.sharing import Sharing
 from vitas.wrapping.arguments import block_numbers, counts_of, hidden_of, widths_of
@@ -120,6 +120,7 @@ def planned(
     dims |= {"w*": tuple(widths), "n*": tuple(stage.depth for stage in stages)}
     row = {"row": places[0].attribute} if places[0].owner is model else {}
     held = {"_stages": stages, "_counts": {}, "_remade": dict(record.axes), "_dims": {**dims, "w": widths[-1]}}
+    held["_kept"] = frozenset(vars(model))
     plan.visit(model, "", letters, _stays, _kind_of(model), **row, **held)
     return plan, stages
 
@@ -154,7 +155,10 @@ def _stage(
     name, n = f"{prefix}embed_dim", len(place.row._modules)
     width = Dim(widths_of(name, given["embed_dim"], own, unit), sharing=sharing, name=name)
     name = f"{prefix}depth"
-    depth = Choice(counts_of(name, given["depth"], n, least=ceil(n / 2)), name=name)
+    leave = () if given["leave"] is None else given["leave"]
+    depth = Depth(counts_of(name, given["depth"], n, least=ceil(n / 2)), leave=leave, name=name)
+    if leave != () and depth.fixed:
+        raise ChoiceError(f"leave: {name} is fixed, so no block leaves; give depth= several values")
     return Stage(prefix, width, depth, unit, ())
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitas.checks import check_flags
-from vitas.errors import ChoiceError, WrapError, is_one_of, one_of, shown
+from vitas.errors import ChoiceError, WrapError, shown
 from vitas.sharing import Sharing
 from vitas.space import holders, unwrap
 from vitas.wrapping.arguments import Values, for_each_stage
 from vitas.wrapping.model import Stage
 from vitas.wrapping.narrow import Narrowed
-from vitas.wrapping.order import order_by_magnitude
-from vitas.wrapping.plan import Plan, apply, refuse_unfit, refuse_unnamed
+from vitas.wrapping.order import check_order, put_in_order, scores_of
+from vitas.wrapping.plan import Plan, apply, refuse_adapters, refuse_unfit, refuse_unnamed
 from vitas.wrapping.record import part_at
 from vitas.wrapping.records import RECORDS
 from vitas.wrapping.slots import name_of
@@ -30,9 +30,11 @@ def wrap(
     num_heads: Values = "auto",
     mlp_ratio: Values = "auto",
     depth: Values = None,
+    leave: Iterable[Any] | None = None,
     blocks: Iterable[Any] | None = None,
     sharing: Sharing = "cyclic",
-    order: str | None = None,
+    order: str | Mapping[str, Any] | Callable[[nn.Module], Any] | None = None,
+    images: Tensor | tuple[Any, ...] | None = None,
     inplace: bool = False,
     records: Mapping[type[nn.Module], str] | None = None,
 ) -> nn.Module:
@@ -61,11 +63,17 @@ def wrap(
         num_heads: Heads of each block.
         mlp_ratio: Hidden widths of each block's MLP, as multiples of the model's (or the stage's) own `embed_dim`.
         depth: Numbers of blocks that run; where there are stages, of each.
+        leave: Numbers of blocks in the order in which they leave as the depth shrinks; then the others, the last first.
+            Where there are stages, the numbers in every one, or an entry for each.
         blocks: Numbers of the blocks whose heads and MLP can be searched; None: all. Where there are stages, the numbers in
             every one, or an entry for each.
         sharing: Which channels a width uses, see vitas.sharing.
-        order: "magnitude": first permute heads, MLP units and channels so that those with the largest weights serve the most
-            widths; the function stays (features before the classifier come in the new order). None: leave them.
+        order: First permute heads, MLP units and channels so that important ones serve the most widths; the function stays
+            (features before the classifier come in the new order). "magnitude": those with the largest weights;
+            "activation": with the largest weights that read large activations of `images`; a mapping from names of choices
+            to one score for each unit; a function that is given each linear layer and convolution of `timm_model` and
+            returns scores of its weights, what broadcasts to them, or None. None: leave them where they are.
+        images: A batch for order="activation", or a tuple of all inputs.
         records: For classes of your own the line that says what follows what, see vitas/wrapping/record.py:
             {MyBlock: "qkv: 3 h d, w; proj: w, h d; num_heads = h"}.
         inplace: Whether to make `timm_model` itself searchable, and not a copy.
@@ -74,7 +82,8 @@ def wrap(
         WrapError: another model, one on the meta device, one that is searchable already, or one with parts of another kind.
         ChoiceError: values that the model has no weights for, or that leave out its own; percentages outside (0, 100] or of
             which no whole heads or blocks come out; more or fewer entries than there are stages; another word for `sharing`
-            or `order`; an `inplace` that is neither True nor False.
+            or `order`; scores that do not fit; blocks that leave where the depth is fixed; an `inplace` that is neither True
+            nor False.
         VitasError: timm is not installed.
     """
     check_flags(inplace=inplace)
@@ -83,24 +92,27 @@ def wrap(
     model: Any = unwrap(timm_model)
     if any(holders(model)) or any(isinstance(part, Narrowed) for part in model.modules()):
         raise WrapError(f"{type(model).__name__} is searchable already")
-    if not is_one_of(["magnitude", None], order):
-        raise ChoiceError(f"order: {one_of(['magnitude', None], order)}")
+    refuse_adapters(model)
+    check_order(order, images)
     known = all_records(records)
     places = places_of(model, Plan(known))
     if any(parameter.is_meta for parameter in model.parameters()):
         raise WrapError("the model is on the meta device and has no weights; build it on a real one")
-    arguments = {"embed_dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "depth": depth, "blocks": blocks}
+    arguments = {"embed_dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "depth": depth}
+    arguments |= {"leave": leave, "blocks": blocks}
     given = [for_each_stage(what, values, len(places)) for what, values in arguments.items()]
     per_stage = [dict(zip(arguments, values, strict=True)) for values in zip(*given, strict=True)]
     plan, stages = planned(model, places, per_stage, sharing, known)
+    importance = order if isinstance(order, Mapping) else {}
     if order is not None:
-        _refuse_order(model, stages, plan)
+        permuted = [stage for stage in stages if order is not importance or stage.width.name in importance]
+        _refuse_order(model, permuted, stages[-1], plan)
     refuse_unnamed(model, plan)
     refuse_unfit(model, plan)
+    scores = {} if order is None or order is importance else scores_of(model, order, images)
     model, steps = (model, plan.steps) if inplace else copy.deepcopy((model, plan.steps))
     apply(steps)
-    if order == "magnitude":
-        order_by_magnitude(model)
+    put_in_order(model, scores, importance)
     return model  # type: ignore[no-any-return]
 
 
@@ -109,8 +121,8 @@ def all_records(own: Mapping[type[nn.Module], str] | None) -> dict[str, str]:
     return {**RECORDS, **{name_of(kind): line for kind, line in (own or {}).items()}}
 
 
-def _refuse_order(model: Any, stages: Sequence[Stage], plan: Plan) -> None:
-    if any(stage.unit > 1 and not stage.width.fixed for stage in stages):
+def _refuse_order(model: Any, permuted: Sequence[Stage], last: Stage, plan: Plan) -> None:
+    if any(stage.unit > 1 and not stage.width.fixed for stage in permuted):
         raise ChoiceError("order: attention pooling groups channels into heads, so a searched embed_dim cannot be permuted")
     record = plan.record_of(model)
     classified = any(
@@ -118,7 +130,7 @@ def _refuse_order(model: Any, stages: Sequence[Stage], plan: Plan) -> None:
         for name, axes in (record.axes.items() if record else ())
         if len(axes) == 2
     )
-    if not stages[-1].width.fixed and not classified:
+    if last in permuted and not last.width.fixed and not classified:
         raise ChoiceError(
             "order: without a classifier the channels of a searched embed_dim are the outputs; give embed_dim=None"
         )

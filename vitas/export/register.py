@@ -8,15 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from vitas.errors import ChoiceError, FileError, VitasError, one_of, shown
-from vitas.export import as_path, load_subnet
+from vitas.errors import ChoiceError, FileError, VitasError, brief, one_of, shown
+from vitas.export import origins
+from vitas.export.files import as_path
+from vitas.export.formats import NO_NETWORK
+from vitas.export.network import load_subnet, read_config
 
 
 def register(folder: str | PathLike[str], name: str | None = None) -> str:
     """Let `timm.create_model(name)` build a network of timm that `save_subnet` wrote; return the name.
 
     `pretrained=True` loads the weights of the folder, without it they are drawn anew. `num_classes`, `global_pool` and
-    `img_size` are taken as timm takes them.
+    `img_size` are taken as timm takes them, and so are rates of dropout, `in_chans`, `dynamic_img_size` and
+    `features_only` with `out_indices`, where the file says what the network was made of.
 
     Args:
         folder: What `save_subnet` wrote from the export of a wrapped model; read again whenever a model is created.
@@ -52,20 +56,46 @@ def register(folder: str | PathLike[str], name: str | None = None) -> str:
 
 
 _TIMMS_OWN = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+_ANY = ("num_classes", "global_pool", "img_size")
+_RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
+_ORIGINALS = ("in_chans", *_RATES, "dynamic_img_size", "dynamic_img_pad", "features_only", "out_indices")
+"""Options that only a network takes whose original can be built with them."""
 
 
 def _created(folder: Path, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     """Return the network of a folder as `timm.create_model` was asked for it."""
+    options = {name: value for name, value in options.items() if name not in _TIMMS_OWN}
+    told = read_config(folder)["model"]
+    legal = (*_ANY, *(_ORIGINALS if origins.is_origin(told) else ()))
+    for option in options:
+        if option not in legal:
+            raise ChoiceError(f"{folder.name}: {one_of(legal, option)}; the rest of a saved network is settled")
+    loaded: Any = load_subnet(folder, img_size=options.get("img_size"))  # checks the file too
+    classes, pool = options.get("num_classes", loaded.num_classes), options.get("global_pool")
+    if classes != loaded.num_classes or pool is not None:
+        loaded.reset_classifier(classes, pool)
+    if not origins.is_origin(told):
+        return loaded if pretrained else _drawn(loaded)
+    features: dict[str, Any] = {name: options.pop(name) for name in ("features_only", "out_indices") if name in options}
+    try:
+        model = origins.drawn(told, **options)
+        if pretrained:
+            model.load_state_dict(loaded.state_dict())
+    except NO_NETWORK as error:
+        raise ChoiceError(f"{folder.name}: {shown(options)}: {brief(error)}") from None
+    return _features(model, features) if features.get("features_only") else model
+
+
+def _drawn(model: nn.Module) -> nn.Module:
     from vitas.export.timm_format import draw_weights
 
-    legal = ["num_classes", "global_pool", "img_size"]
-    for option in options:
-        if option not in (*legal, *_TIMMS_OWN):
-            raise ChoiceError(f"{folder.name}: {one_of(legal, option)}; the rest of a saved network is settled")
-    model: Any = load_subnet(folder, img_size=options.get("img_size"))
-    if not pretrained:
-        draw_weights(model)
-    classes, pool = options.get("num_classes", model.num_classes), options.get("global_pool")
-    if classes != model.num_classes or pool not in (None, model.global_pool):
-        model.reset_classifier(classes, pool)
-    return model  # type: ignore[no-any-return]
+    draw_weights(model)
+    return model
+
+
+def _features(model: nn.Module, given: dict[str, Any]) -> nn.Module:
+    """Return a model's intermediate features, as timm's `features_only` does."""
+    from timm.models._features import FeatureGetterNet  # timm.models has the others only
+
+    made: nn.Module = FeatureGetterNet(model, **({"out_indices": given["out_indices"]} if "out_indices" in given else {}))
+    return made

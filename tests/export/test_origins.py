@@ -1,0 +1,269 @@
+"""Networks told by what they were made of: files, timm.create_model, hostile configs."""
+
+import copy
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from tests.contract import randomize, relative_error
+from vitas import (
+    ChoiceError,
+    activate_subnet,
+    export_subnet,
+    load_subnet,
+    register,
+    sample_subnet,
+    save_subnet,
+    search_space,
+    wrap,
+)
+from vitas.errors import FileError
+from vitas.export.network import _hash
+
+timm = pytest.importorskip("timm")
+pytestmark = pytest.mark.extras
+tells = hasattr(timm.models, "get_model_args")  # since 1.0.31 a model keeps the arguments that it was made with
+
+SMALL = {  # name in timm: (arguments, side of the images)
+    "vit_small_patch16_dinov3": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "drop_path_rate": 0.1}, 32),
+    "swin_tiny_patch4_window7_224": (
+        {"img_size": 32, "window_size": 4, "embed_dim": 24, "num_heads": (1, 2, 4), "depths": (1, 2, 1)},
+        32,
+    ),
+    "samvit_base_patch16": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "global_attn_indexes": (1,)}, 32),
+    "vit_tiny_patch16_224": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2}, 32),
+}
+DINO = "vit_small_patch16_dinov3"
+every_model = pytest.mark.parametrize("name", SMALL)
+
+
+def original(name=DINO):
+    options, side = SMALL[name]
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return randomize(timm.create_model(name, num_classes=5, **options)).eval(), x
+
+
+def an_export(name=DINO, policy="smallest"):
+    model, x = original(name)
+    wrapped = wrap(model, embed_dim="auto", depth="auto")
+    sample_subnet(wrapped, policy=policy, generator=torch.Generator().manual_seed(1))
+    return export_subnet(wrapped), x
+
+
+def source(name=DINO):
+    """Return what save_subnet has to be told where timm does not tell."""
+    return None if tells else (name, {**SMALL[name][0], "num_classes": 5})
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@every_model
+def test_what_is_saved_comes_back_bit_by_bit(name, tmp_path):
+    export, x = an_export(name)
+    export.train()
+    export(x).square().sum().backward()
+    torch.optim.SGD(export.parameters(), lr=1e-3).step()
+    export.eval()
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(export)))  # what it was made of travels along
+    assert b"vitas" not in pickle.dumps(twin)
+    save_subnet(twin, tmp_path / "net", source=source(name))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    loaded = load_subnet(tmp_path / "net").eval()
+    assert torch.equal(torch.rand(2), expected)  # no random number was drawn
+    assert config_of(tmp_path / "net")["model"]["source"]["name"] == name
+    assert (type(loaded), repr(loaded)) == (type(export), repr(export))
+    assert torch.equal(loaded(x), export(x))
+    assert loaded.pretrained_cfg == export.pretrained_cfg
+    assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
+    assert all(parameter.is_contiguous() for parameter in loaded.parameters())
+
+
+def test_a_subnet_of_a_subnet(tmp_path):
+    export, x = an_export()
+    save_subnet(export, tmp_path / "first", source=source())
+    wrapped = wrap(load_subnet(tmp_path / "first").eval())
+    sample_subnet(wrapped, policy="smallest")
+    save_subnet(export_subnet(wrapped), tmp_path / "second")
+    assert len(config_of(tmp_path / "second")["model"]["subnets"]) == 2
+    assert torch.equal(load_subnet(tmp_path / "second").eval()(x), export_subnet(wrapped)(x))
+
+
+def test_blocks_that_left_from_anywhere(tmp_path):
+    model, x = original()
+    wrapped = wrap(model, depth=[1, 2], leave=[0])
+    sample_subnet(wrapped, policy="smallest")
+    save_subnet(export_subnet(wrapped), tmp_path / "net", source=source())
+    assert config_of(tmp_path / "net")["model"]["subnets"][0]["leave"] == [0]
+    loaded = load_subnet(tmp_path / "net").eval()
+    assert torch.equal(loaded(x), export_subnet(wrapped)(x))
+    assert [block.drop_path1.extra_repr() for block in loaded.blocks] == [
+        block.drop_path1.extra_repr() for block in export_subnet(wrapped).blocks
+    ]
+
+
+def test_timms_own_methods_may_change_an_export(tmp_path):
+    export, _ = an_export("vit_tiny_patch16_224")
+    export.reset_classifier(7)
+    export.set_input_size(img_size=(48, 64))
+    save_subnet(export, tmp_path / "net", source=source("vit_tiny_patch16_224"))
+    x = torch.randn(2, 3, 48, 64)
+    assert torch.equal(load_subnet(tmp_path / "net").eval()(x), export(x))
+
+
+def test_another_image_size_on_loading(tmp_path):
+    export, _ = an_export()
+    save_subnet(export, tmp_path / "net", source=source())
+    export.set_input_size(img_size=(64, 64))
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(load_subnet(tmp_path / "net", img_size=64).eval()(x), export(x))
+
+
+def test_a_network_that_was_changed_is_not_saved(tmp_path):
+    export, _ = an_export()
+    export.blocks[0].mlp.act = nn.ReLU()
+    with pytest.raises(FileError, match=r"is another network, different in blocks\.0\.mlp\.act.*; .* pass source="):
+        save_subnet(export, tmp_path / "net", source=source())
+    export, _ = an_export()
+    with pytest.raises(FileError, match="pass source="):
+        save_subnet(export, tmp_path / "net", source=(DINO, {"img_size": 32, "depth": 4}))
+    with pytest.raises(FileError, match="source: name: expected a model of timm, got 'dino'"):
+        save_subnet(export, tmp_path / "net", source=("dino", {}))
+    with pytest.raises(FileError, match=r"source: expected \(name, arguments\), got 'dino'"):
+        save_subnet(export, tmp_path / "net", source="dino")
+    assert not (tmp_path / "net").exists()
+
+
+def test_a_network_that_does_not_know_its_origin_is_told(tmp_path):
+    export, x = an_export()
+    export.made_from["source"] = None
+    with_source = (DINO, {**SMALL[DINO][0], "num_classes": 5})
+    save_subnet(export, tmp_path / "net", source=with_source)
+    assert torch.equal(load_subnet(tmp_path / "net").eval()(x), export(x))
+
+
+# -- what timm itself loads --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [DINO, "swin_tiny_patch4_window7_224"])
+def test_a_regular_subnet_is_a_folder_that_timm_loads(name, tmp_path):
+    model, x = original(name)
+    wrapped = wrap(model, depth="auto", mlp_ratio=["50%", "100%"])
+    space = search_space(wrapped)
+    half = {key: choice.smallest for key, choice in space.choices.items() if key.endswith("mlp_dim")}
+    activate_subnet(wrapped, space.subnet(half, fill="largest"))
+    export = export_subnet(wrapped)
+    save_subnet(export, tmp_path / "net", source=source(name))
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
+    assert torch.equal(loaded(x), export(x))
+    assert repr(loaded) == repr(export)
+
+
+def test_a_subnet_never_passes_for_its_original(tmp_path):
+    export, _ = an_export()
+    save_subnet(export, tmp_path / "net", source=source())
+    assert "architecture" not in config_of(tmp_path / "net")
+    timm.models.save_for_hf(export, tmp_path / "hub")
+    with pytest.raises(RuntimeError, match=f"subnet of {DINO}"):
+        timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True)
+
+
+def test_timm_builds_what_was_registered_with_its_own_options(tmp_path):
+    export, x = an_export()
+    save_subnet(export, tmp_path / "a_saved_eva", source=source())
+    assert register(tmp_path / "a_saved_eva") == "a_saved_eva"
+    model = timm.create_model("a_saved_eva", pretrained=True).eval()
+    assert torch.equal(model(x), export(x))
+    fresh = timm.create_model("a_saved_eva", in_chans=1, drop_rate=0.25, drop_path_rate=0.5, num_classes=3)
+    assert fresh(x[:, :1]).shape == (2, 3)
+    assert fresh.head_drop.p == 0.25
+    rates = timm.create_model("a_saved_eva", pretrained=True, drop_rate=0.0, in_chans=3).eval()
+    assert torch.equal(rates(x), export(x))
+    features = timm.create_model("a_saved_eva", pretrained=True, features_only=True, out_indices=[0]).eval()
+    assert torch.equal(features(x)[0], export.forward_intermediates(x, indices=[0], intermediates_only=True)[0])
+    with pytest.raises(ChoiceError, match=r"a_saved_eva: expected one of num_classes, .*, got 'depth'"):
+        timm.create_model("a_saved_eva", depth=3)
+    with pytest.raises(ChoiceError, match=r"a_saved_eva: .*in_chans"):
+        timm.create_model("a_saved_eva", pretrained=True, in_chans=1)
+
+
+# -- hostile files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("origins") / "net"
+    save_subnet(an_export()[0], folder, source=source())
+    return folder
+
+
+def deeper(m):
+    m["source"]["arguments"]["depth"] = 10**7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(surprise=1), "model: unknown field, .* got 'surprise'"),
+        (lambda m: m.pop("subnets"), "model: missing subnets$"),
+        (lambda m: m.update(source="timm"), "model: source: expected an object, got 'timm'"),
+        (lambda m: m["source"].update(library="os"), "source: library: expected timm or transformers, got 'os'"),
+        (lambda m: m["source"].update(name="local-dir:/tmp"), "source: name: expected a model of timm"),
+        (lambda m: m["source"].update(name="hf-hub:timm/vit_tiny"), "source: name: expected a model of timm"),
+        (lambda m: m["source"].update(name="resnet18", arguments={}), "cannot be wrapped|describes no network"),
+        (lambda m: m["source"].update(name="vit_tiny_patch16_224"), "describes no network|expected the name of|name of a"),
+        (lambda m: m["source"]["arguments"].update(pretrained=True), "those of the model alone, got 'pretrained'"),
+        (lambda m: m["source"]["arguments"].update(checkpoint_path="x.pth"), "got 'checkpoint_path'"),
+        (lambda m: m["source"]["arguments"].update(cache_dir="x"), "got 'cache_dir'"),
+        (lambda m: m["source"]["arguments"].update(features_only=True), "got 'features_only'"),
+        (lambda m: m["source"]["arguments"].update(surprise=1), r"describes no network \(TypeError"),
+        (lambda m: m["source"]["arguments"].update(embed_dim="wide"), "describes no network"),
+        (lambda m: m["source"]["arguments"].update(embed_dim=10**30), "embed_dim: expected numbers up to"),
+        (lambda m: m["source"]["arguments"].update(embed_dim=float("nan")), "finite numbers"),
+        (lambda m: m["source"]["arguments"].update(embed_dim=0), "describes no network"),
+        (lambda m: m["source"]["arguments"].update(embed_dim=2**22 * 3), "a network of|describes no network|a list of"),
+        (deeper, "arguments: a list of 10000000 numbers|too many parts"),
+        (lambda m: m["subnets"][0].update(depth=0), "subnets: depth: expected a positive int, got 0"),
+        (lambda m: m["subnets"][0].update(depth=3), "describes no network"),
+        (lambda m: m["subnets"][0].update(embed_dim=47), "expected shape|describes no network"),
+        (lambda m: m["subnets"][0].update(surprise=3), "describes no network .*surprise"),
+        (lambda m: m.update(subnets=m["subnets"] * 17), "subnets: expected a list"),
+        (lambda m: m.update(subnets=[1]), "subnets: expected objects, got 1"),
+        (lambda m: m.update(subnets=[]), "expected shape|missing tensors"),
+        (lambda m: m.update(pretrained_cfg={"mean": [0.5] * 10**5}), "pretrained_cfg: expected at most 65536 characters"),
+    ],
+)
+def test_a_config_that_describes_no_network_is_refused(saved, change, message, tmp_path):
+    shutil.copytree(saved, tmp_path / "net")
+    config = config_of(saved)
+    change(config["model"])
+    config["hash"] = _hash(config)
+    (tmp_path / "net" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileError, match=message):
+        load_subnet(tmp_path / "net")
+
+
+def test_quantised_networks_are_refused(tmp_path):
+    class Packed(nn.Linear):
+        def get_extra_state(self):
+            return {"packed": torch.qint8}
+
+    export, _ = an_export("vit_tiny_patch16_224")
+    export.head = Packed(export.embed_dim, 5)
+    with pytest.raises(FileError, match=r"head\._extra_state: a dict and not a tensor"):
+        save_subnet(export, tmp_path / "net")
+
+
+def test_a_model_straight_from_timm(tmp_path):
+    model, x = original()
+    if not tells:
+        pytest.skip("this timm forgets the arguments")
+    save_subnet(model, tmp_path / "net")
+    assert relative_error(load_subnet(tmp_path / "net").eval()(x), model(x)) == 0

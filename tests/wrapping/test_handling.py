@@ -1,0 +1,171 @@
+"""What users and frameworks do to a searchable model: wrappers, adapters, writes through attributes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.contract import randomize, relative_error
+from vitas import (
+    ChoiceError,
+    VitasError,
+    activate_subnet,
+    create_superformer,
+    export_subnet,
+    sample_subnet,
+    search_space,
+    use_subnet,
+    wrap,
+)
+from vitas.errors import WrapError
+
+timm = pytest.importorskip("timm")
+pytestmark = pytest.mark.extras
+
+
+def original():
+    options = {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "num_classes": 5, "init_values": 0.5}
+    return randomize(timm.create_model("vit_tiny_patch16_224", **options)).eval()
+
+
+def narrow(width=24):
+    """Return a wrapped model of which a narrow subnet is active: at 36 of 48 its run wraps around."""
+    model = wrap(original(), embed_dim=["50%", "75%", "100%"])
+    activate_subnet(model, search_space(model).subnet({"embed_dim": width}, fill="largest"))
+    return model
+
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Forwarding(nn.Module):
+    """A wrapper that passes on what it is asked for, as those of frameworks are."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+@pytest.mark.parametrize("build", [narrow, lambda: create_superformer("deit_micro", num_classes=5, img_size=32)])
+def test_a_wrapper_that_passes_on_attributes_exports_what_is_inside(build):
+    model = Forwarding(randomize(build()).eval())
+    subnet = sample_subnet(model, policy="smallest")
+    export = export_subnet(model, subnet, verify=X)
+    assert type(export) is Forwarding
+    assert relative_error(export(X), export_subnet(model.inner)(X)) == 0
+    assert not any(True for part in export.modules() if "vitas.nn" in type(part).__module__)
+
+
+# -- adapters ----------------------------------------------------------------------------------------------------------
+
+
+class Adapted(nn.Module):
+    """A low-rank adapter beside a layer, as peft's are."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.down, self.up = (
+            nn.Linear(base_layer.in_features, 2, bias=False),
+            nn.Linear(2, base_layer.out_features, bias=False),
+        )
+
+    def forward(self, x):
+        return self.base_layer(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("how", ["activate", "sample", "use", "export"])
+def test_an_adapter_beside_a_layer_of_which_a_part_would_run_is_refused(how):
+    model = wrap(original(), embed_dim=["50%", "100%"])
+    blocks = model.get_submodule("blocks")
+    blocks[1].mlp.fc1 = Adapted(blocks[1].mlp.fc1)
+    space = search_space(model)
+    do = {
+        "activate": lambda: space.activate(space.smallest()),
+        "sample": lambda: sample_subnet(model, policy="smallest"),
+        "use": lambda: use_subnet(model, space.smallest()).__enter__(),
+        "export": lambda: export_subnet(model, space.smallest()),
+    }[how]
+    with pytest.raises(ChoiceError, match=r"embed_dim: the adapter on blocks\.1\.mlp\.fc1 is as wide as the whole layer"):
+        do()
+    assert space.active() == space.largest()
+    fewer_heads = space.subnet({"blocks.0.num_heads": 1, "blocks.0.mlp_dim": 48}, fill="largest")  # elsewhere all is free
+    export = export_subnet(model, fewer_heads, verify=X)
+    assert type(export.blocks[1].mlp.fc1) is Adapted
+
+
+def test_an_adapted_model_is_not_wrapped():
+    model = original()
+    model.blocks[0].attn.qkv = Adapted(model.blocks[0].attn.qkv)
+    with pytest.raises(WrapError, match=r"blocks\.0\.attn\.qkv is an adapter \(tests\) as wide as the whole layer; merge"):
+        wrap(model)
+
+
+# -- writes through attributes -----------------------------------------------------------------------------------------
+
+WRITES = {
+    "freeze": lambda part: setattr(part, "requires_grad", False),
+    "freeze by method": lambda part: part.requires_grad_(False),
+    "data": lambda part: part.data.zero_(),
+    "new data": lambda part: setattr(part, "data", torch.zeros(1)),
+    "in place": lambda part: part.zero_(),
+    "item": lambda part: part.__setitem__(0, 0.0),
+    "copy": lambda part: part.copy_(torch.zeros(part.shape)),
+    "init": nn.init.zeros_,
+    "timm's init": timm.layers.trunc_normal_,
+    "detached": lambda part: part.detach().mul_(2),
+    "optimiser": lambda part: torch.optim.AdamW([part]),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("write", WRITES)
+def test_the_part_in_use_of_a_parameter_cannot_be_written_to(write, grad):
+    for width in (24, 36):
+        model = narrow(width)
+        before = copy.deepcopy(model.state_dict())
+        for path in ("pos_embed", "cls_token", "blocks.1.ls2.gamma"):
+            *owner, name = path.split(".")
+            part = getattr(model.get_submodule(".".join(owner)), name)
+            with (
+                pytest.raises(
+                    VitasError, match=rf"^{name} is here the part of a parameter .* to be read only; take the whole"
+                ),
+                torch.set_grad_enabled(grad),
+            ):
+                WRITES[write](part)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_is_written_while_the_largest_is_active_takes_effect_on_the_whole_model():
+    model = narrow(48)
+    model.pos_embed.requires_grad = False
+    model.pos_embed.data.zero_()
+    nn.init.ones_(model.cls_token)
+    torch.optim.AdamW([model.pos_embed])
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["pos_embed"]
+    assert (model.get_parameter("pos_embed") == 0).all()
+    assert (model.get_parameter("cls_token") == 1).all()
+    activate_subnet(model, search_space(model).smallest())
+    assert not export_subnet(model).pos_embed.requires_grad
+
+
+def test_what_is_computed_from_a_part_is_plain():
+    model = narrow()
+    assert type(model.pos_embed + 1) is torch.Tensor
+    assert type(torch.cat([model.cls_token, model.pos_embed], 1)) is torch.Tensor
+    assert model.pos_embed.shape == (1, 5, 24)
+    model(X).square().sum().backward()
+    assert model.get_parameter("pos_embed").grad is not None
+    assert type(export_subnet(model).pos_embed) is nn.Parameter

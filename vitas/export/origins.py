@@ -1,0 +1,294 @@
+"""Networks in files by what they were made of: a model of a library by its name and arguments, and the subnets taken of it.
+
+Nothing in such a file is run. The names are those of timm's entry points and of classes that records describe, the
+arguments plain data; the network is built on the meta device first, within bounds, and compared with the weights there are.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitas.checks import MOST_CHANNELS, is_int, is_number
+from vitas.errors import FileError, VitasError, brief, listed, shown
+from vitas.export.files import check
+from vitas.export.formats import NO_NETWORK, differences
+from vitas.fields import check_keys
+from vitas.wrapping.origin import LEAVE, is_plain, origin_of
+from vitas.wrapping.records import RECORDS
+from vitas.wrapping.remake import original, regular, remade, taken, unwritten, weightless
+
+_MOST_CALLS = 10**5  # of torch, while a network is built: twenty times what the largest known ones need
+_MOST_BYTES = 2**38  # of the parameters of the original
+_MOST_BUFFERS = 2**30  # bytes of what is computed when a network is built, and stands in no file
+_MOST_PRETRAINED = 2**16  # characters
+_MOST_SUBNETS = 16
+_MOST_NUMBERS = 2**20  # in a tensor that is not on the meta device, such as the rates of all blocks
+
+
+def is_known(name: str) -> bool:
+    """Say whether networks of a class, by its full name, can be made again."""
+    return "rows " in RECORDS.get(name, "")
+
+
+def is_origin(told: object) -> bool:
+    """Say whether a config tells what its network was made of."""
+    return isinstance(told, Mapping) and "source" in told
+
+
+def expressed(module: nn.Module, source: tuple[str, Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """Return what a config says of a network, having made sure that this makes the same; None: nothing is known.
+
+    Args:
+        module: The network.
+        source: The name of its original and the arguments, where the network does not know.
+
+    Raises:
+        FileError: a network that was changed, or a source that does not make it.
+    """
+    origin = _given(origin_of(module), module, source)
+    if origin is None or origin["source"] is None:
+        return None
+    with _told("config: it cannot be made again from what it was made of"), _bounded():
+        arguments = dict(origin["source"]["arguments"])
+        origin["source"] = {**origin["source"], "arguments": arguments}
+        made = _made(origin, "config")
+        if changed := {name: value for name, value in _now(module).items() if _now(made).get(name) != value}:
+            arguments |= changed
+            made = _made(origin, "config")
+    if different := differences(made, module):
+        raise FileError(
+            f"config: made again from {shown(origin['source']['name'])} it is another network, different in"
+            f" {listed(different)}; if it was not changed by hand, pass source=(name, arguments) of the original"
+        )
+    told: dict[str, Any] = json.loads(json.dumps(origin))
+    pretrained = dict(vars(module).get("pretrained_cfg") or {})
+    return {**told, "pretrained_cfg": {key: value for key, value in pretrained.items() if is_plain(value)}}
+
+
+def _given(
+    origin: dict[str, Any] | None, module: nn.Module, source: tuple[str, Mapping[str, Any]] | None
+) -> dict[str, Any] | None:
+    if source is None:
+        return origin
+    fits = isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], str) and isinstance(source[1], Mapping)
+    check(fits, "source", "(name, arguments)", source)
+    library = type(module).__module__.partition(".")[0]
+    told = {"library": library, "name": source[0], "arguments": dict(source[1])}
+    _check_source(told, "source")
+    return {"subnets": [], **(origin or {}), "source": told}
+
+
+def _now(model: nn.Module) -> dict[str, Any]:
+    """Return the arguments that methods of timm's models change afterwards."""
+    own: Any = vars(model)
+    if type(model).__module__.partition(".")[0] != "timm":
+        return {}
+    head, embed = model._modules.get("head"), model._modules.get("patch_embed")
+    pool = getattr(getattr(head, "global_pool", None), "pool_type", own.get("global_pool"))
+    size = vars(embed).get("img_size") if embed is not None else None
+    now = {"num_classes": own.get("num_classes"), "global_pool": pool, "img_size": size}
+    return {name: value for name, value in now.items() if is_plain(value) and value is not None}
+
+
+def native(told: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """Return what the library itself reads in a config, where its constructor builds the network as it is; else nothing."""
+    try:
+        with _bounded(), torch.device("meta"):
+            source = {**told["source"], "arguments": json.loads(json.dumps(regular(told)))}
+            made = remade({"source": source, "subnets": []})
+    except NO_NETWORK:
+        return {}
+    if differences(made, module):
+        return {}
+    own: Any = vars(module)
+    if source["library"] != "timm":
+        kind = type(module)
+        return {**source["arguments"], "architectures": [kind.__name__], "model_type": own["config"].model_type}
+    return {
+        "architecture": source["name"],
+        "num_classes": own["num_classes"],
+        "num_features": own["num_features"],
+        "model_args": source["arguments"],
+        "pretrained_cfg": {**told["pretrained_cfg"], "architecture": source["name"], "custom_load": False},
+    }
+
+
+def built(told: Any, name: str, where: str) -> nn.Module:
+    """Return the network that a config tells of, on the meta device.
+
+    Args:
+        told: What the config says.
+        name: The full name of its class.
+        where: What messages begin with.
+
+    Raises:
+        FileError: unknown names, arguments that are no data, sizes out of bounds.
+    """
+    check_keys(told, {"source", "subnets", "pretrained_cfg"}, where, FileError)
+    check(isinstance(told["source"], dict), f"{where}: source", "an object", told["source"])
+    _check_source(told["source"], f"{where}: source")
+    subnets, pretrained = told["subnets"], told["pretrained_cfg"]
+    check(isinstance(subnets, list) and len(subnets) <= _MOST_SUBNETS, f"{where}: subnets", "a list", subnets)
+    for subnet in subnets:
+        check(isinstance(subnet, dict), f"{where}: subnets", "objects", subnet)
+        for key, value in subnet.items():
+            slots = value if key.rpartition(".")[2] == LEAVE and isinstance(value, list) else [value or None]
+            fits = all(is_int(slot, 0, MOST_CHANNELS) for slot in slots)
+            check(fits, f"{where}: subnets: {listed([key])}", "a positive int", value)
+    check(isinstance(pretrained, dict), f"{where}: pretrained_cfg", "an object", pretrained)
+    length = len(json.dumps(pretrained))
+    check(length <= _MOST_PRETRAINED, f"{where}: pretrained_cfg", f"at most {_MOST_PRETRAINED} characters", length)
+    with _told(f"{where}: describes no network"), _bounded():
+        model = _made(told, where)
+    got = f"{type(model).__module__}.{type(model).__qualname__}"
+    check(got == name, f"{where}: source", f"the name of a {name}", got)
+    return model
+
+
+def completed(told: Mapping[str, Any]) -> nn.Module:
+    """Return a network that `built` has made sure of, with all that stands in no file; its weights say nothing."""
+    with weightless():
+        return _settled(remade(told), told)
+
+
+def drawn(told: Mapping[str, Any], **options: Any) -> nn.Module:
+    """Return a network that `built` has made sure of with weights as its library draws them.
+
+    Args:
+        told: What the config says.
+        options: Other arguments of the original.
+    """
+    source = {**told["source"], "arguments": {**told["source"]["arguments"], **options}}
+    return _settled(remade({**told, "source": source}), told)
+
+
+def _settled(model: nn.Module, told: Mapping[str, Any]) -> nn.Module:
+    """Return a network that knows where its weights came from, as it knew it."""
+    own: Any = vars(model)
+    if "pretrained_cfg" in own:
+        pretrained = {key: tuple(item) if isinstance(item, list) else item for key, item in told["pretrained_cfg"].items()}
+        own["pretrained_cfg"] = own["default_cfg"] = pretrained
+    return model
+
+
+def resize(model: nn.Module, size: tuple[int, int], where: Path) -> None:
+    """Give a loaded network another image size; its library resamples the positions.
+
+    Raises:
+        FileError: a class that has no method for it.
+    """
+    method: Any = getattr(model, "set_input_size", None)
+    if method is None:
+        raise FileError(f"{where}: img_size: a {type(model).__name__} cannot be given another one")
+    method(img_size=size)
+
+
+# -- what a file may say -----------------------------------------------------------------------------------------------
+
+
+def _check_source(source: Mapping[str, Any], where: str) -> None:
+    check_keys(source, {"library", "name", "arguments"}, where, FileError)
+    library, name, arguments = source["library"], source["name"], source["arguments"]
+    check(library in ("timm", "transformers"), f"{where}: library", "timm or transformers", library)
+    check(isinstance(name, str), f"{where}: name", "a string", name)
+    check(isinstance(arguments, dict), f"{where}: arguments", "an object", arguments)
+    if not is_plain(arguments):
+        raise FileError(f"{where}: arguments: expected numbers, words and lists of them")
+    try:
+        refused = _refused_by_timm(name, where) if library == "timm" else _refused_by_transformers(name, arguments, where)
+    except ImportError as error:
+        raise FileError(f"{where}: {error}; pip install 'vitas[{library}]'") from None
+    for argument, value in arguments.items():
+        check(argument not in refused, f"{where}: arguments", "those of the model alone", argument)
+        for number in _numbers(value):
+            fits = abs(number) <= MOST_CHANNELS
+            check(fits, f"{where}: arguments: {listed([argument])}", f"numbers up to {MOST_CHANNELS}", number)
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if is_number(value):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
+    else:
+        check(not isinstance(value, float), "arguments", "finite numbers", value)
+
+
+def _refused_by_timm(name: str, where: str) -> set[str]:
+    """Return what no argument of a model of timm may be called: what says where files lie, and what to download."""
+    import timm
+    from timm.models import build_model_with_cfg, is_model, model_entrypoint
+
+    plain = name.isidentifier() and is_model(name) and model_entrypoint(name).__module__.startswith("timm.")
+    check(plain, f"{where}: name", "a model of timm", name)
+    own = {key for of in (timm.create_model, build_model_with_cfg) for key in inspect.signature(of).parameters}
+    return own | {"pruned", "features_only", "feature_cls", "out_indices", "device", "dtype"}
+
+
+def _refused_by_transformers(name: str, arguments: Mapping[str, Any], where: str) -> set[str]:
+    """Return what no key of a config may be called: what it does not have, and what names code or files elsewhere."""
+    import transformers
+
+    check(name.startswith("transformers.") and is_known(name), f"{where}: name", "a class that records describe", name)
+    kind: Any = getattr(transformers, name.rpartition(".")[2], None)
+    check(kind is not None, f"{where}: name", f"a class of transformers {transformers.__version__}", name)
+    known = {*kind.config_class().to_dict(), "architectures", "model_type", "transformers_version", "dtype"}
+    return {key for key in arguments if key not in known or key.startswith("_") or "implementation" in key} | {
+        "auto_map",
+        "quantization_config",
+    }
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Tell what a library makes of arguments that do not fit in our words."""
+    try:
+        yield
+    except FileError:
+        raise
+    except (*NO_NETWORK, VitasError) as error:
+        raise FileError(f"{what} ({type(error).__name__}: {brief(error)})") from None
+
+
+class _bounded(unwritten):
+    """Stop what builds a network without end, or that allocates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if self.calls > _MOST_CALLS:
+            raise FileError("arguments: the network has too many parts")
+        made = super().__torch_function__(func, types, args, kwargs)
+        if isinstance(made, Tensor) and not made.is_meta and made.numel() > _MOST_NUMBERS:
+            raise FileError(f"arguments: a list of {made.numel()} numbers")
+        return made
+
+
+def _made(origin: Mapping[str, Any], where: str) -> nn.Module:
+    """Return the network on the meta device.
+
+    Raises:
+        FileError: one that is too large, or whose original is.
+    """
+    with torch.device("meta"):
+        model = original(origin["source"])
+        _check_size(model, where)
+        return taken(model, origin["subnets"])
+
+
+def _check_size(model: nn.Module, where: str) -> None:
+    kept = set(model.state_dict(keep_vars=True))
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    buffers = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in kept)
+    if parameters > _MOST_BYTES or buffers > _MOST_BUFFERS:
+        raise FileError(f"{where}: arguments: a network of {parameters + buffers} bytes")

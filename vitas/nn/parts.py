@@ -1,0 +1,48 @@
+"""The part in use of a parameter, as an attribute shows it: to be read, never to be written to.
+
+Where a narrow subnet is active, `model.pos_embed` is cut out of the whole table, perhaps a copy. What somebody writes into
+it, or asks of it for training, would be lost or reach a part only, so it is refused; the whole parameter is a word away.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from vitas.errors import VitasError
+
+
+class Part(Tensor):
+    """A tensor that refuses to be written to; whatever is computed from it is a plain tensor, at no cost."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    shown_as: str
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        name = self.shown_as
+        raise VitasError(
+            f"{name} is here the part of a parameter that the active subnet uses, to be read only; take the whole one, by"
+            f" model.get_parameter({name!r}) or named_parameters(), or activate the largest subnet first"
+        )
+
+    data = property(_refuse, _refuse)
+    is_leaf = property(_refuse)
+    requires_grad = property(vars(Tensor.__base__)["requires_grad"].__get__, _refuse)
+    __setitem__ = __iadd__ = __isub__ = __imul__ = __itruediv__ = _refuse
+    for _name in dir(Tensor):
+        if _name.endswith("_") and not _name.startswith("_"):  # torch's mark of what writes
+            vars()[_name] = _refuse
+
+    def detach(self) -> Part:
+        """Return the same numbers, which cannot be written to either."""
+        return part_of(super().detach(), self.shown_as)
+
+
+def part_of(tensor: Tensor, name: str) -> Part:
+    """Return a tensor, itself, as one that refuses to be written to; `name` is what errors call it."""
+    part: Any = tensor
+    part.__class__ = Part
+    part.shown_as = name
+    return part  # type: ignore[no-any-return]

@@ -1,0 +1,73 @@
+"""What an export was made of, in plain data: a model of a library, and the subnets that were taken of it in turn.
+
+An export keeps it as the attribute `made_from`, a dict of texts and numbers, so that copies and pickles hold it and need
+nothing of this package. A file of the export says the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+MADE_FROM = "made_from"
+
+LEAVE = "leave"
+"""So a subnet lists the blocks that are left out, behind the prefix of their stage, if those are not the last ones."""
+
+
+def origin_of(model: nn.Module) -> dict[str, Any] | None:
+    """Return what a network was made of; None where neither it nor its library says so.
+
+    Args:
+        model: An export; or a model straight from timm since 1.0.31, or from transformers.
+    """
+    if MADE_FROM in vars(model):
+        return dict(vars(model)[MADE_FROM])
+    source = source_of(model, type(model))
+    if source is None or (source["library"] == "timm" and "_model_args" not in vars(model)):
+        return None
+    return {"source": source, "subnets": []}
+
+
+def source_of(model: nn.Module, kind: type) -> dict[str, Any] | None:
+    """Return how its library builds a model of a class: by a name, and arguments or a config that are plain data."""
+    home = kind.__module__.partition(".")[0]
+    own = vars(model)
+    if home == "timm":
+        name = dict(own.get("pretrained_cfg") or {}).get("architecture")
+        arguments = {key: value for key, value in dict(own.get("_model_args") or {}).items() if is_plain(value)}
+        return None if not name else {"library": home, "name": name, "arguments": arguments}
+    if home == "transformers":
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        return {"library": home, "name": name, "arguments": json.loads(own["config"].to_json_string())}
+    return None
+
+
+def is_plain(value: Any) -> bool:
+    """Say whether a value is numbers, words, flags, or lists and dicts of them."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def note_origin(model: nn.Module, subnet: Mapping[str, Any], export: nn.Module) -> None:
+    """Let an export say what it was made of, and no longer that it is the library's model of that name.
+
+    Args:
+        model: The searchable model, which knows of what its library, or another export before it, was made.
+        subnet: What is active, where that is not the largest.
+        export: The network of what is active.
+    """
+    before = vars(model).get(MADE_FROM) or {"source": source_of(model, type(export)), "subnets": []}
+    subnets = [*before["subnets"], dict(subnet)] if subnet else before["subnets"]
+    own = vars(export)
+    own[MADE_FROM] = {"source": before["source"], "subnets": subnets}
+    name = dict(before["source"] or {}).get("name")
+    if subnets and "pretrained_cfg" in own:
+        own.pop("_model_args", None)  # what timm.create_model was given no longer says what the network is
+        own["pretrained_cfg"] = own["default_cfg"] = {**own["pretrained_cfg"], "architecture": f"subnet of {name}"}

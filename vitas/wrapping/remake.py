@@ -1,0 +1,159 @@
+"""From what an export was made of to the export: its library builds the model, the records narrow it.
+
+Whoever calls decides where: on the meta device nothing is allocated, with `weightless` only what files do not hold.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+
+from vitas.space import search_space
+from vitas.wrapping.arguments import Settled, constructor_arguments
+from vitas.wrapping.model import Model
+from vitas.wrapping.origin import LEAVE
+from vitas.wrapping.plan import Plan, apply
+from vitas.wrapping.records import RECORDS
+from vitas.wrapping.report import sizes
+from vitas.wrapping.stages import places_of, planned
+
+
+def remade(origin: Mapping[str, Any]) -> nn.Module:
+    """Return the network that was made so, with weights as its library draws them."""
+    return taken(original(origin["source"]), origin["subnets"])
+
+
+def taken(model: nn.Module, subnets: Iterable[Mapping[str, Any]]) -> nn.Module:
+    """Return what is left of a model after taking a subnet of it, of that another, and so on; the model changes."""
+    for subnet in subnets:
+        model = narrowed(model, subnet).export()
+    return model
+
+
+def original(source: Mapping[str, Any]) -> nn.Module:
+    """Return the model that its library builds; `pretrained` is never asked for."""
+    if source["library"] == "timm":
+        create: Any = importlib.import_module("timm").create_model
+        model: nn.Module = create(source["name"], **{key: _as_given(value) for key, value in source["arguments"].items()})
+        return model
+    home, _, name = source["name"].rpartition(".")
+    kind: Any = getattr(importlib.import_module(home), name)
+    made: nn.Module = kind(kind.config_class.from_dict(dict(source["arguments"])))
+    return made
+
+
+def _as_given(value: Any) -> Any:
+    """Return an argument as people write it: tuples, where JSON has lists."""
+    return tuple(map(_as_given, value)) if isinstance(value, (list, tuple)) else value
+
+
+def narrowed(model: nn.Module, subnet: Mapping[str, Any]) -> Model:
+    """Return the model itself, made searchable as far as the subnet needs it, with the subnet active.
+
+    Raises:
+        WrapError: a model that no record describes.
+        ChoiceError: names or values that it does not have.
+    """
+    places = places_of(model, Plan(RECORDS))
+    prefixes = [f"stages.{number}." if place.parts else "" for number, place in enumerate(places)]
+    plan, _ = planned(model, places, [_given(subnet, prefix) for prefix in prefixes], "ordinal", RECORDS)
+    apply(plan.steps)
+    values = {name: value for name, value in subnet.items() if name.rpartition(".")[2] != LEAVE}
+    (space := search_space(model)).activate(space.subnet(values, fill="largest"))
+    found: Any = model
+    return found  # type: ignore[no-any-return]
+
+
+def _given(subnet: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return what `wrap` would be given for a stage, so that just the subnet is in its space."""
+    settled = Settled(subnet)
+    stage = {name: settled if f"{prefix}{name}" in subnet else None for name in ("embed_dim", "depth")}
+    return {**stage, "leave": subnet.get(f"{prefix}{LEAVE}"), "num_heads": settled, "mlp_ratio": settled, "blocks": None}
+
+
+def regular(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments that may build the network alone: those of its source with its sizes, where the constructor has them.
+
+    Whether they do has to be tried: there is one size for all blocks of a stage.
+    """
+    arguments = dict(origin["source"]["arguments"])
+    if not origin["subnets"]:
+        return arguments
+    *before, last = origin["subnets"]
+    model = narrowed(taken(original(origin["source"]), before), last)
+    known = _known(model.shape.narrowed)
+    return arguments | {name: value for name, value in _sizes(model).items() if name in known}
+
+
+def _sizes(model: Model) -> dict[str, Any]:
+    """Return the sizes of the active subnet in the words of timm's constructors, and in those of Hugging Face's configs."""
+    own = [sizes(stage) for stage in model._stages]
+    rows = [constructor_arguments(stage) for stage in own]
+    first = rows[0]
+    hidden = {
+        "hidden_size": first["embed_dim"],
+        "intermediate_size": own[0].mlp_dim[0],
+        "num_hidden_layers": first["depth"],
+        "num_attention_heads": first["num_heads"],
+    }
+    if not own[0].prefix:
+        return {**first, **hidden}
+    several = {f"{name}s": [row[name] for row in rows] for name in ("embed_dim", "depth", "mlp_ratio")}
+    return {
+        "embed_dim": first["embed_dim"],
+        "mlp_ratio": first["mlp_ratio"],
+        **several,
+        "num_heads": [row["num_heads"] for row in rows],
+    }
+
+
+def _known(kind: Any) -> set[str]:
+    """Return the names that a class is built by."""
+    config = getattr(kind, "config_class", None)
+    return set(inspect.signature(kind).parameters if config is None else config().to_dict())
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Build modules on the CPU without the memory of their parameters: each is one number, seen at every place.
+
+    Buffers, and whatever else a constructor computes, are there. The random number generator stays as it is.
+    """
+    thread = threading.get_ident()
+
+    def shrink(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        if threading.get_ident() != thread or parameter is None:
+            return None
+        return nn.Parameter(parameter.detach().new_zeros(()).expand(parameter.shape), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(shrink)  # type: ignore[arg-type]  # typed as if it gave None
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), unwritten():
+            yield
+    finally:
+        handle.remove()
+
+
+_NO_WRITES = ("requires_grad_", "detach_", "set_", "resize_", "squeeze_", "unsqueeze_", "transpose_", "t_", "as_strided_")
+"""Methods that end in an underscore and change what a tensor is, not its numbers."""
+
+
+class unwritten(TorchFunctionMode):
+    """Pass over what would be written into a tensor without memory of its own: on the meta device, or one number."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given, name = kwargs or {}, getattr(func, "__name__", "")
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__") and name not in _NO_WRITES):
+            written = next(iter((*args, *given.values())), None)
+            if isinstance(written, Tensor) and (written.is_meta or 0 in written.stride()):
+                return written
+        return func(*args, **given)
