@@ -11,6 +11,7 @@ exports, counts with torch's counter, and a subnet with the whole model in which
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 import sys
@@ -258,9 +259,7 @@ def timm_table(words: Sequence[str]) -> None:
 
 def transformers_table(words: Sequence[str]) -> None:
     """Write the table of Hugging Face's transformers, where it is installed, from the small models of its tests."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("transformers") is None:
         return
     from tests.wrapping.test_transformers import CLASSES, original
 
