@@ -97,7 +97,7 @@ def built(name: str, model: Any) -> Built:
     try:
         choices = _narrowed(model)
     except VitasError as error:
-        refused = _short(str(error), kind)
+        refused = _short(str(error))
     return Built(name, kind, make, size, refused, choices)
 
 
@@ -127,10 +127,11 @@ def _narrowed(model: Any) -> int:
     return len(space)
 
 
-def _short(message: str, kind: str) -> str:
+def _short(message: str) -> str:
     """Return why a model is refused, without what is said to everybody and what differs from block to block."""
-    message = message.partition("cannot be wrapped")[2].lstrip(": ").partition("; supported are")[0] or message
-    return re.sub(r"\.\d+", ".N", message.partition("\n")[0][:120]).replace("|", "/") or f"no record of {kind}"
+    _, found, why = message.partition("\n")[0].partition("cannot be wrapped")
+    why = (why if found else message).partition("; supported are")[0].lstrip(": ")
+    return re.sub(r"\.\d+", ".N", why[:120]).replace("|", "/") or "no record"
 
 
 # -- small models with weights -----------------------------------------------------------------------------------------
