@@ -11,6 +11,7 @@ exports, counts with torch's counter, and a subnet with the whole model in which
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 import sys
@@ -96,7 +97,7 @@ def built(name: str, model: Any) -> Built:
     try:
         choices = _narrowed(model)
     except VitasError as error:
-        refused = _short(str(error), kind)
+        refused = _short(str(error))
     return Built(name, kind, make, size, refused, choices)
 
 
@@ -126,10 +127,11 @@ def _narrowed(model: Any) -> int:
     return len(space)
 
 
-def _short(message: str, kind: str) -> str:
+def _short(message: str) -> str:
     """Return why a model is refused, without what is said to everybody and what differs from block to block."""
-    message = message.partition("cannot be wrapped")[2].lstrip(": ").partition("; supported are")[0] or message
-    return re.sub(r"\.\d+", ".N", message.partition("\n")[0][:120]).replace("|", "/") or f"no record of {kind}"
+    _, found, why = message.partition("\n")[0].partition("cannot be wrapped")
+    why = (why if found else message).partition("; supported are")[0].lstrip(": ")
+    return re.sub(r"\.\d+", ".N", why[:120]).replace("|", "/") or "no record"
 
 
 # -- small models with weights -----------------------------------------------------------------------------------------
@@ -258,9 +260,7 @@ def timm_table(words: Sequence[str]) -> None:
 
 def transformers_table(words: Sequence[str]) -> None:
     """Write the table of Hugging Face's transformers, where it is installed, from the small models of its tests."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("transformers") is None:
         return
     from tests.wrapping.test_transformers import CLASSES, original
 
