@@ -39,11 +39,13 @@ class Archive:
         objectives: Mapping[str, str] | None = None,
         population: int = 50,
         seed: int = 0,
+        fixed: Mapping[str, Any] | None = None,
+        only: Mapping[str, Any] | None = None,
     ) -> None:
         self.aims = Aims({"accuracy": "max"} if objectives is None else objectives, limits)
         self.population = as_count(population, "population", 2, error=SearchError)
         self.seed = as_count(seed, "seed", 0, ANY_INT, SearchError)
-        self.sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs)
+        self.sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs, fixed=fixed, only=only)
         self.space: SearchSpace = self.sampler.space
         self.best: list[tuple[bytes, Floats, float]] = []
         self._genome = Genome.of(self.space)
@@ -121,21 +123,22 @@ class Archive:
     def _child(self, rng: np.random.Generator, litter: int = 4) -> Codes | None:
         """Return the first of a few children that is new and inside the budget, after repair if need be."""
         parents = rng.integers(0, len(self.best), (8, 2 * litter)).min(axis=0)  # the best of eight
-        codes = np.stack([np.frombuffer(self.best[parent][0], dtype=np.int64) for parent in parents])
-        second = np.where(rng.random((litter, 1)) < 0.5, codes[litter:], codes[:litter])
-        children = crossover(codes[:litter], second, self._genome, rng)
-        children = mutate(children, self.space.liveness.of(children), self._genome, rng)
-        canonical = self.space.canonical(children)
+        genome = self._genome
+        ranks = genome.ranks(np.stack([np.frombuffer(self.best[parent][0], dtype=np.int64) for parent in parents]))
+        second = np.where(rng.random((litter, 1)) < 0.5, ranks[litter:], ranks[:litter])
+        children = crossover(ranks[:litter], second, genome, rng)
+        children = mutate(children, self.space.liveness.of(genome.codes(children)), genome, rng)
+        canonical = self.space.canonical(genome.codes(children))
         inside = self.sampler.contains(canonical)
         for child, code, fits in zip(children, canonical, inside, strict=True):
             if not fits:
-                mended = repair(child, code >= 0, self._genome, self._fits, rng)
+                mended = repair(child, code >= 0, genome, self._fits, rng)
                 if mended is None:
                     continue
-                code = self.space.canonical(mended[None])[0]
+                code = self.space.canonical(genome.codes(mended[None]))[0]
             if code not in self:
                 return np.ascontiguousarray(code)
         return None
 
-    def _fits(self, codes: Codes) -> NDArray[np.bool_]:
-        return self.sampler.contains(self.space.canonical(codes))
+    def _fits(self, ranks: Codes) -> NDArray[np.bool_]:
+        return self.sampler.contains(self.space.canonical(self._genome.codes(ranks)))

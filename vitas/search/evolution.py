@@ -34,10 +34,12 @@ class Evolution:
         objectives: Name -> "max" or "min". "flops" and "params" need not be measured.
         population: How many of the best subnets may be parents.
         seed: Any int of at least 0.
+        fixed: Name of a choice or a glob -> the one value that it has, as in sample_subnet.
+        only: Name or glob -> the values that it may have.
 
     Raises:
         BudgetError: a budget that cannot be read or that no subnet meets.
-        ChoiceError: a model without choices.
+        ChoiceError: a model without choices; as `SearchSpace.restrict`.
         SearchError: objectives, limits or numbers that cannot be used.
     """
 
@@ -52,6 +54,8 @@ class Evolution:
         objectives: Mapping[str, str] | None = None,
         population: int = 50,
         seed: int = 0,
+        fixed: Mapping[str, Any] | None = None,
+        only: Mapping[str, Any] | None = None,
     ) -> None:
         self._archive = Archive(
             model,
@@ -62,6 +66,8 @@ class Evolution:
             objectives=objectives,
             population=population,
             seed=seed,
+            fixed=fixed,
+            only=only,
         )
         self.space, self.population, self.seed = self._archive.space, self._archive.population, self._archive.seed
 
@@ -80,7 +86,7 @@ class Evolution:
         """Take the scores of a subnet, whether it was asked for or not; NaN: its evaluation failed.
 
         Raises:
-            ChoiceError: not a subnet of the space.
+            ChoiceError: not a subnet of the space, or of what is left of it.
             SearchError: scores that are no numbers, without an objective or a limited value; a subnet told before.
         """
         subnet = self.space.subnet(subnet)

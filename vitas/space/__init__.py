@@ -6,6 +6,7 @@
     walk.py      the one walk over modules: who holds which choice, and when does it run
     naming.py    names and ties: what stands twice, or in two models, is refused
     liveness.py  which choices are live
+    left.py      what values are left: `fixed` and `only`
     codes.py     subnets as vectors of ints
     state.py     what is active, to be put back
     space.py     SearchSpace and search_space, the only door to all choices

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from vitas.choice import SIDES, Dim
 from vitas.errors import ChoiceError, VitasError, brief, is_one_of, one_of, shown
 from vitas.space.codes import Encoding
+from vitas.space.left import Left, everything, restricted
 from vitas.space.liveness import Liveness, conditions_of, gates_first, weakest
 from vitas.space.model import StatesCost, needs_tokens, unwrap
 from vitas.space.naming import claim_for_model, refuse_broken_ties, refuse_equal_names, shortest_path
@@ -33,6 +35,7 @@ class SearchSpace:
 
     Attributes:
         choices: Name -> Choice or Dim, in the order of encoded subnets.
+        values: Name -> the values that subnets may have, ascending: those of the choice, or what `restrict` left of them.
         liveness: Which choices are live, for given values of the others.
         encoding: Subnets as vectors of ints, one or many at once.
     """
@@ -46,8 +49,45 @@ class SearchSpace:
         self.choices: dict[str, AnyChoice] = {name: choice for name, (choice, _) in found.items()}
         sizes = [len(choice.values) for choice in self.choices.values()]
         self.liveness = Liveness(sizes, conditions_of(dict(found.values())))
-        self.encoding = Encoding(self.choices, self.liveness)
+        self._whole: SearchSpace | None = None
+        self._leave(everything(self.choices))
         self._two_sided = [isinstance(choice, Dim) and len(choice.sides) > 1 for choice in self.choices.values()]
+
+    def _leave(self, left: Left) -> None:
+        """Say what values subnets may have."""
+        self.encoding = Encoding(self.choices, self.liveness, left)
+        self.values: dict[str, tuple[Number, ...]] = {
+            name: tuple(choice.values[number] for number in numbers)
+            for (name, choice), numbers in zip(self.choices.items(), left, strict=True)
+        }
+
+    def restrict(self, fixed: Mapping[str, Any] | None = None, only: Mapping[str, Any] | None = None) -> SearchSpace:
+        """Return the part of this space in which some choices are held: the same choices and vectors, fewer values.
+
+        A choice that is not live has no value, so holding it excludes nothing. Draws follow the prior: each choice its own
+        `p`, conditioned on the values that are left.
+
+        Args:
+            fixed: Name of a choice -> its one value, "largest" or "smallest". A name may be a glob, whose star also stands
+                for dots: "blocks.*.num_heads" for the heads of all blocks, "blocks.*" for all that blocks have.
+            only: Name or glob -> several values, of which each of these choices keeps those. All that is said holds at once.
+
+        Raises:
+            ChoiceError: a name or glob of no choice, a value that is not legal, a choice of which nothing is left.
+        """
+        left = restricted(self.choices, self.encoding.left, fixed, only)
+        if left == self.encoding.left:
+            return self
+        part = copy(self)
+        part.__dict__.pop("size", None)
+        part._whole = self.whole
+        part._leave(left)
+        return part
+
+    @property
+    def whole(self) -> SearchSpace:
+        """The space without what is held; itself where nothing is."""
+        return self._whole or self
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -55,7 +95,7 @@ class SearchSpace:
     @cached_property
     def size(self) -> int:
         """Exact number of distinct networks."""
-        return self.liveness.count()
+        return self.liveness.count(self.encoding.left)
 
     # -- subnets -----------------------------------------------------------------------------------------------------
 
@@ -104,7 +144,7 @@ class SearchSpace:
             ChoiceError: `pick` gives an illegal value.
         """
         named = list(self.choices.items())
-        return self._filled(lambda k: named[k][1].index_of(pick(*named[k])))
+        return self._filled(lambda k: self.encoding.left_number(k, named[k][1].index_of(pick(*named[k]))))
 
     def active(self) -> Subnet:
         """Return the active subnet, canonical."""
@@ -216,10 +256,10 @@ class SearchSpace:
         """Return names, values and runs of all choices as plain JSON values: equal for equal spaces."""
         return {
             name: {
-                "values": list(choice.values),
-                "runs": [[list(run) for run in side] for side in choice.sides] if isinstance(choice, Dim) else [],
+                "values": list(self.values[name]),
+                "runs": [[list(side[k]) for k in left] for side in choice.sides] if isinstance(choice, Dim) else [],
             }
-            for name, choice in self.choices.items()
+            for (name, choice), left in zip(self.choices.items(), self.encoding.left, strict=True)
         }
 
     def costs(self) -> tuple[int, int, int] | None:
@@ -233,7 +273,7 @@ class SearchSpace:
             cost = self._cost()
         except VitasError:  # a model with a part that states none
             return None
-        extremes = cost.extremes()
+        extremes = cost.extremes(left=dict(zip(self.choices.values(), self.encoding.left, strict=True)))
         if extremes is None:
             return None
         generator = torch.Generator().manual_seed(0)
@@ -248,10 +288,10 @@ class SearchSpace:
         return "" if costs is None else readable_costs(costs)
 
     def __repr__(self) -> str:
-        return space_text(self.choices, self.size, self._summary())
+        return space_text(self.values, self.size, self._summary())
 
     def _repr_html_(self) -> str:
-        return space_html(self.choices, self.size, self._summary())
+        return space_html(self.values, self.size, self._summary())
 
 
 def search_space(model: nn.Module) -> SearchSpace:
