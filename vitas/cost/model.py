@@ -13,7 +13,7 @@ from torch import nn
 from vitas.cost.expression import Cost
 from vitas.cost.stated import params_of, stated_cost
 from vitas.errors import ChoiceError
-from vitas.space import Number, SearchSpace, as_subnet, codes_of, search_space, unwrap
+from vitas.space import Number, Row, SearchSpace, codes_of, search_space, unwrap
 
 Codes = Mapping[str, Number] | NDArray[Any] | Sequence[Sequence[int]]
 
@@ -89,8 +89,8 @@ class TableSum:
         Raises:
             ChoiceError: not a subnet of the space; an array of another width, of no ints, or with numbers out of range.
         """
-        if isinstance(codes, Mapping):
-            return self.one([max(number, 0) for number in self.space.encoding.code(as_subnet(codes))])
+        if isinstance(codes, (Mapping, Row)):
+            return self.one([max(number, 0) for number in self.space.encoding.code(self.space.read(codes))])
         codes = codes_of(codes, len(self.space), "codes")
         most = np.array([len(choice.values) for choice in self.space.choices.values()])
         least = np.minimum(self._smallest, 0)  # -1 for choices that are not live in some subnet

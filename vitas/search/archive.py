@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from vitas.checks import ANY_INT, as_count
-from vitas.errors import SearchError
+from vitas.checks import ANY_INT, are_several, as_count
+from vitas.errors import BudgetError, ChoiceError, SearchError, shown
 from vitas.sample import SubnetSampler
 from vitas.search.aims import Aims
 from vitas.search.genetic import Codes, Floats, Genome, crossover, mutate, ranked, repair
 from vitas.search.result import Evaluation, SearchResult
-from vitas.space import SearchSpace
+from vitas.space import Row, SearchSpace
 
 
 class Archive:
@@ -41,6 +41,7 @@ class Archive:
         seed: int = 0,
         fixed: Mapping[str, Any] | None = None,
         only: Mapping[str, Any] | None = None,
+        initial: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.aims = Aims({"accuracy": "max"} if objectives is None else objectives, limits)
         self.population = as_count(population, "population", 2, error=SearchError)
@@ -51,6 +52,7 @@ class Archive:
         self._genome = Genome.of(self.space)
         self._evaluations: dict[bytes, Evaluation | None] = {}  # None: asked for, no scores yet
         self._first: list[Codes] = []
+        self._initial = self._known(initial)
 
     def __len__(self) -> int:
         """How many subnets were asked for or told."""
@@ -93,6 +95,29 @@ class Archive:
         history = [evaluation for evaluation in self._evaluations.values() if evaluation is not None]
         return SearchResult(history, self.space, self.aims, self.population, dict(self.sampler.windows), None)
 
+    def _known(self, initial: Iterable[Mapping[str, Any]]) -> list[Codes]:
+        """Return the codes of subnets to begin with.
+
+        Raises:
+            ChoiceError: not a subnet of the space, or of what is left of it.
+            BudgetError: a subnet outside the budget.
+            SearchError: no list of subnets.
+        """
+        if not are_several(initial) or isinstance(initial, (Mapping, Row)):
+            raise SearchError(f"initial: expected a list of subnets, got {shown(initial)}")
+        codes = []
+        for number, subnet in enumerate(initial):
+            try:
+                code = self.space.encode(self.space.subnet(subnet))
+            except ChoiceError as error:
+                raise ChoiceError(f"initial: subnet {number}: {error}") from None
+            if not self.sampler.contains(code[None])[0]:
+                costs, windows = self.counts(code), self.sampler.windows.items()
+                wanted = " and ".join(f"{name} from {window}" for name, window in windows)
+                raise BudgetError(f"initial: subnet {number}: expected {wanted}, got {costs}")
+            codes.append(code)
+        return codes
+
     # -- what to evaluate next ---------------------------------------------------------------------------------------
 
     def candidate(self, salt: Sequence[int] = ()) -> Codes | None:
@@ -101,6 +126,9 @@ class Archive:
         Args:
             salt: More ints for the seed, by which workers that know the same take different ways.
         """
+        for code in self._initial:
+            if code not in self:
+                return code
         rng = np.random.default_rng([self.seed, len(self), *salt])
         if not self._first:
             self._first = list(self.sampler.draw(self.population, np.random.default_rng([self.seed])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ def evolve(
     progress: bool = True,
     fixed: Mapping[str, Any] | None = None,
     only: Mapping[str, Any] | None = None,
+    initial: Iterable[Mapping[str, Any]] = (),
 ) -> SearchResult:
     """Search for the best subnets inside a budget; see `Evolution` for how.
 
@@ -72,10 +73,12 @@ def evolve(
         progress: Whether to show a progress bar: best score, hypervolume, evaluations a minute.
         fixed: Name of a choice or a glob -> the one value that it has, as in sample_subnet.
         only: Name or glob -> the values that it may have.
+        initial: Subnets to be evaluated first, such as `[found.subnet for found in result.top(5)]`; each is evaluated once,
+            and counts as an evaluation.
 
     Raises:
-        BudgetError: a budget that cannot be read or that no subnet meets.
-        ChoiceError: a model without choices; as `SearchSpace.restrict`.
+        BudgetError: a budget that cannot be read, that no subnet meets, or that an `initial` one does not.
+        ChoiceError: a model without choices; as `SearchSpace.restrict`; an `initial` subnet of another space.
         FileError: a storage file that is no journal.
         SearchError: objectives, limits or numbers that cannot be used; a storage made for another space or part of it,
             window, objectives, limits, settings or weights; what `evaluate` returned is not a number or lacks an objective;
@@ -106,6 +109,7 @@ def evolve(
         seed=seed,
         fixed=fixed,
         only=only,
+        initial=initial,
     )
     facts = _facts(archive, model if storage is not None else None)
     ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts)

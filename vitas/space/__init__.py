@@ -20,7 +20,7 @@ from vitas.space.codes import codes_of
 from vitas.space.model import StatesCost, arguments_of, device_of, eval_mode, needs_tokens, unwrap
 from vitas.space.space import SearchSpace, search_space
 from vitas.space.state import State
-from vitas.space.subnet import Number, Subnet, as_subnet
+from vitas.space.subnet import Number, Row, Subnet
 from vitas.space.table import readable_amount, readable_size
 from vitas.space.walk import AnyChoice, Gate, gated_children, held, holders
 
@@ -28,12 +28,12 @@ __all__ = [
     "AnyChoice",
     "Gate",
     "Number",
+    "Row",
     "SearchSpace",
     "State",
     "StatesCost",
     "Subnet",
     "arguments_of",
-    "as_subnet",
     "codes_of",
     "device_of",
     "eval_mode",

@@ -22,7 +22,7 @@ from vitas.space.liveness import Liveness, conditions_of, gates_first, weakest
 from vitas.space.model import StatesCost, needs_tokens, unwrap
 from vitas.space.naming import claim_for_model, refuse_broken_ties, refuse_equal_names, shortest_path
 from vitas.space.state import State
-from vitas.space.subnet import Number, Subnet, as_subnet
+from vitas.space.subnet import Number, Row, Subnet, as_subnet
 from vitas.space.table import readable_costs, space_html, space_text
 from vitas.space.walk import AnyChoice, Gate, holders
 
@@ -103,7 +103,8 @@ class SearchSpace:
         """Return the canonical subnet of these values: complete, live choices only, in the order of the space.
 
         Args:
-            values: Name -> value; choices that are not live (a block beyond the depth) are left out.
+            values: Name -> value; choices that are not live (a block beyond the depth) are left out. Or a row of a table,
+                such as one of `SearchResult.to_pandas()`, of which only the columns that are choices count.
             fill: What a live choice that is not named gets: "largest", "smallest", or None for an error.
 
         Raises:
@@ -111,7 +112,18 @@ class SearchSpace:
         """
         if not is_one_of([None, "largest", "smallest"], fill):
             raise ChoiceError(f"fill: {one_of(['largest', 'smallest'], fill)}")
-        return self.encoding.subnet(self.encoding.code(Subnet(values), fill=fill, strict=False))
+        return self.encoding.subnet(self.encoding.code(self.read(values), fill=fill, strict=False))
+
+    def read(self, values: Mapping[str, Number] | Row) -> Subnet:
+        """Return what is said of choices as a Subnet, complete or not; of a row of a table its columns that are choices.
+
+        Raises:
+            ChoiceError: neither a mapping nor a row; names or values that no subnet may have.
+        """
+        if isinstance(values, Row) and not isinstance(values, Mapping):
+            columns = set(values.keys())
+            values = {name: values[name] for name in self.choices if name in columns}
+        return as_subnet(values)
 
     def largest(self) -> Subnet:
         """Return the subnet with the largest value of every choice."""
@@ -167,13 +179,13 @@ class SearchSpace:
         """Make `subnet` the active one, all of it or, on an error, nothing.
 
         Args:
-            subnet: A subnet of this space. Choices that are not live go to their largest value.
+            subnet: A subnet of this space, or a row of a table. Choices that are not live go to their largest value.
             side: "left" or "right", for bilateral sharing; None: "left".
 
         Raises:
             ChoiceError: not a subnet of this space, or a side where no Dim has two.
         """
-        code = self.encoding.code(as_subnet(subnet))
+        code = self.encoding.code(self.read(subnet))
         if side is not None and not is_one_of(SIDES, side):
             raise ChoiceError(f"side: {one_of(SIDES, side)}")
         if side is not None and not self.bilateral:
@@ -227,7 +239,7 @@ class SearchSpace:
         Raises:
             ChoiceError: not a subnet of this space.
         """
-        return np.array(self.encoding.code(as_subnet(subnet)), dtype=np.int64)
+        return np.array(self.encoding.code(self.read(subnet)), dtype=np.int64)
 
     def decode(self, vector: Sequence[int] | NDArray[Any]) -> Subnet:
         """Return the subnet of a vector as `encode` makes it; numbers of choices that are not live are ignored.
@@ -247,7 +259,7 @@ class SearchSpace:
         Raises:
             ChoiceError: not a subnet of this space.
         """
-        code = self.encoding.code(as_subnet(subnet))
+        code = self.encoding.code(self.read(subnet))
         return {choice: number if number > 0 else 0 for choice, number in zip(self.choices.values(), code, strict=True)}
 
     # -- what it looks like ------------------------------------------------------------------------------------------
