@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 from vitas.checks import ANY_INT, as_count
 from vitas.choice import SIDES
 from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
+from vitas.cost.watch import Stated, Watch
 from vitas.errors import BudgetError, ChoiceError, VitasError, shown
 from vitas.sample.budget import Window, window_of
 from vitas.sample.chain import Chain, TooManyNodes
@@ -48,7 +49,8 @@ def decoded(space: SearchSpace, code: NDArray[np.int64], rng: np.random.Generato
 class SubnetSampler:
     """Draws subnets as a pure function of (seed, step): the same on all ranks and after a resume.
 
-    A budget is set up once, here; draws inside it are then exact and quick.
+    A budget is set up once, here; draws inside it are then exact and quick. A model that costs something else later, after
+    `set_input_size` or with another head, needs a new sampler, and the next draw says so.
 
     Source: ours; see vitas.sample.conditional.
 
@@ -90,11 +92,13 @@ class SubnetSampler:
         states_cost = isinstance(self.model, StatesCost) and not needs_tokens(self.model)
         self._traced = inputs if "flops" in budgets and not states_cost else None
         self._conditional: Conditional | None = None
+        self._watch: Watch | None = None
         self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 0), dtype=np.int64))
         self.windows: dict[str, Window] = {}
         if not budgets:
             return
         costs = None if self._traced is not None else [cost_of_measure(self.model, name) for name in budgets]
+        self._watch = _watch_of(self.model, budgets, costs)
         whole = _chain(self.space.whole, costs)
         if whole is not None:
             greatest = dict(zip(budgets, extremes(whole)[1].tolist(), strict=True))
@@ -115,11 +119,13 @@ class SubnetSampler:
         Raises:
             ChoiceError: a step that is not such an int.
             BudgetError: no subnet inside the budget was found in a bounded number of proposals.
+            VitasError: the model has changed, and its costs with it.
         """
         step = as_count(step, "step", 0, ANY_INT)
         if not self.windows:
             words = np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)
             return draw_from_prior(self.space, torch.Generator().manual_seed(int(words[0]) >> 1), activate)
+        self._check()
         number, position = divmod(step, _BLOCK)
         if self._block[0] != number:
             self._block = (number, self.draw(_BLOCK, np.random.default_rng([self.seed, number])))
@@ -131,7 +137,9 @@ class SubnetSampler:
         Raises:
             ChoiceError: n is not an int of at least 0, or rng no numpy Generator.
             BudgetError: not found in a bounded number of proposals.
+            VitasError: the model has changed, and its costs with it.
         """
+        self._check()
         n = as_count(n, "n", 0, ANY_INT)
         if not isinstance(rng, np.random.Generator):
             raise ChoiceError(f"rng: expected a numpy.random.Generator, got {shown(rng)}")
@@ -148,6 +156,10 @@ class SubnetSampler:
             arrived += len(codes)
             batch = int(1.2 * (n - arrived) * proposed / max(arrived, 1)) + 1
         return np.concatenate(found)[:n]
+
+    def _check(self) -> None:
+        if self._watch is not None:
+            self._watch.check()
 
     def _propose(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         if self._conditional is not None:
@@ -209,6 +221,14 @@ _PROPOSALS_BY_RUNNING = 500
 def cost_of_measure(model: nn.Module, measure: str) -> Cost:
     """Return what a model states of "flops" or "params"."""
     return stated_cost(model) if measure == "flops" else params_of(model)
+
+
+def _watch_of(model: nn.Module, measures: Iterable[str], costs: Sequence[Cost] | None) -> Watch | None:
+    """Return what notices that costs are old; None where every draw is counted by running the model as it is."""
+    if costs is None:
+        return None
+    stated = [Stated(partial(cost_of_measure, model, name), cost) for name, cost in zip(measures, costs, strict=True)]
+    return Watch(model, "SubnetSampler", stated)
 
 
 def _chain(space: SearchSpace, costs: Sequence[Cost] | None) -> Chain | None:
