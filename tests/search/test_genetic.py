@@ -1,5 +1,4 @@
 import itertools
-import types
 
 import numpy as np
 import pytest
@@ -28,9 +27,14 @@ def test_choices_of_one_block_travel_together(space):
     assert sorted(map(sorted, blocks.values())) == sorted(map(sorted, expected))
 
 
+def free_space(choices):
+    """A space of choices that are always live."""
+    return vitas.SearchSpace({name: (choice, [()]) for name, choice in choices.items()})
+
+
 def test_stages_and_their_blocks_are_blocks_of_their_own():
     names = ("stages.0.embed_dim", "stages.0.depth", "stages.0.blocks.1.mlp_dim", "stages.0.blocks.1.num_heads", "w")
-    stages = types.SimpleNamespace(choices={name: vitas.Choice([1, 2]) for name in names})
+    stages = free_space({name: vitas.Choice([1, 2]) for name in names})
     assert Genome.of(stages).block.tolist() == [0, 0, 1, 1, 2]
 
 
@@ -127,7 +131,7 @@ def test_repair_finds_a_code_inside_and_near(space):
 
 def test_repair_changes_one_to_four_numbers_of_half_of_the_copies():
     choices = {f"blocks.{k}.mlp_dim": vitas.Choice(range(1, 5001)) for k in range(8)}
-    genome = Genome.of(types.SimpleNamespace(choices=choices))
+    genome = Genome.of(free_space(choices))
     code, seen = np.full(8, 2500), []
 
     def refuse(codes):

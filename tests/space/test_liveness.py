@@ -42,7 +42,12 @@ def test_one_and_many_are_live_by_definition_and_all_networks_are_counted(case):
     assert np.array_equal(liveness.of(codes), expected)
     filled = [liveness.fill(code.__getitem__) for code in codes.tolist()]
     assert np.array_equal(filled, np.where(expected, codes, -1))
-    assert liveness.count() == len(np.unique(filled, axis=0))
+    assert liveness.count([range(size) for size in sizes]) == len(np.unique(filled, axis=0))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        left = [sorted(rng.permutation(size)[: rng.integers(1, size + 1)].tolist()) for size in sizes]
+        inside = [code for code in filled if all(k in (-1, *own) for k, own in zip(code, left, strict=True))]
+        assert liveness.count(left) == len(np.unique(inside, axis=0))
 
 
 def test_only_live_choices_are_asked_for_in_order():

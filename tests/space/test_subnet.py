@@ -63,11 +63,17 @@ def test_numpy_numbers_become_plain_ones(number):
 
 @pytest.mark.parametrize(
     "value",
-    [True, np.False_, math.nan, math.inf, np.float64("nan"), "4", None, [4], {"b": 4}, 1j, torch.tensor(4)],
+    [True, np.False_, math.inf, np.float64("-inf"), "4", [4], {"b": 4}, 1j, torch.tensor(4)],
 )
 def test_what_is_not_a_finite_number_is_refused_with_the_name(value):
     with pytest.raises(ChoiceError, match=r"^blocks\.0\.num_heads: expected an int or a float, got "):
         Subnet({"depth": 2, "blocks.0.num_heads": value})
+
+
+@pytest.mark.parametrize("value", [None, math.nan, np.float64("nan"), np.float32("nan")])
+def test_what_stands_in_tables_for_no_value_is_left_out(value):
+    assert Subnet({"depth": 2, "blocks.3.num_heads": value}) == Subnet({"depth": 2})
+    assert Subnet.from_json('{"depth": 2, "blocks.3.num_heads": null}') == Subnet({"depth": 2})
 
 
 @pytest.mark.parametrize("name", [3, None, "", ("a",), "a\0b", "\udfff"])

@@ -1,17 +1,16 @@
-from vitas import Choice, Dim
 from vitas.space.table import readable_costs, space_html, space_text
 
-CHOICES = {
-    "embed_dim": Dim([4, 8]),
-    "blocks.0.mlp_dim": Dim([2, 3]),
-    "blocks.1.mlp_dim": Dim([2, 3]),
-    "blocks.2.mlp_dim": Dim([2, 5]),
-    "ratio<b>": Choice([0.5, 1.0]),
+VALUES = {
+    "embed_dim": (4, 8),
+    "blocks.0.mlp_dim": (2, 3),
+    "blocks.1.mlp_dim": (2, 3),
+    "blocks.2.mlp_dim": (2, 5),
+    "ratio<b>": (0.5, 1.0),
 }
 
 
 def test_blocks_of_equal_choices_share_a_line():
-    assert space_text(CHOICES, 64, "1 M / 2 M / 3 M").split("\n") == [
+    assert space_text(VALUES, 64, "1 M / 2 M / 3 M").split("\n") == [
         "SearchSpace of 5 choices, 64 networks",
         "  1 M / 2 M / 3 M",
         "  embed_dim         4, 8",
@@ -22,14 +21,14 @@ def test_blocks_of_equal_choices_share_a_line():
 
 
 def test_a_space_of_unknown_cost_has_no_line_for_it():
-    assert space_text({"depth": Choice([1, 2])}, 2, "").split("\n") == [
+    assert space_text({"depth": (1, 2)}, 2, "").split("\n") == [
         "SearchSpace of 1 choices, 2 networks",
         "  depth  1, 2",
     ]
 
 
 def test_html_escapes_names():
-    html = space_html(CHOICES, 64, "a < b")
+    html = space_html(VALUES, 64, "a < b")
     assert html.startswith("<b>5 choices, 64 networks</b><br>a &lt; b<table><tr><th>embed_dim</th><td>4, 8</td></tr>")
     assert "ratio&lt;b&gt;" in html
     assert "<b>" not in html[3:]

@@ -3,6 +3,7 @@
     expression.py  Cost: sums and products of ints, Choices and tables
     stated.py      what a model and its parts say that they cost
     count.py       the cost of one subnet, in parts: count_flops, count_params
+    watch.py       do costs that were set up once still hold
     model.py       the costs of a million subnets: cost_model
 
 Layers state their cost in these words, so no layer is imported here. Imports space, plain and what stands before them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,15 +106,24 @@ class Cost:
                 tables[home] = tables[home] + table.reshape([len(b.values) if b in bases else 1 for b in home])
         return tables
 
-    def extremes(self, most: int = 10**7) -> tuple[int, int] | None:
+    def extremes(
+        self, most: int = 10**7, *, left: Mapping[Choice[Any], Sequence[int]] | None = None
+    ) -> tuple[int, int] | None:
         """Return the smallest and the largest total; None if more than `most` combinations would have to be looked at.
 
         Choices that stand in one table only are settled there; all combinations of the others are looked at.
+
+        Args:
+            most: Of these combinations.
+            left: Choice -> the numbers of the values that it may have; None: every value of every choice.
         """
         tables = self.merged()
+        numbers = {base: range(len(base.values)) for bases in tables for base in bases} | dict(left or {})
+        if left is not None:
+            tables = {bases: table[np.ix_(*(numbers[base] for base in bases))] for bases, table in tables.items()}
         times = Counter(base for bases in tables for base in bases)
         shared = [base for base, n in times.items() if n > 1]
-        if math.prod(len(base.values) for base in shared) > most:
+        if math.prod(len(numbers[base]) for base in shared) > most:
             return None
         found = []
         for best in (np.min, np.max):
@@ -124,7 +133,7 @@ class Cost:
                 table = best(table, axis=own)
                 kept = [base for base in bases if base in shared]
                 order = sorted(range(len(kept)), key=lambda axis: shared.index(kept[axis]))
-                shape = [len(base.values) if base in kept else 1 for base in shared]
+                shape = [len(numbers[base]) if base in kept else 1 for base in shared]
                 total = total + table.transpose(order).reshape(shape)
             found.append(int(best(total)))
         return found[0], found[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import nn
 
 from vitas.cost.expression import Cost
 from vitas.cost.stated import params_of, stated_cost
+from vitas.cost.watch import Stated, Watch
 from vitas.errors import ChoiceError
-from vitas.space import Number, SearchSpace, as_subnet, codes_of, search_space, unwrap
+from vitas.space import Number, Row, SearchSpace, codes_of, search_space, unwrap
 
 Codes = Mapping[str, Number] | NDArray[Any] | Sequence[Sequence[int]]
 
@@ -21,11 +23,11 @@ Codes = Mapping[str, Number] | NDArray[Any] | Sequence[Sequence[int]]
 class CostModel:
     """Multiply-adds and parameters of subnets without touching the model, a million a second.
 
-    Made by `cost_model(model)`; the tables are set up once.
+    Made by `cost_model(model)`; the tables are set up once. They notice when the model no longer costs what it did.
     """
 
-    def __init__(self, space: SearchSpace, flops: Cost, params: Cost) -> None:
-        self.space = space
+    def __init__(self, space: SearchSpace, flops: Cost, params: Cost, watch: Watch | None = None) -> None:
+        self.space, self._watch = space, watch
         self._flops, self._params = TableSum(space, flops), TableSum(space, params)
 
     def flops(self, codes: Codes) -> Any:
@@ -36,8 +38,9 @@ class CostModel:
 
         Raises:
             ChoiceError: not a subnet of the space; an array of another width, of no ints, or with numbers out of range.
+            VitasError: the model has changed, and its costs with it.
         """
-        return self._flops.of(codes)
+        return self._holding(self._flops).of(codes)
 
     def params(self, codes: Codes) -> Any:
         """Return the parameters of encoded subnets, (n, choices) -> (n,) int64, or of one Subnet as an int.
@@ -47,8 +50,14 @@ class CostModel:
 
         Raises:
             ChoiceError: as `flops`.
+            VitasError: likewise.
         """
-        return self._params.of(codes)
+        return self._holding(self._params).of(codes)
+
+    def _holding(self, tables: TableSum) -> TableSum:
+        if self._watch is not None:
+            self._watch.check()
+        return tables
 
 
 class TableSum:
@@ -89,8 +98,8 @@ class TableSum:
         Raises:
             ChoiceError: not a subnet of the space; an array of another width, of no ints, or with numbers out of range.
         """
-        if isinstance(codes, Mapping):
-            return self.one([max(number, 0) for number in self.space.encoding.code(as_subnet(codes))])
+        if isinstance(codes, (Mapping, Row)):
+            return self.one([max(number, 0) for number in self.space.encoding.code(self.space.read(codes))])
         codes = codes_of(codes, len(self.space), "codes")
         most = np.array([len(choice.values) for choice in self.space.choices.values()])
         least = np.minimum(self._smallest, 0)  # -1 for choices that are not live in some subnet
@@ -137,4 +146,7 @@ def cost_model(model: nn.Module, *, convention: str = "exact") -> CostModel:
         ChoiceError: a model without choices, or another convention.
         VitasError: a model that states no cost.
     """
-    return CostModel(search_space(model), stated_cost(unwrap(model), convention), params_of(model))
+    space, model = search_space(model), unwrap(model)
+    flops, params = stated_cost(model, convention), params_of(model)
+    costs = [Stated(partial(stated_cost, model, convention), flops), Stated(partial(params_of, model), params)]
+    return CostModel(space, flops, params, Watch(model, "cost_model", costs))

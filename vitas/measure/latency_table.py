@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from vitas.checks import as_count
-from vitas.cost import Cost
+from vitas.cost import Cost, params_of, stated_cost
 from vitas.cost.model import Codes, TableSum
+from vitas.cost.watch import Stated, Watch
 from vitas.errors import VitasError
 from vitas.measure.latency import batch_arguments, measure_latency
 from vitas.measure.parts import Parts, PartTimer
 from vitas.nn.layer import exported
-from vitas.space import Number, SearchSpace, device_of, eval_mode, search_space, unwrap
+from vitas.space import Number, SearchSpace, StatesCost, device_of, eval_mode, needs_tokens, search_space, unwrap
 
 
 class LatencyTable:
@@ -28,8 +31,8 @@ class LatencyTable:
         configurations: How many configurations of parts were measured.
     """
 
-    def __init__(self, space: SearchSpace, cost: Cost, configurations: int) -> None:
-        self.space, self.cost, self.configurations = space, cost, configurations
+    def __init__(self, space: SearchSpace, cost: Cost, configurations: int, watch: Watch | None = None) -> None:
+        self.space, self.cost, self.configurations, self._watch = space, cost, configurations, watch
         self._nanoseconds = TableSum(space, cost)
 
     def latency_ms(self, codes: Codes) -> Any:
@@ -40,7 +43,10 @@ class LatencyTable:
 
         Raises:
             ChoiceError: as CostModel.flops.
+            VitasError: the model has changed since it was measured: its image size, its head or another part.
         """
+        if self._watch is not None:
+            self._watch.check()
         return self._nanoseconds.of(codes) / 1e6
 
     def by_module(self, subnet: Mapping[str, Number]) -> dict[str, float]:
@@ -109,7 +115,11 @@ def latency_table(
                 cost = _fitted(cost, model, space, arguments, timer, calibrate)
     finally:
         state.put_back()
-    return LatencyTable(space, cost, parts.configurations)
+    stated = [Stated(partial(params_of, model), params_of(model))]
+    if isinstance(model, StatesCost) and not needs_tokens(model):
+        with suppress(VitasError):  # a part that states none
+            stated.append(Stated(partial(stated_cost, model), stated_cost(model)))
+    return LatencyTable(space, cost, parts.configurations, Watch(model, "latency_table", stated))
 
 
 def _fitted(

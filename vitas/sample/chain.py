@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,27 +91,40 @@ class Chain:
     """
 
     def __init__(self, space: SearchSpace, costs: Sequence[Cost], *, counting: bool = False, most: int = 10**5) -> None:
-        self.space = space
         decisions = Decisions(space)
         amounts = [decisions.costs(cost) for cost in costs]
         self.start = np.array([int(tables.pop((), 0)) for tables in amounts], dtype=np.int64)
-        priced = [[Table(*item) for item in tables.items()] for tables in amounts]
-        deciding = {decision.entry for tables in priced for table in tables for decision in table.decisions}
+        self._priced = [[Table(*item) for item in tables.items()] for tables in amounts]
+        deciding = {decision.entry for tables in self._priced for table in tables for decision in table.decisions}
         self.free = [k for k in range(len(space)) if k not in deciding and k not in decisions.gating]
+        self._counting, self._most = counting, most
+        self._weigh(decisions)
+
+    def restricted(self, space: SearchSpace) -> Chain:
+        """Return the chain of the same space in which other values are left; the costs are not worked out again."""
+        if space is self.space:
+            return self
+        part = copy(self)
+        part._weigh(Decisions(space))
+        return part
+
+    def _weigh(self, decisions: Decisions) -> None:
+        """Put the decisions in order, with the prior of the values that are left."""
+        self.space = space = decisions.space
         self.times = 1
         weights: list[Table] = []
         for k in range(len(space)):
             if k not in self.free:
-                weights += decisions.weights(k, counting)
+                weights += decisions.weights(k, self._counting)
                 continue
-            ways = decisions.ways(k, counting)  # drawn apart; only how often it can be drawn matters here
+            ways = decisions.ways(k, self._counting)  # drawn apart; only how often it can be drawn matters here
             if not ways.decisions:
                 self.times *= round(float(ways.numbers))
             elif not np.allclose(ways.numbers, 1.0, rtol=0, atol=1e-12):
                 weights.append(ways)
         asked = [decision for k in range(len(space)) if k not in self.free for decision in decisions.of(k)]
-        met = [table.decisions for tables in (weights, *priced) for table in tables]
-        self.steps = _steps(in_good_order(asked, met), weights, priced, most)
+        met = [table.decisions for tables in (weights, *self._priced) for table in tables]
+        self.steps = _steps(in_good_order(asked, met), weights, self._priced, self._most)
 
 
 def _steps(order: Sequence[Decision], weights: Sequence[Table], costs: Sequence[Sequence[Table]], most: int) -> list[Step]:

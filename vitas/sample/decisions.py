@@ -124,10 +124,8 @@ class Decisions:
     # -- prior -------------------------------------------------------------------------------------------------------
 
     def weights(self, entry: int, counting: bool) -> Iterator[Table]:
-        """Yield the weights of a choice's answers, its prior or (counting) 1; where it is not live, of its first alone."""
-        choice = self._choices[entry]
-        p = np.ones(len(choice.values)) if counting else np.array(choice.p)
-        live = self._live(entry)
+        """Yield the weights of a choice's answers, as `_prior`; where it is not live, of its first alone."""
+        p, live = self._prior(entry, counting), self._live(entry)
         for decision in self.of(entry):
             t = decision.threshold
             if t > 1:  # a slot is asked for only where the one before runs
@@ -135,7 +133,7 @@ class Decisions:
             if not t:
                 weight = p
             elif counting:
-                weight = np.ones(2)
+                weight = np.array([p[t - 1], p[t:].max()])
             else:
                 weight = np.array([p[t - 1], p[t:].sum()]) / ((p[t - 1] + p[t:].sum()) or 1.0)
             first = np.eye(decision.size)[0]
@@ -143,9 +141,16 @@ class Decisions:
 
     def ways(self, entry: int, counting: bool) -> Table:
         """Return the sum of a choice's weights where it is live, else 1: in how many ways a choice drawn apart is drawn."""
-        p = np.ones(len(self._choices[entry].values)) if counting else np.array(self._choices[entry].p)
         live = self._live(entry)
-        return Table(live.decisions, np.where(live.numbers, p.sum(), 1.0))
+        return Table(live.decisions, np.where(live.numbers, self._prior(entry, counting).sum(), 1.0))
+
+    def _prior(self, entry: int, counting: bool) -> Floats:
+        """Return the prior of a choice's values, or (counting) 1 for each one that is left and 0 for the others."""
+        if not counting:
+            return np.array(self.space.encoding.prior[entry])
+        p = np.zeros(len(self._choices[entry].values))
+        p[list(self.space.encoding.left[entry])] = 1.0
+        return p
 
     def _live(self, entry: int) -> Table:
         """Return for which answers a choice is live, bools."""

@@ -41,17 +41,18 @@ def explain_empty(chain: Chain, windows: Mapping[str, Window]) -> str:
     """Say what can be reached instead of empty windows."""
     every = list(windows.values())
     return "no subnet has " + "; ".join(
-        _said(name, window, beside(chain, every, measure), several=len(every) > 1)
+        _said(name, window, beside(chain, every, measure), len(every) > 1, chain.space.whole is not chain.space)
         for measure, (name, window) in enumerate(windows.items())
     )
 
 
-def _said(name: str, window: Window, found: Beside, several: bool) -> str:
+def _said(name: str, window: Window, found: Beside, several: bool, held: bool) -> str:
     wanted = f"of at least {window.low:,}" if window.low > found.high else f"from {window}"
     inside = ", inside the other budget" if several else ""
     costs = [f"{cost:,} {where}" for cost, where in ((found.below, "below"), (found.above, "above")) if cost is not None]
     reached = f", {'nearest' if found.exact else 'near'}: {' and '.join(costs)}" if costs else " none"
-    return f"{name} {wanted}: the subnets reach from {found.low:,} to {found.high:,}{inside}{reached}"
+    subnets = "the subnets that fixed and only leave" if held else "the subnets"
+    return f"{name} {wanted}: {subnets} reach from {found.low:,} to {found.high:,}{inside}{reached}"
 
 
 def beside(chain: Chain, windows: Sequence[Window], measure: int) -> Beside:

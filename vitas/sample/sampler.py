@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 from vitas.checks import ANY_INT, as_count
 from vitas.choice import SIDES
 from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
+from vitas.cost.watch import Stated, Watch
 from vitas.errors import BudgetError, ChoiceError, VitasError, shown
 from vitas.sample.budget import Window, window_of
 from vitas.sample.chain import Chain, TooManyNodes
@@ -48,7 +49,8 @@ def decoded(space: SearchSpace, code: NDArray[np.int64], rng: np.random.Generato
 class SubnetSampler:
     """Draws subnets as a pure function of (seed, step): the same on all ranks and after a resume.
 
-    A budget is set up once, here; draws inside it are then exact and quick.
+    A budget is set up once, here; draws inside it are then exact and quick. A model that costs something else later, after
+    `set_input_size` or with another head, needs a new sampler, and the next draw says so.
 
     Source: ours; see vitas.sample.conditional.
 
@@ -58,51 +60,54 @@ class SubnetSampler:
         params: As in sample_subnet.
         seed: Any int of at least 0.
         inputs: As in sample_subnet.
+        fixed: As in sample_subnet.
+        only: As in sample_subnet.
 
     Attributes:
         model: The model, without DDP or torch.compile.
-        space: The search space.
+        space: The search space, restricted to what `fixed` and `only` leave.
         windows: Measure -> (low, high), both included, of the budgets given.
 
     Raises:
-        ChoiceError: a model without choices, or a seed that is not such an int.
+        ChoiceError: a model without choices, a seed that is not such an int, or as `SearchSpace.restrict`.
         BudgetError: a malformed budget, or an empty window.
         VitasError: a FLOPs budget for a model that states no cost, without `inputs`.
     """
 
     def __init__(
-        self, model: nn.Module, *, flops: Any = None, params: Any = None, seed: int = 0, inputs: Any = None
+        self,
+        model: nn.Module,
+        *,
+        flops: Any = None,
+        params: Any = None,
+        seed: int = 0,
+        inputs: Any = None,
+        fixed: Mapping[str, Any] | None = None,
+        only: Mapping[str, Any] | None = None,
     ) -> None:
         self.seed = as_count(seed, "seed", 0, ANY_INT)
-        self.space = search_space(model)
+        self.space = search_space(model).restrict(fixed, only)
         self.model = unwrap(model)
         budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
         states_cost = isinstance(self.model, StatesCost) and not needs_tokens(self.model)
         self._traced = inputs if "flops" in budgets and not states_cost else None
         self._conditional: Conditional | None = None
+        self._watch: Watch | None = None
         self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 0), dtype=np.int64))
         self.windows: dict[str, Window] = {}
         if not budgets:
             return
-        chain = self._chain(budgets)
-        if chain is not None:
-            greatest = dict(zip(budgets, extremes(chain)[1].tolist(), strict=True))
+        costs = None if self._traced is not None else [cost_of_measure(self.model, name) for name in budgets]
+        self._watch = _watch_of(self.model, budgets, costs)
+        whole = _chain(self.space.whole, costs)
+        if whole is not None:
+            greatest = dict(zip(budgets, extremes(whole)[1].tolist(), strict=True))
         else:
-            largest = self.space.encode(self.space.largest())[None]
+            largest = self.space.whole.encode(self.space.whole.largest())[None]
             greatest = {name: int(self._measure(name, largest)[0]) for name in budgets}
         self.windows = {name: window_of(budget, name, greatest[name]) for name, budget in budgets.items()}
-        if chain is not None:
-            self._conditional = conditional_of(chain, self.windows)
-
-    def _chain(self, measures: Iterable[str]) -> Chain | None:
-        """Return the space as a chain of decisions; None where it is none, or a cost is only known by running the model."""
-        if self._traced is not None:
-            return None
-        costs = [stated_cost(self.model) if name == "flops" else params_of(self.model) for name in measures]
-        try:
-            return Chain(self.space, costs)
-        except TooManyNodes:
-            return None
+        if whole is not None:
+            self._conditional = conditional_of(whole.restricted(self.space), self.windows)
 
     def sample(self, step: int, activate: bool = True) -> Subnet:
         """Return the subnet of a step and make it the active one; in bilateral sharing with the step's side.
@@ -114,11 +119,13 @@ class SubnetSampler:
         Raises:
             ChoiceError: a step that is not such an int.
             BudgetError: no subnet inside the budget was found in a bounded number of proposals.
+            VitasError: the model has changed, and its costs with it.
         """
         step = as_count(step, "step", 0, ANY_INT)
         if not self.windows:
             words = np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)
             return draw_from_prior(self.space, torch.Generator().manual_seed(int(words[0]) >> 1), activate)
+        self._check()
         number, position = divmod(step, _BLOCK)
         if self._block[0] != number:
             self._block = (number, self.draw(_BLOCK, np.random.default_rng([self.seed, number])))
@@ -130,7 +137,9 @@ class SubnetSampler:
         Raises:
             ChoiceError: n is not an int of at least 0, or rng no numpy Generator.
             BudgetError: not found in a bounded number of proposals.
+            VitasError: the model has changed, and its costs with it.
         """
+        self._check()
         n = as_count(n, "n", 0, ANY_INT)
         if not isinstance(rng, np.random.Generator):
             raise ChoiceError(f"rng: expected a numpy.random.Generator, got {shown(rng)}")
@@ -148,6 +157,10 @@ class SubnetSampler:
             batch = int(1.2 * (n - arrived) * proposed / max(arrived, 1)) + 1
         return np.concatenate(found)[:n]
 
+    def _check(self) -> None:
+        if self._watch is not None:
+            self._watch.check()
+
     def _propose(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         if self._conditional is not None:
             codes, _ = self._conditional.propose(n, rng)
@@ -161,13 +174,13 @@ class SubnetSampler:
         return f"{asked}: {arrived} subnets found in {proposed:,} proposals{share}; widen the budget"
 
     def contains(self, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which encoded subnets, (n, choices), are inside the budget, (n,).
+        """Return which encoded subnets, (n, choices), are inside the budget and have values that are left, (n,).
 
         Raises:
             ChoiceError: not encoded subnets of the space.
         """
         codes = codes_of(codes, len(self.space), "codes")
-        inside = np.ones(len(codes), dtype=bool)
+        inside = self.space.encoding.holds(codes)
         for name, (low, high) in self.windows.items():
             costs = self._measure(name, codes)
             inside &= (costs >= low) & (costs <= high)
@@ -191,18 +204,39 @@ class SubnetSampler:
 
     @cached_property
     def _costs(self) -> CostModel:
-        return CostModel(self.space, self._stated or Cost(), params_of(self.model))
+        return CostModel(self.space.whole, self._stated or Cost(), params_of(self.model))
 
     def _measure(self, name: str, codes: NDArray[np.int64]) -> NDArray[np.int64]:
         if name == "params":
             return self._costs.params(codes)  # type: ignore[no-any-return]
         if self._traced is None:
             return self._costs.flops(codes)  # type: ignore[no-any-return]
-        subnets = [self.space.decode(code) for code in codes]
+        subnets = [self.space.whole.decode(code) for code in codes]
         return np.array([int(count_flops(self.model, subnet, inputs=self._traced)) for subnet in subnets], np.int64)
 
 
 _PROPOSALS_BY_RUNNING = 500
+
+
+def cost_of_measure(model: nn.Module, measure: str) -> Cost:
+    """Return what a model states of "flops" or "params"."""
+    return stated_cost(model) if measure == "flops" else params_of(model)
+
+
+def _watch_of(model: nn.Module, measures: Iterable[str], costs: Sequence[Cost] | None) -> Watch | None:
+    """Return what notices that costs are old; None where every draw is counted by running the model as it is."""
+    if costs is None:
+        return None
+    stated = [Stated(partial(cost_of_measure, model, name), cost) for name, cost in zip(measures, costs, strict=True)]
+    return Watch(model, "SubnetSampler", stated)
+
+
+def _chain(space: SearchSpace, costs: Sequence[Cost] | None) -> Chain | None:
+    """Return a space as a chain of decisions; None where it is none, or a cost (None) is only known by running the model."""
+    try:
+        return None if costs is None else Chain(space, costs)
+    except TooManyNodes:
+        return None
 
 
 def conditional_of(chain: Chain, windows: Mapping[str, Window]) -> Conditional:

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitas.cost import params_of, stated_cost
 from vitas.errors import BudgetError, ChoiceError, is_one_of, one_of, shown
 from vitas.sample.budget import window_of
 from vitas.sample.chain import Chain
 from vitas.sample.counting import SubnetCount, count_inside
 from vitas.sample.lattice import extremes
-from vitas.sample.sampler import SubnetSampler, decoded, draw_from_prior
+from vitas.sample.sampler import SubnetSampler, cost_of_measure, decoded, draw_from_prior
 from vitas.space import Number, Subnet, search_space, unwrap
 
 
@@ -29,25 +28,31 @@ def sample_subnet(
     policy: str = "random",
     activate: bool = True,
     inputs: Any = None,
+    fixed: Mapping[str, Any] | None = None,
+    only: Mapping[str, Any] | None = None,
 ) -> Subnet:
     """Draw a subnet and make it the active one; in bilateral sharing a random side of it.
 
     With a budget the draw is exact: from the prior conditioned on the window. Every call sets the budget up anew, since the
-    model may have changed meanwhile: 0.3 s on `vitas_deit`. For many draws make a SubnetSampler, which does it once.
+    model may have changed meanwhile: 0.3 s on `vitas_deit`. For many draws make a SubnetSampler, which does it once. What
+    `fixed` and `only` hold changes the prior of the choices that they name and of no other one.
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile.
         flops: Budget in multiply-adds for one image: an upper bound, (low, high) of which either may be None, or
-            percentages of the costliest subnet such as "60%" or ("40%", "60%"). Bounds are included.
+            percentages such as "60%" or ("40%", "60%") of the costliest subnet, whatever is held. Bounds are included.
         params: Budget in parameters, spelled likewise; with both, both hold.
         generator: Source of randomness; None: torch's default one.
         policy: "random", "largest" or "smallest"; the latter two take no budget.
         activate: Whether to activate the subnet.
         inputs: For a model that states no cost: tensors on which a subnet is run and counted, see count_flops. Percentages
             are then of the subnet with the largest values, and a draw is a bounded search.
+        fixed: Name of a choice, or a glob such as "blocks.*.num_heads" -> the one value that it has; "largest" and
+            "smallest" stand for the ends.
+        only: Name or glob -> the values that it may have.
 
     Raises:
-        ChoiceError: a model without choices, or another policy.
+        ChoiceError: a model without choices, or another policy; as `SearchSpace.restrict`.
         BudgetError: a malformed budget; an empty window, with the nearest costs that can be reached.
         VitasError: a FLOPs budget for a model that states no cost, without `inputs`.
 
@@ -60,10 +65,10 @@ def sample_subnet(
     if policy != "random" and (flops is not None or params is not None):
         raise BudgetError(f"policy {shown(policy)} takes no budget; draw at random, or leave the budget out")
     if flops is not None or params is not None:
-        sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs)
+        sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs, fixed=fixed, only=only)
         rng = np.random.default_rng(_word(generator))
         return decoded(sampler.space, sampler.draw(1, rng)[0], rng, activate)
-    space = search_space(model)
+    space = search_space(model).restrict(fixed, only)
     if policy == "random":
         return draw_from_prior(space, generator, activate)
     subnet = space.largest() if policy == "largest" else space.smallest()
@@ -80,28 +85,39 @@ def _word(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 
 
-def count_subnets(model: nn.Module, *, flops: Any = None, params: Any = None) -> SubnetCount:
+def count_subnets(
+    model: nn.Module,
+    *,
+    flops: Any = None,
+    params: Any = None,
+    fixed: Mapping[str, Any] | None = None,
+    only: Mapping[str, Any] | None = None,
+) -> SubnetCount:
     """Return the number of distinct networks inside a budget, whatever their prior.
 
     Args:
         model: A model with choices that states its cost, possibly wrapped by DDP or torch.compile.
         flops: As in sample_subnet.
         params: As in sample_subnet.
+        fixed: As in sample_subnet.
+        only: As in sample_subnet.
 
     Returns:
         An int; its `exact` says whether it is the number itself, else an estimate with a `standard_error`.
 
     Raises:
-        ChoiceError: a model without choices.
+        ChoiceError: a model without choices; as `SearchSpace.restrict`.
         BudgetError: a malformed budget. An empty window is no error: 0.
         VitasError: a model that states no cost, or so many choices that interact that it cannot be counted.
     """
-    space = search_space(model)
+    space = search_space(model).restrict(fixed, only)
     model = unwrap(model)
     budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
-    costs = [stated_cost(model) if name == "flops" else params_of(model) for name in budgets]
-    ends = extremes(Chain(space, costs, counting=True))
-    windows = [window_of(budget, name, top) for (name, budget), top in zip(budgets.items(), ends[1].tolist(), strict=True)]
+    costs = [cost_of_measure(model, name) for name in budgets]
+    whole = Chain(space.whole, costs, counting=True)
+    tops = extremes(whole)[1].tolist()
+    windows = [window_of(budget, name, top) for (name, budget), top in zip(budgets.items(), tops, strict=True)]
+    ends = extremes(whole.restricted(space))
     binding = [k for k, w in enumerate(windows) if w.low > ends[0][k] or w.high < ends[1][k]]
     if not binding:
         return SubnetCount(space.size)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from vitas.checks import ANY_INT, as_count
-from vitas.errors import SearchError
+from vitas.checks import ANY_INT, are_several, as_count
+from vitas.errors import BudgetError, ChoiceError, SearchError, shown
 from vitas.sample import SubnetSampler
 from vitas.search.aims import Aims
 from vitas.search.genetic import Codes, Floats, Genome, crossover, mutate, ranked, repair
 from vitas.search.result import Evaluation, SearchResult
-from vitas.space import SearchSpace
+from vitas.space import Row, SearchSpace
 
 
 class Archive:
@@ -39,16 +39,20 @@ class Archive:
         objectives: Mapping[str, str] | None = None,
         population: int = 50,
         seed: int = 0,
+        fixed: Mapping[str, Any] | None = None,
+        only: Mapping[str, Any] | None = None,
+        initial: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.aims = Aims({"accuracy": "max"} if objectives is None else objectives, limits)
         self.population = as_count(population, "population", 2, error=SearchError)
         self.seed = as_count(seed, "seed", 0, ANY_INT, SearchError)
-        self.sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs)
+        self.sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs, fixed=fixed, only=only)
         self.space: SearchSpace = self.sampler.space
         self.best: list[tuple[bytes, Floats, float]] = []
         self._genome = Genome.of(self.space)
         self._evaluations: dict[bytes, Evaluation | None] = {}  # None: asked for, no scores yet
         self._first: list[Codes] = []
+        self._initial = self._known(initial)
 
     def __len__(self) -> int:
         """How many subnets were asked for or told."""
@@ -91,6 +95,29 @@ class Archive:
         history = [evaluation for evaluation in self._evaluations.values() if evaluation is not None]
         return SearchResult(history, self.space, self.aims, self.population, dict(self.sampler.windows), None)
 
+    def _known(self, initial: Iterable[Mapping[str, Any]]) -> list[Codes]:
+        """Return the codes of subnets to begin with.
+
+        Raises:
+            ChoiceError: not a subnet of the space, or of what is left of it.
+            BudgetError: a subnet outside the budget.
+            SearchError: no list of subnets.
+        """
+        if not are_several(initial) or isinstance(initial, (Mapping, Row)):
+            raise SearchError(f"initial: expected a list of subnets, got {shown(initial)}")
+        codes = []
+        for number, subnet in enumerate(initial):
+            try:
+                code = self.space.encode(self.space.subnet(subnet))
+            except ChoiceError as error:
+                raise ChoiceError(f"initial: subnet {number}: {error}") from None
+            if not self.sampler.contains(code[None])[0]:
+                costs, windows = self.counts(code), self.sampler.windows.items()
+                wanted = " and ".join(f"{name} from {window}" for name, window in windows)
+                raise BudgetError(f"initial: subnet {number}: expected {wanted}, got {costs}")
+            codes.append(code)
+        return codes
+
     # -- what to evaluate next ---------------------------------------------------------------------------------------
 
     def candidate(self, salt: Sequence[int] = ()) -> Codes | None:
@@ -99,6 +126,9 @@ class Archive:
         Args:
             salt: More ints for the seed, by which workers that know the same take different ways.
         """
+        for code in self._initial:
+            if code not in self:
+                return code
         rng = np.random.default_rng([self.seed, len(self), *salt])
         if not self._first:
             self._first = list(self.sampler.draw(self.population, np.random.default_rng([self.seed])))
@@ -121,21 +151,22 @@ class Archive:
     def _child(self, rng: np.random.Generator, litter: int = 4) -> Codes | None:
         """Return the first of a few children that is new and inside the budget, after repair if need be."""
         parents = rng.integers(0, len(self.best), (8, 2 * litter)).min(axis=0)  # the best of eight
-        codes = np.stack([np.frombuffer(self.best[parent][0], dtype=np.int64) for parent in parents])
-        second = np.where(rng.random((litter, 1)) < 0.5, codes[litter:], codes[:litter])
-        children = crossover(codes[:litter], second, self._genome, rng)
-        children = mutate(children, self.space.liveness.of(children), self._genome, rng)
-        canonical = self.space.canonical(children)
+        genome = self._genome
+        ranks = genome.ranks(np.stack([np.frombuffer(self.best[parent][0], dtype=np.int64) for parent in parents]))
+        second = np.where(rng.random((litter, 1)) < 0.5, ranks[litter:], ranks[:litter])
+        children = crossover(ranks[:litter], second, genome, rng)
+        children = mutate(children, self.space.liveness.of(genome.codes(children)), genome, rng)
+        canonical = self.space.canonical(genome.codes(children))
         inside = self.sampler.contains(canonical)
         for child, code, fits in zip(children, canonical, inside, strict=True):
             if not fits:
-                mended = repair(child, code >= 0, self._genome, self._fits, rng)
+                mended = repair(child, code >= 0, genome, self._fits, rng)
                 if mended is None:
                     continue
-                code = self.space.canonical(mended[None])[0]
+                code = self.space.canonical(genome.codes(mended[None]))[0]
             if code not in self:
                 return np.ascontiguousarray(code)
         return None
 
-    def _fits(self, codes: Codes) -> NDArray[np.bool_]:
-        return self.sampler.contains(self.space.canonical(codes))
+    def _fits(self, ranks: Codes) -> NDArray[np.bool_]:
+        return self.sampler.contains(self.space.canonical(self._genome.codes(ranks)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -18,9 +18,10 @@ class Evolution:
     """The search with the loop left to the caller: `ask` for subnets, `tell` their scores, in any order.
 
     Steady state: as soon as a score is told, the next subnet asked for can descend from it. The first `population` subnets
-    are drawn from the prior inside the budget. Then a parent is taken, the best of eight drawn from the best `population` so
-    far (by rank and crowding distance with several objectives); with probability 1/2 its blocks are crossed with those of a
-    second one; about one choice is mutated; and a child outside the budget is repaired. No subnet is asked for twice.
+    are those of `initial`, then draws from the prior inside the budget. Then a parent is taken, the best of eight drawn from
+    the best `population` so far (by rank and crowding distance with several objectives); with probability 1/2 its blocks are
+    crossed with those of a second one; about one choice is mutated; and a child outside the budget is repaired. No subnet is
+    asked for twice.
 
     Source: NSGA-II (Deb et al., 2002) for ranks and crowding; population and evaluations as in the public ViTAS code (Su et
     al., July 2021); steady state, crossover over blocks and repair are ours.
@@ -34,10 +35,14 @@ class Evolution:
         objectives: Name -> "max" or "min". "flops" and "params" need not be measured.
         population: How many of the best subnets may be parents.
         seed: Any int of at least 0.
+        fixed: Name of a choice or a glob -> the one value that it has, as in sample_subnet.
+        only: Name or glob -> the values that it may have.
+        initial: Subnets to be evaluated first, such as `[found.subnet for found in result.top(5)]`; each is evaluated once,
+            and counts as an evaluation.
 
     Raises:
-        BudgetError: a budget that cannot be read or that no subnet meets.
-        ChoiceError: a model without choices.
+        BudgetError: a budget that cannot be read, that no subnet meets, or that an `initial` one does not.
+        ChoiceError: a model without choices; as `SearchSpace.restrict`; an `initial` subnet of another space.
         SearchError: objectives, limits or numbers that cannot be used.
     """
 
@@ -52,6 +57,9 @@ class Evolution:
         objectives: Mapping[str, str] | None = None,
         population: int = 50,
         seed: int = 0,
+        fixed: Mapping[str, Any] | None = None,
+        only: Mapping[str, Any] | None = None,
+        initial: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self._archive = Archive(
             model,
@@ -62,6 +70,9 @@ class Evolution:
             objectives=objectives,
             population=population,
             seed=seed,
+            fixed=fixed,
+            only=only,
+            initial=initial,
         )
         self.space, self.population, self.seed = self._archive.space, self._archive.population, self._archive.seed
 
@@ -80,7 +91,7 @@ class Evolution:
         """Take the scores of a subnet, whether it was asked for or not; NaN: its evaluation failed.
 
         Raises:
-            ChoiceError: not a subnet of the space.
+            ChoiceError: not a subnet of the space, or of what is left of it.
             SearchError: scores that are no numbers, without an objective or a limited value; a subnet told before.
         """
         subnet = self.space.subnet(subnet)

@@ -1,7 +1,8 @@
-"""Genetic operators on encoded subnets, (n, choices) ints as `SearchSpace.encode` makes them; randomness is passed in.
+"""Genetic operators on encoded subnets, (n, choices) ints; randomness is passed in.
 
-Operators work on *filled* codes, in which choices that are not live hold some number too, so that a child that grows deeper
-has numbers for its new blocks; `SearchSpace.canonical` brings them back.
+Operators work on *ranks*: of each choice the place of its value among those that are left, 0, 1 ...; where nothing is held
+these are the numbers that `SearchSpace.encode` makes. And on *filled* codes, in which choices that are not live hold some
+rank too, so that a child that grows deeper has ranks for its new blocks; `SearchSpace.canonical` brings them back.
 """
 
 from __future__ import annotations
@@ -25,28 +26,44 @@ class Genome(NamedTuple):
     """What the operators need to know of a search space."""
 
     sizes: Codes
-    """(choices,) number of values of each choice."""
+    """(choices,) number of values that are left of each choice."""
     block: Codes
     """(choices,) number of the block that each choice belongs to."""
     cumulative: Floats
-    """(choices, most values) prior of each choice, cumulated; 1 from the last value on."""
+    """(choices, most values) prior of the values that are left, cumulated; 1 from the last one on."""
+    left: Codes
+    """(choices, most values) numbers of the values that are left, by rank."""
+    rank: Codes
+    """(choices, most values) the rank of each number; -1 for what is not left."""
 
     @classmethod
     def of(cls, space: SearchSpace) -> Genome:
         """Return the genome of a space: choices named alike up to their last number, `blocks.3`, are a block."""
-        choices = list(space.choices.values())
         names = [re.sub(r"(.*\.|^)(\d+)(\..*)?$", r"\1\2", name) for name in space.choices]
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        cumulative = np.ones((len(choices), max(len(choice.values) for choice in choices)))
-        for own, choice in zip(cumulative, choices, strict=True):
-            own[: len(choice.p) - 1] = np.cumsum(choice.p)[:-1] / np.sum(choice.p)
-        sizes = np.array([len(choice.values) for choice in choices])
-        return cls(sizes, np.array([numbers[name] for name in names]), cumulative)
+        blocks = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        most = max(len(choice.values) for choice in space.choices.values())
+        cumulative, left = np.ones((len(names), most)), np.zeros((len(names), most), dtype=np.int64)
+        rank = np.full((len(names), most), -1)
+        for k, (numbers, prior) in enumerate(zip(space.encoding.left, space.encoding.prior, strict=True)):
+            p = np.array(prior)[list(numbers)]
+            cumulative[k, : len(p) - 1] = np.cumsum(p)[:-1] / np.sum(p)
+            left[k, : len(p)], rank[k, list(numbers)] = numbers, np.arange(len(p))
+        sizes = np.array([len(numbers) for numbers in space.encoding.left])
+        return cls(sizes, np.array([blocks[name] for name in names]), cumulative, left, rank)
+
+    def ranks(self, codes: Codes) -> Codes:
+        """Return codes as ranks; -1 where a choice is not live or its value is not left."""
+        return np.where(codes < 0, -1, self.rank[np.arange(len(self.sizes)), codes])
+
+    def codes(self, ranks: Codes) -> Codes:
+        """Return filled ranks as codes."""
+        codes: Codes = self.left[np.arange(len(self.sizes)), ranks]
+        return codes
 
     def draw(self, n: int, rng: np.random.Generator) -> Codes:
-        """Return n filled codes, each number from its choice's prior."""
-        numbers: Codes = (rng.random((n, len(self.sizes), 1)) >= self.cumulative).sum(axis=2)
-        return numbers
+        """Return n filled codes, each rank from its choice's prior."""
+        ranks: Codes = (rng.random((n, len(self.sizes), 1)) >= self.cumulative).sum(axis=2)
+        return ranks
 
 
 def crossover(first: Codes, second: Codes, genome: Genome, rng: np.random.Generator) -> Codes:
@@ -66,16 +83,17 @@ def crossover(first: Codes, second: Codes, genome: Genome, rng: np.random.Genera
 
 
 def mutate(codes: Codes, live: NDArray[np.bool_], genome: Genome, rng: np.random.Generator) -> Codes:
-    """Return codes with about one live number changed in each: to a neighbour or, as often, to any other value.
+    """Return codes with about one live rank changed in each: to a neighbour or, as often, to any other one.
 
-    Blocks are as likely as each other, and so are the choices inside a block.
+    Blocks are as likely as each other, and so are the choices inside a block; a choice of one value stays as it is.
     """
+    live = live & (genome.sizes > 1)
     members = live.astype(np.int64) @ (genome.block[:, None] == genome.block)  # of each choice's block, those that are live
     share = np.divide(live, members, out=np.zeros(codes.shape), where=live)  # these add up to the number of blocks
     changed = rng.random(codes.shape) * share.sum(axis=1, keepdims=True) < share
     step = np.where(rng.random(codes.shape) < 0.5, 1, -1)
     step = np.where((codes + step < 0) | (codes + step >= genome.sizes), -step, step)
-    jump = rng.integers(1, genome.sizes, codes.shape)
+    jump = rng.integers(1, np.maximum(genome.sizes, 2), codes.shape)
     other = np.where(rng.random(codes.shape) < 0.5, codes + step, (codes + jump) % genome.sizes)
     return np.where(changed, other, codes)
 
@@ -96,13 +114,14 @@ def repair(
 
     Args:
         code: (choices,) filled.
-        live: (choices,) which numbers may change.
+        live: (choices,) which choices are live.
         genome: Sizes of the choices.
         inside: Says of filled codes which lie inside the budget.
         rng: Source of randomness.
         tries: How many copies are made at first, and how many more if none of them is inside.
     """
-    for n in tries:
+    live = live & (genome.sizes > 1)
+    for n in tries if live.any() else ():
         codes = np.concatenate([_few_anew(code, live, genome, n // 2, rng), _all_scaled(code, genome, n // 2, rng)])
         good = codes[inside(codes)]
         if len(good):

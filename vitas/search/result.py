@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from vitas.checks import ANY_INT, as_count
 from vitas.errors import SearchError, needs
 from vitas.plot import pictures
 from vitas.search.aims import Aims
-from vitas.search.genetic import hypervolume, nondominated
+from vitas.search.genetic import Floats, hypervolume, nondominated
 from vitas.space import SearchSpace, Subnet
 
 
@@ -66,11 +67,28 @@ class SearchResult:
         good = self._good
         if not good:
             return []
-        values = np.stack([self._aims.values(evaluation.scores) for evaluation in good])
-        best = np.flatnonzero(nondominated(values))
-        costs = np.array([[good[position].scores.get(name, 0.0) for name in ("flops", "params")] for position in best])
-        order = np.lexsort(np.hstack([values[best], costs]).T[::-1])  # stable, its last key counts first
-        return [good[position] for position in best[order]]
+        return self._in_order([e for e, best in zip(good, nondominated(self._values(good)), strict=True) if best])
+
+    def top(self, k: int) -> list[Evaluation]:
+        """Return the best k of the evaluations that meet every limit, best first; fewer where there are not so many.
+
+        The first objective decides, of equal ones the others in turn, then as in `front`: the first is that of `best`.
+
+        Raises:
+            SearchError: k is not an int of at least 1.
+        """
+        return self._in_order(self._good)[: as_count(k, "k", most=ANY_INT, error=SearchError)]
+
+    def _values(self, evaluations: Sequence[Evaluation]) -> Floats:
+        """Return the objectives, (evaluations, objectives), such that smaller is better."""
+        values = [self._aims.values(evaluation.scores) for evaluation in evaluations]
+        return np.array(values).reshape(len(evaluations), len(self.objectives))
+
+    def _in_order(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+        """Return evaluations, best first on the first objective, then on the others, then the cheapest, then the earliest."""
+        costs = [[evaluation.scores.get(name, 0.0) for name in ("flops", "params")] for evaluation in evaluations]
+        keys = np.hstack([self._values(evaluations), np.array(costs).reshape(len(evaluations), 2)])
+        return [evaluations[position] for position in np.lexsort(keys.T[::-1])]  # its last key counts first
 
     @property
     def best(self) -> Subnet:
@@ -106,6 +124,8 @@ class SearchResult:
 
     def to_pandas(self) -> Any:
         """Return the history as a pandas.DataFrame: a row for each evaluation with its choices, scores and error.
+
+        NaN stands where a choice is not live. Rows are taken wherever a subnet is: `activate_subnet(model, table.iloc[0])`.
 
         Raises:
             VitasError: pandas is not installed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,9 @@ def evolve(
     max_failures: int = 20,
     stale_after: float | None = None,
     progress: bool = True,
+    fixed: Mapping[str, Any] | None = None,
+    only: Mapping[str, Any] | None = None,
+    initial: Iterable[Mapping[str, Any]] = (),
 ) -> SearchResult:
     """Search for the best subnets inside a budget; see `Evolution` for how.
 
@@ -68,13 +71,18 @@ def evolve(
             many seconds; None: ten times the longest evaluation so far, and at least a minute. Dead processes of this
             machine are noticed at once. 0: there is no other worker.
         progress: Whether to show a progress bar: best score, hypervolume, evaluations a minute.
+        fixed: Name of a choice or a glob -> the one value that it has, as in sample_subnet.
+        only: Name or glob -> the values that it may have.
+        initial: Subnets to be evaluated first, such as `[found.subnet for found in result.top(5)]`; each is evaluated once,
+            and counts as an evaluation.
 
     Raises:
-        BudgetError: a budget that cannot be read or that no subnet meets.
-        ChoiceError: a model without choices.
+        BudgetError: a budget that cannot be read, that no subnet meets, or that an `initial` one does not.
+        ChoiceError: a model without choices; as `SearchSpace.restrict`; an `initial` subnet of another space.
         FileError: a storage file that is no journal.
-        SearchError: objectives, limits or numbers that cannot be used; a storage made for another space, window, objectives,
-            limits, settings or weights; what `evaluate` returned is not a number or lacks an objective; too many failures.
+        SearchError: objectives, limits or numbers that cannot be used; a storage made for another space or part of it,
+            window, objectives, limits, settings or weights; what `evaluate` returned is not a number or lacks an objective;
+            too many failures.
 
     Example:
         >>> result = vitas.evolve(model, vitas.accuracy(loader), flops="50%", storage="search.log")
@@ -99,6 +107,9 @@ def evolve(
         objectives=objectives,
         population=population,
         seed=seed,
+        fixed=fixed,
+        only=only,
+        initial=initial,
     )
     facts = _facts(archive, model if storage is not None else None)
     ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts)
@@ -111,13 +122,15 @@ def evolve(
 
 def _facts(archive: Archive, model: nn.Module | None) -> dict[str, Any]:
     """Return what a search is made for, as JSON values; None for the model: without its weights."""
-    space = archive.space
+    space = archive.space.whole
     described = {"choices": space.description(), "priors": {name: list(c.p) for name, c in space.choices.items()}}
+    left = {name: list(values) for name, values in archive.space.values.items() if values != space.values[name]}
     return {
         "search space": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16],
         "objectives": archive.aims.objectives,
         "limits": {name: [_finite(low), _finite(high)] for name, (low, high) in archive.aims.limits.items()},
         "budget": {name: [int(bound) for bound in window] for name, window in archive.sampler.windows.items()},
+        "values left": left or None,  # None: as in searches that were made before there was such a fact
         "population": archive.population,
         "seed": archive.seed,
         "weights": _fingerprint(model) if model is not None else None,

@@ -6,6 +6,7 @@
     walk.py      the one walk over modules: who holds which choice, and when does it run
     naming.py    names and ties: what stands twice, or in two models, is refused
     liveness.py  which choices are live
+    left.py      what values are left: `fixed` and `only`
     codes.py     subnets as vectors of ints
     state.py     what is active, to be put back
     space.py     SearchSpace and search_space, the only door to all choices
@@ -19,7 +20,7 @@ from vitas.space.codes import codes_of
 from vitas.space.model import StatesCost, arguments_of, device_of, eval_mode, logits_of, needs_tokens, unwrap
 from vitas.space.space import BASE_LAYER, SearchSpace, search_space
 from vitas.space.state import State
-from vitas.space.subnet import Number, Subnet, as_subnet
+from vitas.space.subnet import Number, Row, Subnet
 from vitas.space.table import readable_amount, readable_size
 from vitas.space.walk import AnyChoice, Gate, gated_children, held, holders
 
@@ -28,12 +29,12 @@ __all__ = [
     "AnyChoice",
     "Gate",
     "Number",
+    "Row",
     "SearchSpace",
     "State",
     "StatesCost",
     "Subnet",
     "arguments_of",
-    "as_subnet",
     "codes_of",
     "device_of",
     "eval_mode",

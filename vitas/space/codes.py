@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vitas.checks import is_int
 from vitas.errors import ChoiceError, listed, one_of, shown
+from vitas.space.left import Left
 from vitas.space.liveness import Liveness
 from vitas.space.subnet import Number, Subnet, well_formed
 from vitas.space.walk import AnyChoice
@@ -26,20 +27,26 @@ class Encoding:
     Args:
         choices: Name -> Choice, in the order of codes.
         liveness: Which of them are live.
+        left: For each choice the numbers of the values that subnets may have.
 
     Attributes:
-        cumulative: For each choice the prior of its values, summed up.
+        prior: For each choice the probability of its values, 0 for those that are not left. Where the choice's own `p` gives
+            nothing to any value that is left, these are equally likely.
+        cumulative: The same, summed up.
 
     Raises:
         ChoiceError: a name that no subnet may have.
     """
 
-    def __init__(self, choices: Mapping[str, AnyChoice], liveness: Liveness) -> None:
-        self.choices, self.liveness = choices, liveness
-        self.cumulative = [list(accumulate(choice.p)) for choice in choices.values()]
+    def __init__(self, choices: Mapping[str, AnyChoice], liveness: Liveness, left: Left) -> None:
+        self.choices, self.liveness, self.left = choices, liveness, left
+        self.prior = [_prior_of(choice, numbers) for choice, numbers in zip(choices.values(), left, strict=True)]
+        self.cumulative = [list(accumulate(p)) for p in self.prior]
         self._names = list(Subnet(dict.fromkeys(choices, 0)))  # which refuses names that no subnet may have
         self._values = [choice.values for choice in choices.values()]
-        self._index_of: list[dict[Any, int]] = [{value: i for i, value in enumerate(values)} for values in self._values]
+        self._index_of: list[dict[Any, int]] = [
+            {values[number]: number for number in numbers} for values, numbers in zip(self._values, left, strict=True)
+        ]
 
     def code(self, subnet: Subnet, *, fill: str | None = None, strict: bool = True) -> list[int]:
         """Return the code of a subnet.
@@ -62,7 +69,7 @@ class Encoding:
                 return self._refuse(k, value) if index is None else index
             if fill is None:
                 missing.append(names[k])
-            return 0 if fill == "smallest" else len(index_of[k]) - 1
+            return self.left[k][0 if fill == "smallest" else -1]
 
         code = self.liveness.fill(number_of)
         if left:
@@ -77,14 +84,23 @@ class Encoding:
             if name not in self.choices:
                 raise ChoiceError(f"unknown choice: {one_of(self._names, name)}")
             k = self._names.index(name)
-            if value not in self._index_of[k]:
+            if value not in self._values[k]:
                 self._refuse(k, value)
         if strict:
             dead = [name for name in self._names if name in values]
             raise ChoiceError(f"not live in this subnet: {listed(dead)}; space.subnet(...) leaves such choices out")
 
     def _refuse(self, k: int, value: Number) -> NoReturn:
-        raise ChoiceError(f"{self._names[k]}: {one_of(self._values[k], value)}")
+        held = "; fixed or only holds it" if len(self.left[k]) < len(self._values[k]) else ""
+        raise ChoiceError(f"{self._names[k]}: {one_of(list(self._index_of[k]), value)}{held}")
+
+    def left_number(self, k: int, number: int) -> int:
+        """Return the number of a value, which has to be left.
+
+        Raises:
+            ChoiceError: it is not.
+        """
+        return number if number in self.left[k] else self._refuse(k, self._values[k][number])
 
     def subnet(self, code: Iterable[int]) -> Subnet:
         """Return the subnet of a code."""
@@ -103,9 +119,17 @@ class Encoding:
             if not 0 <= numbers[k] < len(self._values[k]):
                 most = len(self._values[k]) - 1
                 raise ChoiceError(f"{self._names[k]}: expected a number in 0..{most}, got {numbers[k]}")
-            return int(numbers[k])
+            return self.left_number(k, int(numbers[k]))
 
         return self.subnet(self.liveness.fill(number_of))
+
+    def holds(self, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return in which canonical codes, (n, choices), every live choice has a value that is left, (n,)."""
+        inside = np.ones(len(codes), dtype=bool)
+        for k, numbers in enumerate(self.left):
+            if len(numbers) < len(self._values[k]):
+                inside &= (codes[:, k] < 0) | np.isin(codes[:, k], numbers)
+        return inside
 
     def canonical(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return codes, (n, choices), with -1 for the choices that are not live: equal networks have equal codes."""
@@ -118,6 +142,17 @@ class Encoding:
             cumulative = self.cumulative[k]
             codes[:, k] = np.searchsorted(cumulative, rng.random(len(codes)) * cumulative[-1], side="right")
         return self.canonical(codes)
+
+
+def _prior_of(choice: AnyChoice, left: Sequence[int]) -> Sequence[float]:
+    """Return the probabilities of a choice, conditioned on the values that are left."""
+    if len(left) == len(choice.p):
+        return choice.p
+    p = np.zeros(len(choice.p))
+    p[list(left)] = np.array(choice.p)[list(left)]
+    if not p.any():
+        p[list(left)] = 1.0
+    return tuple((p / p.sum()).tolist())
 
 
 def codes_of(codes: object, n: int, what: str) -> NDArray[np.int64]:

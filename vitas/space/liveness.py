@@ -24,7 +24,7 @@ class Liveness:
     ([0, 0, -1], [1, 1, 1])
     >>> liveness.of(np.array([[0, 2, 2], [1, 2, 2]])).tolist()
     [[True, True, False], [True, True, True]]
-    >>> liveness.count()  # 3 of one block, 3 * 3 of two
+    >>> liveness.count([range(2), range(3), range(3)])  # 3 of one block, 3 * 3 of two
     12
 
     Attributes:
@@ -69,11 +69,11 @@ class Liveness:
             live[:, k] = known[number]
         return live
 
-    def count(self) -> int:
-        """Return the exact number of distinct networks."""
-        return self._count(range(len(self.sizes)), {})
+    def count(self, left: Sequence[Sequence[int]]) -> int:
+        """Return the exact number of distinct networks in which live choices have numbers that are left."""
+        return self._count(range(len(self.sizes)), {}, left)
 
-    def _count(self, choices: Sequence[int], given: dict[int, int]) -> int:
+    def _count(self, choices: Sequence[int], given: dict[int, int], left: Sequence[Sequence[int]]) -> int:
         """Count the combinations of `choices`, the values numbered in `given` being settled."""
         gates: dict[int, set[int]] = {}
         for k in choices:
@@ -88,10 +88,10 @@ class Liveness:
         for group in _connected(gates):
             first = next((k for k in group if not gates[k] and any(k in gates[other] for other in group)), None)
             if first is None:
-                total *= self.sizes[group[0]]
+                total *= len(left[group[0]])
                 continue
             rest = [k for k in group if k != first]
-            total *= sum(self._count(rest, {**given, first: index}) for index in range(self.sizes[first]))
+            total *= sum(self._count(rest, {**given, first: number}, left) for number in left[first])
         return total
 
 

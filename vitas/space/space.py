@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import nn
 from vitas.choice import SIDES, Depth, Dim
 from vitas.errors import ChoiceError, VitasError, brief, is_one_of, one_of, shown
 from vitas.space.codes import Encoding
+from vitas.space.left import Left, everything, restricted
 from vitas.space.liveness import Liveness, conditions_of, gates_first, weakest
 from vitas.space.model import StatesCost, needs_tokens, unwrap
 from vitas.space.naming import claim_for_model, refuse_broken_ties, refuse_equal_names, shortest_path
 from vitas.space.state import State
-from vitas.space.subnet import Number, Subnet, as_subnet
+from vitas.space.subnet import Number, Row, Subnet, as_subnet
 from vitas.space.table import readable_costs, space_html, space_text
 from vitas.space.walk import AnyChoice, Gate, holders
 
@@ -36,6 +38,7 @@ class SearchSpace:
 
     Attributes:
         choices: Name -> Choice or Dim, in the order of encoded subnets.
+        values: Name -> the values that subnets may have, ascending: those of the choice, or what `restrict` left of them.
         liveness: Which choices are live, for given values of the others.
         encoding: Subnets as vectors of ints, one or many at once.
     """
@@ -50,8 +53,45 @@ class SearchSpace:
         self.choices: dict[str, AnyChoice] = {name: choice for name, (choice, _) in found.items()}
         sizes = [len(choice.values) for choice in self.choices.values()]
         self.liveness = Liveness(sizes, conditions_of(dict(found.values())))
-        self.encoding = Encoding(self.choices, self.liveness)
+        self._whole: SearchSpace | None = None
+        self._leave(everything(self.choices))
         self._two_sided = [isinstance(choice, Dim) and len(choice.sides) > 1 for choice in self.choices.values()]
+
+    def _leave(self, left: Left) -> None:
+        """Say what values subnets may have."""
+        self.encoding = Encoding(self.choices, self.liveness, left)
+        self.values: dict[str, tuple[Number, ...]] = {
+            name: tuple(choice.values[number] for number in numbers)
+            for (name, choice), numbers in zip(self.choices.items(), left, strict=True)
+        }
+
+    def restrict(self, fixed: Mapping[str, Any] | None = None, only: Mapping[str, Any] | None = None) -> SearchSpace:
+        """Return the part of this space in which some choices are held: the same choices and vectors, fewer values.
+
+        A choice that is not live has no value, so holding it excludes nothing. Draws follow the prior: each choice its own
+        `p`, conditioned on the values that are left.
+
+        Args:
+            fixed: Name of a choice -> its one value, "largest" or "smallest". A name may be a glob, whose star also stands
+                for dots: "blocks.*.num_heads" for the heads of all blocks, "blocks.*" for all that blocks have.
+            only: Name or glob -> several values, of which each of these choices keeps those. All that is said holds at once.
+
+        Raises:
+            ChoiceError: a name or glob of no choice, a value that is not legal, a choice of which nothing is left.
+        """
+        left = restricted(self.choices, self.encoding.left, fixed, only)
+        if left == self.encoding.left:
+            return self
+        part = copy(self)
+        part.__dict__.pop("size", None)
+        part._whole = self.whole
+        part._leave(left)
+        return part
+
+    @property
+    def whole(self) -> SearchSpace:
+        """The space without what is held; itself where nothing is."""
+        return self._whole or self
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -59,7 +99,7 @@ class SearchSpace:
     @cached_property
     def size(self) -> int:
         """Exact number of distinct networks."""
-        return self.liveness.count()
+        return self.liveness.count(self.encoding.left)
 
     # -- subnets -----------------------------------------------------------------------------------------------------
 
@@ -67,7 +107,8 @@ class SearchSpace:
         """Return the canonical subnet of these values: complete, live choices only, in the order of the space.
 
         Args:
-            values: Name -> value; choices that are not live (a block beyond the depth) are left out.
+            values: Name -> value; choices that are not live (a block beyond the depth) are left out. Or a row of a table,
+                such as one of `SearchResult.to_pandas()`, of which only the columns that are choices count.
             fill: What a live choice that is not named gets: "largest", "smallest", or None for an error.
 
         Raises:
@@ -75,7 +116,18 @@ class SearchSpace:
         """
         if not is_one_of([None, "largest", "smallest"], fill):
             raise ChoiceError(f"fill: {one_of(['largest', 'smallest'], fill)}")
-        return self.encoding.subnet(self.encoding.code(Subnet(values), fill=fill, strict=False))
+        return self.encoding.subnet(self.encoding.code(self.read(values), fill=fill, strict=False))
+
+    def read(self, values: Mapping[str, Number] | Row) -> Subnet:
+        """Return what is said of choices as a Subnet, complete or not; of a row of a table its columns that are choices.
+
+        Raises:
+            ChoiceError: neither a mapping nor a row; names or values that no subnet may have.
+        """
+        if isinstance(values, Row) and not isinstance(values, Mapping):
+            columns = set(values.keys())
+            values = {name: values[name] for name in self.choices if name in columns}
+        return as_subnet(values)
 
     def largest(self) -> Subnet:
         """Return the subnet with the largest value of every choice."""
@@ -108,7 +160,7 @@ class SearchSpace:
             ChoiceError: `pick` gives an illegal value.
         """
         named = list(self.choices.items())
-        return self._filled(lambda k: named[k][1].index_of(pick(*named[k])))
+        return self._filled(lambda k: self.encoding.left_number(k, named[k][1].index_of(pick(*named[k]))))
 
     def active(self) -> Subnet:
         """Return the active subnet, canonical."""
@@ -131,14 +183,14 @@ class SearchSpace:
         """Make `subnet` the active one, all of it or, on an error, nothing.
 
         Args:
-            subnet: A subnet of this space. Choices that are not live go to their largest value.
+            subnet: A subnet of this space, or a row of a table. Choices that are not live go to their largest value.
             side: "left" or "right", for bilateral sharing; None: "left".
 
         Raises:
             ChoiceError: not a subnet of this space, or a side where no Dim has two; a part of a layer beside an adapter
                 that is as wide as all of it.
         """
-        code = self.encoding.code(as_subnet(subnet))
+        code = self.encoding.code(self.read(subnet))
         self._refuse_adapted(code)
         if side is not None and not is_one_of(SIDES, side):
             raise ChoiceError(f"side: {one_of(SIDES, side)}")
@@ -204,7 +256,7 @@ class SearchSpace:
         Raises:
             ChoiceError: not a subnet of this space.
         """
-        return np.array(self.encoding.code(as_subnet(subnet)), dtype=np.int64)
+        return np.array(self.encoding.code(self.read(subnet)), dtype=np.int64)
 
     def decode(self, vector: Sequence[int] | NDArray[Any]) -> Subnet:
         """Return the subnet of a vector as `encode` makes it; numbers of choices that are not live are ignored.
@@ -224,7 +276,7 @@ class SearchSpace:
         Raises:
             ChoiceError: not a subnet of this space.
         """
-        code = self.encoding.code(as_subnet(subnet))
+        code = self.encoding.code(self.read(subnet))
         return {choice: number if number > 0 else 0 for choice, number in zip(self.choices.values(), code, strict=True)}
 
     # -- what it looks like ------------------------------------------------------------------------------------------
@@ -233,11 +285,11 @@ class SearchSpace:
         """Return names, values and runs of all choices as plain JSON values: equal for equal spaces."""
         return {
             name: {
-                "values": list(choice.values),
-                "runs": [[list(run) for run in side] for side in choice.sides] if isinstance(choice, Dim) else [],
+                "values": list(self.values[name]),
+                "runs": [[list(side[k]) for k in left] for side in choice.sides] if isinstance(choice, Dim) else [],
                 **({"turns": list(choice.turns)} if isinstance(choice, Depth) and not choice.from_the_end else {}),
             }
-            for name, choice in self.choices.items()
+            for (name, choice), left in zip(self.choices.items(), self.encoding.left, strict=True)
         }
 
     def costs(self) -> tuple[int, int, int] | None:
@@ -251,7 +303,7 @@ class SearchSpace:
             cost = self._cost()
         except VitasError:  # a model with a part that states none
             return None
-        extremes = cost.extremes()
+        extremes = cost.extremes(left=dict(zip(self.choices.values(), self.encoding.left, strict=True)))
         if extremes is None:
             return None
         generator = torch.Generator().manual_seed(0)
@@ -266,10 +318,10 @@ class SearchSpace:
         return "" if costs is None else readable_costs(costs)
 
     def __repr__(self) -> str:
-        return space_text(self.choices, self.size, self._summary())
+        return space_text(self.values, self.size, self._summary())
 
     def _repr_html_(self) -> str:
-        return space_html(self.choices, self.size, self._summary())
+        return space_html(self.values, self.size, self._summary())
 
 
 def search_space(model: nn.Module) -> SearchSpace:

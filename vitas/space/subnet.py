@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import ItemsView, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, runtime_checkable
+
+import numpy as np
 
 from vitas.checks import LONGEST_NAME, as_number
 from vitas.errors import ChoiceError, brief, fault_of_name, shown
@@ -21,10 +23,11 @@ class Subnet(Mapping[str, Number]):
     `SearchSpace.subnet` makes one that is complete and canonical; this class only checks that it is well formed.
 
     Args:
-        values: Name -> int or float; numpy's numbers become Python's.
+        values: Name -> int or float; numpy's numbers become Python's. NaN and None, which stand in tables where a choice is
+            not live, are left out.
 
     Raises:
-        ChoiceError: names that are not strings; bools, NaN, strings or other things as values.
+        ChoiceError: names that are not strings; bools, infinities, strings or other things as values.
     """
 
     __slots__ = ("_hash", "_values")
@@ -35,7 +38,7 @@ class Subnet(Mapping[str, Number]):
         for name in values:
             if fault := fault_of_name(name, LONGEST_NAME):
                 raise ChoiceError(f"subnet: a name: {fault}")
-        self._values = {name: as_number(value, name) for name, value in values.items()}
+        self._values = {name: as_number(value, name) for name, value in values.items() if not _is_missing(value)}
         self._hash = hash(frozenset(self._values.items()))
 
     def __getitem__(self, name: str) -> Number:
@@ -93,6 +96,20 @@ class Subnet(Mapping[str, Number]):
         single, columns, blocks = by_block(self)
         rows = [[name, *(row.get(word, "") for word in columns)] for name, row in blocks.items()]
         return html_table(single.items()) + (html_table(rows, ["", *columns]) if rows else "")
+
+
+@runtime_checkable
+class Row(Protocol):
+    """A row of a table, such as a pandas.Series: values by the names of columns."""
+
+    def keys(self) -> Any: ...
+
+    def __getitem__(self, name: str) -> Any: ...
+
+
+def _is_missing(value: object) -> bool:
+    """Say whether this stands for no value, as NaN does in the cells of a table."""
+    return value is None or (isinstance(value, (float, np.floating)) and bool(value != value))
 
 
 def as_subnet(values: Mapping[str, Number]) -> Subnet:

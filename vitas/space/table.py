@@ -6,36 +6,34 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from html import escape
-from typing import Any
 
-from vitas.choice import Choice
 from vitas.tables import html_table, text_table
 
 
-def space_text(choices: Mapping[str, Choice[Any]], size: int, costs: str) -> str:
+def space_text(values: Mapping[str, tuple[float, ...]], size: int, costs: str) -> str:
     """Return a space of `size` networks as it is printed; `costs` is a line on what they cost, or empty."""
-    head = [f"SearchSpace of {_counts(choices, size)}", *filter(None, [costs])]
-    return "\n  ".join([*head, *text_table(_alike(choices)).split("\n")])
+    head = [f"SearchSpace of {_counts(values, size)}", *filter(None, [costs])]
+    return "\n  ".join([*head, *text_table(_alike(values)).split("\n")])
 
 
-def space_html(choices: Mapping[str, Choice[Any]], size: int, costs: str) -> str:
+def space_html(values: Mapping[str, tuple[float, ...]], size: int, costs: str) -> str:
     """Return the same as a notebook shows it."""
-    return f"<b>{_counts(choices, size)}</b><br>{escape(costs)}{html_table(_alike(choices))}"
+    return f"<b>{_counts(values, size)}</b><br>{escape(costs)}{html_table(_alike(values))}"
 
 
-def _counts(choices: Mapping[str, Choice[Any]], size: int) -> str:
-    return f"{len(choices)} choices, {readable_size(size)} networks"
+def _counts(values: Mapping[str, tuple[float, ...]], size: int) -> str:
+    return f"{len(values)} choices, {readable_size(size)} networks"
 
 
-def _alike(choices: Mapping[str, Choice[Any]]) -> list[tuple[str, str]]:
+def _alike(values: Mapping[str, tuple[float, ...]]) -> list[tuple[str, str]]:
     """Return names and values of choices, one row for what is equal in several blocks."""
-    alike: dict[tuple[str, tuple[Any, ...]], list[str]] = {}
-    for name, choice in choices.items():
+    alike: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+    for name, own in values.items():
         pattern = re.sub(r"\.\d+\.(?!.*\.\d+\.)", ".*.", f".{name}").removeprefix(".")  # the last number
-        alike.setdefault((pattern, choice.values), []).append(name)
+        alike.setdefault((pattern, own), []).append(name)
     rows = []
-    for (pattern, values), names in alike.items():
-        listed = ", ".join(map(str, values))
+    for (pattern, own), names in alike.items():
+        listed = ", ".join(map(str, own))
         rows.append((names[0], listed) if len(names) == 1 else (pattern, f"{listed}  (x{len(names)})"))
     return rows
 

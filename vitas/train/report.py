@@ -1,7 +1,7 @@
 """How well a superformer is trained: a table, a picture and a verdict."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -216,6 +216,8 @@ def supernet_report(
     retrained: Mapping[Subnet, float] | None = None,
     images: int | None = None,
     seed: int = 0,
+    fixed: Mapping[str, Any] | None = None,
+    only: Mapping[str, Any] | None = None,
 ) -> SupernetReport:
     """Return how well a superformer is trained: scores, updates of each channel, rank agreement, and a verdict in words.
 
@@ -233,25 +235,28 @@ def supernet_report(
         images: How many images each score is an accuracy on, by which the spread of the random subnets is judged; None:
             what `vitas.accuracy` says, and nothing of another function.
         seed: Seed of the random subnets.
+        fixed: As in sample_subnet: smallest, middle, largest and random subnets, and what the prior leads to expect, keep to
+            it; subnets that were trained or retrained need not.
+        only: As in sample_subnet, likewise.
 
     Raises:
         ChoiceError: a model without choices, subnets of another space, a score, `n_random` or `images` that is not a number,
-            an `evaluate` that is no function.
+            an `evaluate` that is no function; as `SearchSpace.restrict`.
     """
     n_random = as_count(n_random, "n_random", 0)
     if images is not None:
         images = as_count(images, "images", 1, ANY_INT)
     if not callable(evaluate):
         raise ChoiceError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
-    space = search_space(model)
-    middle = space.decode(np.array([len(choice.values) // 2 for choice in space.choices.values()]))
+    space = search_space(model).restrict(fixed, only)
+    middle = space.decode([numbers[len(numbers) // 2] for numbers in space.encoding.left])
     corners = {"smallest": space.smallest(), "middle": middle, "largest": space.largest()}
     generator = torch.Generator().manual_seed(seed)
     drawn = [space.sample(generator) for _ in range(n_random)]
-    inherited = {subnet: space.subnet(subnet) for subnet in retrained or {}}  # all checked before anything is scored
+    inherited = {subnet: space.whole.subnet(subnet) for subnet in retrained or {}}  # all checked before anything is scored
     sliced = _sliced(model)
     dims = {name: choice for name, choice in space.choices.items() if choice in sliced and isinstance(choice, Dim)}
-    updates, passes, untouched = _expected(dims) if trained is None else _counts(space, dims, trained)
+    updates, passes, untouched = _expected(space, dims) if trained is None else _counts(space, dims, trained)
 
     def score(subnet: Subnet) -> float:
         return _mean_of_sides(model, space, subnet, evaluate)
@@ -266,7 +271,7 @@ def supernet_report(
         random=random,
         updates=updates,
         passes=passes,
-        spread={name: float(np.ptp(use)) * len(dims[name].values) for name, use in updates.items()},
+        spread={name: float(np.ptp(use)) * len(space.values[name]) for name, use in updates.items()},
         untouched=untouched,
         retrained=pairs,
         tau=kendall_tau(*zip(*pairs, strict=True)) if len(pairs) > 1 else None,
@@ -304,23 +309,29 @@ def _number(score: object, what: str = "evaluate") -> float:
 _Uses = tuple[dict[str, NDArray[np.float64]], dict[str, int], tuple[str, ...]]
 
 
-def _expected(dims: Mapping[str, Dim]) -> _Uses:
-    return {name: coverage(dim).counts / len(dim.values) for name, dim in dims.items()}, {}, ()
+def _expected(space: SearchSpace, dims: Mapping[str, Dim]) -> _Uses:
+    prior = dict(zip(space.choices, space.encoding.prior, strict=True))
+    return {name: _use_by_channel(dim, prior[name]) for name, dim in dims.items()}, {}, ()
+
+
+def _use_by_channel(dim: Dim, weights: Sequence[float]) -> NDArray[np.float64]:
+    """Return how often each channel is used, (L,), where each width is used as often as it weighs; half for each side."""
+    paths = coverage(dim).paths  # one row for each side and width
+    return np.tile(np.array(weights) / len(dim.sides), len(dim.sides)) @ paths
 
 
 def _counts(space: SearchSpace, dims: Mapping[str, Dim], trained: Iterable[Mapping[str, Number]]) -> _Uses:
     """Return the part of its live passes in which each channel was used, their number, and the values that none used."""
     uses: dict[str, dict[Number, int]] = {name: dict.fromkeys(choice.values, 0) for name, choice in space.choices.items()}
     for subnet in trained:
-        for name, value in space.subnet(subnet).items():
+        for name, value in space.whole.subnet(subnet).items():
             uses[name][value] += 1
     passes = {name: sum(uses[name].values()) for name in dims}
-    updates = {}
-    for name, dim in dims.items():
-        paths = coverage(dim).paths  # one row for each side and width
-        counts = np.tile([uses[name][value] / len(dim.sides) for value in dim.values], len(dim.sides))
-        updates[name] = counts @ paths / max(1, passes[name])
-    untouched = [f"{name}={value}" for name, values in uses.items() for value, n in values.items() if n == 0]
+    updates = {
+        name: _use_by_channel(dim, [uses[name][value] / max(1, passes[name]) for value in dim.values])
+        for name, dim in dims.items()
+    }
+    untouched = [f"{name}={value}" for name, values in space.values.items() for value in values if uses[name][value] == 0]
     return updates, passes, tuple(untouched)
 
 

@@ -1,6 +1,7 @@
 """The sandwich rule: in each step the smallest and the largest subnet, and a few random ones between."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -19,6 +20,8 @@ def sandwich(
     seed: int = 0,
     largest_last: bool = True,
     sampler: SubnetSampler | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    only: Mapping[str, Any] | None = None,
 ) -> Iterator[Subnet]:
     """Return an iterator that activates one subnet after the other: smallest, random ones, largest.
 
@@ -44,18 +47,24 @@ def sandwich(
         step: Number of the training step, an int of at least 0.
         seed: Any int of at least 0.
         largest_last: Whether the largest comes last or first.
-        sampler: Draws the random subnets instead, such as one with a budget; its own seed then counts. One made before the
-            loop also saves walking through the model in each step.
+        sampler: Draws the random subnets instead, such as one with a budget; its own seed then counts, and what it holds is
+            held in the smallest and the largest too. One made before the loop also saves walking through the model in each
+            step.
+        fixed: As in sample_subnet, for all subnets; a sampler has its own.
+        only: As in sample_subnet, likewise.
 
     Raises:
-        ChoiceError: a model without choices; numbers that are not ints of at least 0; a sampler of another model.
+        ChoiceError: a model without choices; numbers that are not ints of at least 0; a sampler of another model; `fixed` or
+            `only` beside a sampler, or as `SearchSpace.restrict`.
     """
     n_random, step = as_count(n_random, "n_random", 0), as_count(step, "step", 0, ANY_INT)
     if sampler is None:
-        sampler = SubnetSampler(model, seed=seed)
+        sampler = SubnetSampler(model, seed=seed, fixed=fixed, only=only)
     elif not isinstance(sampler, SubnetSampler) or sampler.model is not unwrap(model):
         got = "one of another model" if isinstance(sampler, SubnetSampler) else shown(sampler)
         raise ChoiceError(f"sampler: expected a SubnetSampler of this model, got {got}")
+    elif fixed is not None or only is not None:
+        raise ChoiceError("fixed and only: give them to the SubnetSampler that is handed in")
     return _passes(sampler, n_random, step, largest_last)
 
 

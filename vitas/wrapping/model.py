@@ -157,6 +157,7 @@ def whole(name: str, narrowed: type[nn.Module]) -> Callable[..., Any]:
 
 def remake(model: Model) -> None:
     """Make layers searchable that a method of the model, or a user, has put in place of those that the record names."""
+    vars(model)["_counts"].clear()  # they were those of other layers
     plan = Plan({})
     plan.remake(model, vars(model)["_remade"], model._dims)
     apply(plan.steps)
