@@ -85,7 +85,7 @@ class SearchResult:
         return np.array(values).reshape(len(evaluations), len(self.objectives))
 
     def _in_order(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-        """Return evaluations, best first on the first objective, then on the others; of equals the cheapest, the earliest."""
+        """Return evaluations, best first on the first objective, then on the others, then the cheapest, the earliest."""
         costs = [[evaluation.scores.get(name, 0.0) for name in ("flops", "params")] for evaluation in evaluations]
         keys = np.hstack([self._values(evaluations), np.array(costs).reshape(len(evaluations), 2)])
         return [evaluations[position] for position in np.lexsort(keys.T[::-1])]  # its last key counts first
