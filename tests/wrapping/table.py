@@ -131,7 +131,7 @@ def _short(message: str) -> str:
     """Return why a model is refused, without what is said to everybody and what differs from block to block."""
     _, found, why = message.partition("\n")[0].partition("cannot be wrapped")
     why = (why if found else message).partition("; supported are")[0].lstrip(": ")
-    return re.sub(r"\.\d+", ".N", why[:120]).replace("|", "/") or "no record"
+    return re.sub(r"\b\d+\b", "N", why[:120]).replace("|", "/") or "no record"
 
 
 # -- small models with weights -----------------------------------------------------------------------------------------

@@ -66,15 +66,20 @@ class ElasticDropPath(Narrowed):
         last = len(self.rates) - 1
         rates, place = torch.tensor(self.rates, device=x.device), self._number(x.device) * last
         steps = torch.sym_max(sum(depth.active for depth in self.depths) - 1, 1)
-        below = torch.clamp(torch.as_tensor(place // steps), max=last)
+        below = _at_most(place // steps, last)
         share = place / steps - below
-        rate = rates[below] + share * (rates[torch.clamp(below + 1, max=last)] - rates[below])
+        rate = rates[below] + share * (rates[_at_most(below + 1, last)] - rates[below])
         return drop_samples(x, 1 - rate, bool(vars(self).get("scale_by_keep", True)))
 
     def _number(self, device: torch.device | None = None) -> Any:
         """Return how many blocks run before this one; compiled, a symbol or a tensor on `device`."""
         own = self.depths[len(self.before)]
         return own.earlier(self.slot, device) + sum(depth.active for depth in self.before)
+
+
+def _at_most(number: Any, most: int) -> Any:
+    """Return the smaller of a number, which is a symbol or a tensor, and an int."""
+    return number.clamp(max=most) if isinstance(number, Tensor) else torch.sym_min(number, most)
 
 
 DROP_PATHS = (
