@@ -74,7 +74,7 @@ SMALL = {  # timm's name: (arguments, side of the images)
     "vit_tiny_r_s16_p8_224": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "patch_size": 1}, 32),
     "vit_small_patch16_18x2_224": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2}, 32),
     "xcit_nano_12_p16_224": ({"img_size": 32, "embed_dim": 32, "num_heads": 4, "depth": 2, "cls_attn_layers": 1}, 32),
-    "cait_xxs24_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 2, "depth_token_only": 1}, 32),
+    "cait_xxs24_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 4, "depth": 2, "depth_token_only": 1}, 32),
     "pvt_v2_b0": (
         {"embed_dims": (8, 16), "depths": (2, 1), "num_heads": (2, 4), "sr_ratios": (2, 1), "mlp_ratios": (4, 4), **SEES_32},
         32,
