@@ -22,7 +22,7 @@ from vitas import (
 )
 from vitas.errors import ChoiceError, ExportError, WrapError
 from vitas.plain import ClassAttention
-from vitas.wrapping.record import Axis, parsed
+from vitas.wrapping.record import Attribute, Axis, parsed, record_of
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
@@ -276,13 +276,31 @@ def test_a_record_reads_as_it_says():
         "Mine",
     )
     assert record.axes == {"qkv": (Axis(3, ("h", "d")), Axis(1, ("w",))), "a.b": (Axis(1, ()), Axis(4, ("u",)))}
+    assert parsed("fixed w n; shape = _, 2 h, _", "Mine").fixed == ("w", "n")
+    assert parsed("shape = _, 2 h, _", "Mine").attributes["shape"] == Attribute(Axis(2, ("h",)), None, False, 1)
     assert record.attributes["heads"].per == "head_dim"
     assert record.attributes["dims"].each
     assert not record.attributes["num_heads"].each
     assert (record.rows, record.stages, record.whole) == ("layers.*.blocks", ("layers",), ("stem",))
 
 
-@pytest.mark.parametrize("entry", ["qkv 3 h d", "qkv: 3 3", "qkv: H", "rows a b", "= h", "3x: w", "whole"])
+def test_an_entry_with_a_condition_holds_where_it_is_true():
+    module = nn.Sequential(nn.Linear(2, 3), nn.Identity())
+    vars(module).update(fused=True, plain=False)
+    text = "a: w if 0; b: w unless 0; c: w if 1; d: w unless 1; e: w if fused; f: w unless plain; g: w if plain"
+    assert list(record_of(text, module).axes) == ["a", "d", "e", "f"]
+
+
+def test_an_attribute_that_says_another_size_is_refused():
+    net = Net()
+    vars(net.blocks[1])["width"] = 7
+    with pytest.raises(WrapError, match=r"record of Gated: 'width = w': it is 7, the letters say 12"):
+        wrap(net, records={**OWN, Gated: f"{OWN[Gated]}; width = w"})
+
+
+@pytest.mark.parametrize(
+    "entry", ["shape = _, _", "shape = h, h, _", "qkv 3 h d", "qkv: 3 3", "qkv: H", "rows a b", "= h", "3x: w", "whole"]
+)
 def test_an_entry_in_no_form_is_refused_with_its_words(entry):
     with pytest.raises(WrapError, match=f"record of Mine: '{entry}'"):
         parsed(f"norm: w; {entry}", "Mine")
