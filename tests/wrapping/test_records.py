@@ -12,7 +12,7 @@ from tests.wrapping.checks import check_copies, check_counts, check_exports, che
 from vitas import VitasError, check_records, export_subnet, sample_subnet, search_space, use_subnet, wrap
 from vitas.errors import ChoiceError, ExportError, WrapError
 from vitas.plain import ClassAttention
-from vitas.wrapping.record import Axis, parsed
+from vitas.wrapping.record import Attribute, Axis, parsed, record_of
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
@@ -64,7 +64,7 @@ SMALL = {  # timm's name: (arguments, side of the images)
     "vit_tiny_r_s16_p8_224": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "patch_size": 1}, 32),
     "vit_small_patch16_18x2_224": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2}, 32),
     "xcit_nano_12_p16_224": ({"img_size": 32, "embed_dim": 32, "num_heads": 4, "depth": 2, "cls_attn_layers": 1}, 32),
-    "cait_xxs24_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 2, "depth_token_only": 1}, 32),
+    "cait_xxs24_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 4, "depth": 2, "depth_token_only": 1}, 32),
     "pvt_v2_b0": (
         {"embed_dims": (8, 16), "depths": (2, 1), "num_heads": (2, 4), "sr_ratios": (2, 1), "mlp_ratios": (4, 4), **SEES_32},
         32,
@@ -221,13 +221,31 @@ def test_a_record_reads_as_it_says():
         "Mine",
     )
     assert record.axes == {"qkv": (Axis(3, ("h", "d")), Axis(1, ("w",))), "a.b": (Axis(1, ()), Axis(4, ("u",)))}
+    assert parsed("fixed w n; shape = _, 2 h, _", "Mine").fixed == ("w", "n")
+    assert parsed("shape = _, 2 h, _", "Mine").attributes["shape"] == Attribute(Axis(2, ("h",)), None, False, 1)
     assert record.attributes["heads"].per == "head_dim"
     assert record.attributes["dims"].each
     assert not record.attributes["num_heads"].each
     assert (record.rows, record.stages, record.whole) == ("layers.*.blocks", ("layers",), ("stem",))
 
 
-@pytest.mark.parametrize("entry", ["qkv 3 h d", "qkv: 3 3", "qkv: H", "rows a b", "= h", "3x: w", "whole"])
+def test_an_entry_with_a_condition_holds_where_it_is_true():
+    module = nn.Sequential(nn.Linear(2, 3), nn.Identity())
+    vars(module).update(fused=True, plain=False)
+    text = "a: w if 0; b: w unless 0; c: w if 1; d: w unless 1; e: w if fused; f: w unless plain; g: w if plain"
+    assert list(record_of(text, module).axes) == ["a", "d", "e", "f"]
+
+
+def test_an_attribute_that_says_another_size_is_refused():
+    net = Net()
+    vars(net.blocks[1])["width"] = 7
+    with pytest.raises(WrapError, match=r"record of Gated: 'width = w': it is 7, the letters say 12"):
+        wrap(net, records={**OWN, Gated: f"{OWN[Gated]}; width = w"})
+
+
+@pytest.mark.parametrize(
+    "entry", ["shape = _, _", "shape = h, h, _", "qkv 3 h d", "qkv: 3 3", "qkv: H", "rows a b", "= h", "3x: w", "whole"]
+)
 def test_an_entry_in_no_form_is_refused_with_its_words(entry):
     with pytest.raises(WrapError, match=f"record of Mine: '{entry}'"):
         parsed(f"norm: w; {entry}", "Mine")

@@ -149,8 +149,10 @@ def _axis(text: str, entry: str, of: str) -> Axis:
 def _attribute(text: str, entry: str, of: str) -> Attribute:
     if "," in text:
         axes = [_axis(axis, entry, of) for axis in text.split(",")]
-        (at,) = (place for place, axis in enumerate(axes) if axis.letters)
-        return Attribute(axes[at], None, False, at)
+        places = [place for place, axis in enumerate(axes) if axis.letters]
+        if len(places) != 1:
+            raise _fault(of, entry, 'expected one place that follows, "_" for the others')
+        return Attribute(axes[places[0]], None, False, places[0])
     product, _, per = (part.strip() for part in text.partition("/"))
     return Attribute(_axis(product.removesuffix("*"), entry, of), per or None, product.endswith("*"))
 

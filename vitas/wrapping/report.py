@@ -29,8 +29,8 @@ class ExportReport:
         arguments: Sizes with which the constructor, or `timm.create_model` for the wrapped model, builds the same network;
             None where it cannot. `save_subnet`, `load_subnet` and `register` take the export either way.
         reasons: Why the constructor cannot.
-        of_plain: Parts that timm's classes cannot express, and that are of vitas.plain: attention of Twins whose heads
-            are together narrower or wider than the stage.
+        of_plain: Parts that timm's classes cannot express, and that are of vitas.plain: attention that timm ties to the
+            width of its input, whose heads are together narrower or wider.
     """
 
     of_class: str
@@ -51,8 +51,9 @@ def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) 
     """Say beforehand what `export_subnet` will return for a wrapped model.
 
     timm's classes express every subnet of a wrapped Vision Transformer, since its blocks are put together one by one; its
-    constructor has one size for all blocks, so it builds few of them. Of a wrapped Twins the same holds but for attention
-    whose heads do not add up to the width of the stage, which is of vitas.plain inside timm's block.
+    constructor has one size for all blocks, so it builds few of them. The same holds of other classes, but for attention
+    that timm ties to the width (of Twins, Swin V2, BEiT, PVTv2, XCiT, CaiT): where the heads do not add up to it, it is of
+    vitas.plain inside timm's block, and its window or table cannot be resized after the export.
 
     Args:
         model: What `wrap` returned, possibly inside DDP or torch.compile.

@@ -38,7 +38,11 @@ def wrap(
     inplace: bool = False,
     records: Mapping[type[nn.Module], str] | None = None,
 ) -> nn.Module:
-    """Return a Vision Transformer of timm made searchable: ViT, DeiT, Twins, Eva (DINOv3, EVA-02, PE), Swin, NaFlexVit, SAM.
+    """Return a model of timm made searchable: one of the classes that vitas/wrapping/records/timm.py describes.
+
+    ViT, DeiT, hybrids, Eva (DINOv3, EVA-02, PE), BEiT, NaFlexVit, Qwen3Vit, DeepseekVit, SAM, RelPos, CaiT, XCiT; in stages
+    Twins, Swin, SwinV2, PVTv2, MetaFormer; of MaxxVit (MaxViT, CoAtNet), PiT, LeViT, TinyViT, MViTv2 heads, MLPs and depths;
+    of Hiera and HieraDet (SAM 2) heads and MLPs.
 
     Also a tower of transformers: ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, Swin, SwinV2. The config of its exports says the
     sizes where one number holds for all blocks.
@@ -52,7 +56,7 @@ def wrap(
     largest has to be the model's own. "auto" goes in quarters (or thirds, or halves, where four does not divide), for
     `embed_dim` from a half; for `depth` it is every number from a half.
 
-    Stages (of Twins, of Swin) are alike in what they are given, ["50%", "100%"] say, or get an entry each: a list of which
+    Stages are alike in what they are given, ["50%", "100%"] say, or get an entry each: a list of which
     some entry is None, "auto" or several values, such as [None, "auto", [128, 192, 256], ["50%", "100%"]].
 
     Source: timm's models, 1.0.23 to 1.0.31, and transformers', 5.20 to 5.24; making them searchable is ours.
