@@ -343,20 +343,23 @@ def space_functions(bench: Bench, draw: Callable[[Any], Any]) -> None:
 
 
 def budgets(bench: Bench, draw: Callable[[Any], Any]) -> None:
-    """Sample and count inside budgets that are no budgets."""
+    """Sample and count inside budgets that are no budgets, with choices held that are none."""
     bound = st.one_of(st.none(), numbers(), words(), st.integers(0, 10**7))
     budget = draw(st.one_of(bound, st.tuples(bound, bound), st.lists(bound, max_size=3), anything()))
     other = draw(st.one_of(st.none(), st.none(), bound))
     which = draw(st.integers(0, 3))
     policy = draw(st.just("random") | words())
     number, count = draw(st.just(0) | scalars()), draw(st.just(0) | scalars())
-    with frugal(which, budget, other, policy, number, count):
+    fixed = near_subnets(bench, draw) if draw(st.booleans()) else draw(words() | st.none())
+    only = draw(st.one_of(st.none(), anything(), st.dictionaries(words() | st.just("*"), anything(), max_size=2)))
+    held = {"fixed": fixed, "only": only} if draw(st.booleans()) else {}
+    with frugal(which, budget, other, policy, number, count, held):
         if which == 0:
-            vitas.sample_subnet(bench.model, flops=budget, params=other, policy=policy)
+            vitas.sample_subnet(bench.model, flops=budget, params=other, policy=policy, **held)
         elif which == 1:
-            vitas.count_subnets(bench.model, params=budget)
+            vitas.count_subnets(bench.model, params=budget, **held)
         elif which == 2:
-            vitas.SubnetSampler(bench.model, params=budget, seed=number).sample(count)
+            vitas.SubnetSampler(bench.model, params=budget, seed=number, **held).sample(count)
         else:
             depth_law_for(bench.model, flops=budget)
 

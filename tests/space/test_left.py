@@ -126,6 +126,7 @@ def test_the_prior_of_what_is_left_is_its_own_conditioned():
         ({"depth": "most"}, None, r"fixed: depth: expected one of 1, 2, 3, got 'most'"),
         (None, {"depth": []}, r"only: 'depth': expected at least one value, got none"),
         (None, {"depth": 2}, r"only: 'depth': expected several values, got 2; fixed= takes one"),
+        (None, {"depth": itertools.count()}, r"only: 'depth': expected at most 16384 values, got more"),
         (None, {"depth": "largest"}, r"only: 'depth': expected several values, got 'largest'"),
         (None, {"depth": {2: 1}}, r"only: 'depth': expected several values, got \{2: 1\}"),
         (

@@ -11,7 +11,7 @@ from vitas.errors import ChoiceError, ExportError, is_one_of, one_of, shown
 from vitas.measure import relative_error
 from vitas.nn.layer import exported, is_layer
 from vitas.sample import use_subnet
-from vitas.space import Number, arguments_of, device_of, eval_mode, holders, search_space, unwrap
+from vitas.space import Number, Row, Subnet, arguments_of, device_of, eval_mode, holders, search_space, unwrap
 from vitas.superformer import create_superformer
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -97,8 +97,7 @@ def build_subnet(
     """
     with torch.device("meta"):
         model = create_superformer(name, num_classes=num_classes, img_size=img_size, in_chans=in_chans, **overrides)
-    space = search_space(model)
-    plain = export_subnet(model, space.decode(space.encode(subnet)))
+    plain = export_subnet(model, subnet if isinstance(subnet, Row) else Subnet(subnet))
     size = sum(parameter.nbytes for parameter in plain.parameters())
     if size > _MOST_BYTES:
         raise ExportError(f"{name}: this subnet needs {size / 2**40:.1f} TiB")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
-from vitas.checks import are_several
+from vitas.checks import MOST_VALUES, are_several
 from vitas.errors import ChoiceError, one_of, shown
 from vitas.space.walk import AnyChoice
 from vitas.tables import pattern_of
@@ -62,7 +63,9 @@ def _asked(what: str, asked: Any, choices: Mapping[str, AnyChoice]) -> list[tupl
         elif not are_several(values) or isinstance(values, Mapping):
             raise ChoiceError(f"only: {shown(pattern)}: expected several values, got {shown(values)}; fixed= takes one")
         else:
-            values = list(values)
+            values = list(islice(values, MOST_VALUES + 1))
+            if len(values) > MOST_VALUES:
+                raise ChoiceError(f"only: {shown(pattern)}: expected at most {MOST_VALUES} values, got more")
             if not values:
                 raise ChoiceError(f"only: {shown(pattern)}: expected at least one value, got none")
         found += [(name, pattern, values) for name in _named(what, pattern, list(choices))]
