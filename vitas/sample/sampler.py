@@ -95,7 +95,7 @@ class SubnetSampler:
             self._conditional = conditional_of(chain, self.windows)
 
     def _chain(self, measures: Iterable[str]) -> Chain | None:
-        """Return the space as a chain of decisions; None where it is none, or a cost is only known by running the model."""
+        """Return the space as a chain of decisions; None where it is too large, or a cost is only known by running."""
         if self._traced is not None:
             return None
         costs = [stated_cost(self.model) if name == "flops" else params_of(self.model) for name in measures]
@@ -128,7 +128,7 @@ class SubnetSampler:
         """Return `n` subnets inside the budget, encoded as by `space.encode`, (n, choices); nothing is activated.
 
         Raises:
-            ChoiceError: n is not an int of at least 0, or rng no numpy Generator.
+            ChoiceError: n is not an int of at least 0, or rng not a numpy Generator.
             BudgetError: not found in a bounded number of proposals.
         """
         n = as_count(n, "n", 0, ANY_INT)

@@ -72,7 +72,7 @@ def evolve(
     Raises:
         BudgetError: a budget that cannot be read or that no subnet meets.
         ChoiceError: a model without choices.
-        FileError: a storage file that is no journal.
+        FileError: a storage file that is not a journal.
         SearchError: objectives, limits or numbers that cannot be used; a storage made for another space, window, objectives,
             limits, settings or weights; what `evaluate` returned is not a number or lacks an objective; too many failures.
 

@@ -207,7 +207,7 @@ def supernet_report(
 
     Raises:
         ChoiceError: a model without choices, subnets of another space, a score or `n_random` that is not a number, an
-            `evaluate` that is no function.
+            `evaluate` that is not a function.
     """
     n_random = as_count(n_random, "n_random", 0)
     if not callable(evaluate):
@@ -250,7 +250,7 @@ def _mean_of_sides(model: nn.Module, space: SearchSpace, subnet: Subnet, evaluat
 
 
 def _sliced(model: nn.Module) -> set[AnyChoice]:
-    """Return the choices by which some layer cuts its weights; a head count that only regroups channels is none."""
+    """Return the choices by which some layer cuts its weights; not a head count that only regroups channels."""
     parts = (part for part in unwrap(model).modules() if isinstance(part, StatesWeights))
     layers = (part for part in parts if not isinstance(part, Elastic) or part.axes())
     return {base for layer in layers for _, choice in held(layer) for base in choice.bases}
