@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 MODULES = (
     "vitas",
     "vitas.nn",
@@ -61,6 +63,8 @@ def signature(it: Any) -> str:
     """Return a signature as text that is the same on every machine and version of Python."""
     if isinstance(it, property) or hasattr(it, "func"):
         return ""
+    if inspect.isclass(it) and it.__init__ is torch.nn.Module.__init__:  # annotated in some of torch's versions
+        return "(*args: Any, **kwargs: Any) -> None"
     try:
         text = str(inspect.signature(it)).replace("numpy.bool_", "numpy.bool")  # as numpy calls it since version 2
     except ValueError:

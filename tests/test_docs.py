@@ -29,6 +29,12 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, request):
     exec(compile("\n".join(code_of(page)), str(page), "exec"), names)
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_code_fits_the_width_of_a_page(page):
+    lines = "\n".join(code_of(page)).splitlines()
+    assert [line for line in lines if len(line) > 88] == []
+
+
 def _without_downloads(monkeypatch):
     """Pages ask timm for trained weights; here they stay as they are drawn."""
     timm = pytest.importorskip("timm")

@@ -90,7 +90,7 @@ def as_flag(flag: object, what: str, error: type[VitasError] = ChoiceError) -> b
 
 
 def as_percentage(text: str) -> float | None:
-    """Return the 60.0 of "60%"; None for text that is no percentage from 0 to 100."""
+    """Return the 60.0 of "60%"; None for text that is not a percentage from 0 to 100."""
     number = text.strip().removesuffix("%")
     try:
         share = float(number) if number != text.strip() else math.nan

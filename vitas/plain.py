@@ -942,7 +942,7 @@ class Twins(nn.Module):
     def strides(self) -> list[int]:
         """Return how many pixels a position of each stage's map stands for, in each direction."""
         embeds: Any = self.patch_embeds
-        return list(itertools.accumulate((embed.proj.stride[0] for embed in embeds), operator.mul))
+        return list(itertools.accumulate([embed.proj.stride[0] for embed in embeds], operator.mul))
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -1212,7 +1212,7 @@ def from_json(hint: Any, value: Any, check: Callable[[Any, Any, str], Any] = _as
         path: Where `value` stands, such as "blocks.0.mlp_dim".
 
     Raises:
-        KeyError, TypeError, ValueError, ArithmeticError: what `check` let through, and is none.
+        KeyError, TypeError, ValueError, ArithmeticError: what `check` let through though it is wrong.
     """
     value = check(hint, value, path)
     if isinstance(value, Mapping) and (kind := described_by(hint, value)):

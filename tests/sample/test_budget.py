@@ -30,6 +30,7 @@ from vitas import (
 from vitas.cost.expression import Cost
 from vitas.cost.stated import params_of
 from vitas.nn.depth import ShiftableIdentity, binomial_law
+from vitas.nn.layer import Elastic
 from vitas.nn.linear import CyclicLinear
 from vitas.sample.budget import Window, window_of
 from vitas.sample.chain import Chain
@@ -591,6 +592,19 @@ class Pair(nn.Module):
 
     def forward(self, x):
         return self.fc2(self.fc1(x).relu())
+
+
+def test_a_container_that_states_a_cost_for_tokens_only_is_counted_by_running():
+    class Row(Elastic, Pair):
+        """Two layers whose cost depends on the tokens that they are given."""
+
+    x = torch.randn(1, 3)
+    sampler, plain = (SubnetSampler(kind(), flops=(20, 50), inputs=x) for kind in (Row, Pair))
+    for step in range(12):
+        assert list(sampler.sample(step).values()) == list(plain.sample(step).values())
+        assert 20 <= count_flops(sampler.model, inputs=x).total <= 50
+    with pytest.raises(VitasError, match="Row states no cost for one image, only for a number of tokens"):
+        SubnetSampler(Row(), flops=50)
 
 
 def test_a_cost_that_is_only_traced_is_searched_a_bounded_number_of_times():

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,6 +122,12 @@ def test_what_fails_is_recorded_and_the_search_goes_on(model, tmp_path):
     assert told(vitas.evolve(model, evaluate, **SETTINGS)) == told(result)
     failed = [trial for trial in result.study.trials if trial.state.name == "FAIL"]
     assert {trial.user_attrs["error"] for trial in failed} <= set(errors.values())
+
+
+@pytest.mark.parametrize("most", [2**24 + 1, np.int64(10**12)])
+def test_any_number_of_failures_may_be_allowed(model, most):
+    result = vitas.evolve(model, lambda model: math.nan, max_failures=most, **SETTINGS)
+    assert [evaluation.error is None for evaluation in result.history] == [False] * 30
 
 
 def test_too_many_failures_in_a_row_stop_it_with_the_last_error(model, tmp_path):

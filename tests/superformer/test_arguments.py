@@ -8,8 +8,9 @@ import torch
 
 from tests.contract import randomize, relative_error
 from tests.superformer import test_deit, test_twins
-from vitas import ChoiceError, Dim, create_superformer, export_subnet, sample_subnet, search_space
+from vitas import ChoiceError, Dim, create_superformer, export_subnet, plain, sample_subnet, search_space
 from vitas.checks import MOST_VALUES, check_flags, check_numbers
+from vitas.nn import DropPath
 from vitas.superformer.arguments import MOST_BLOCKS, depths_of, patterns_of, reusable
 
 
@@ -168,3 +169,22 @@ def test_a_kind_that_follows_another_has_no_pattern_of_its_own():
         ChoiceError, match="mlp_dim follows embed_dim where it is not given; name embed_dim, or give mlp_dim"
     ):
         create_superformer("vitas_twins", mlp_ratios=4.0, sharing={"mlp_dim": "ordinal"})
+
+
+def test_numpys_numbers_are_pythons_in_what_is_built_and_exported():
+    rates = {"drop_path_rate": np.float32(0.5), "proj_drop_rate": np.float64(0.25), "attn_drop_rate": np.float16(0.125)}
+    model = test_deit.small(norm_eps=np.float32(2**-20), init_values=np.float64(0.5), **rates)
+    described = plain.VisionTransformerConfig.of(export_subnet(model)).as_json()
+    block = described["blocks"][-1]
+    found = [block[name] for name in ("drop_path", "proj_drop", "attn_drop", "norm_eps", "init_values")]
+    assert found == [0.5, 0.25, 0.125, 2**-20, 0.5]
+    assert {type(value) for value in found} == {float}
+    drop = DropPath(np.float32(0.5))
+    assert (drop.drop_prob, type(drop.drop_prob)) == (0.5, float)
+    assert type(drop.export().drop_prob) is float
+
+
+@pytest.mark.parametrize("name", ["drop_path_rate", "proj_drop_rate", "attn_drop_rate", "norm_eps"])
+def test_an_option_of_blocks_is_refused_under_the_name_of_its_argument(name):
+    with pytest.raises(ChoiceError, match=rf"^{name}: expected a number in \[0, .*\), got -0.5"):
+        test_deit.small(**{name: -0.5})

@@ -28,7 +28,7 @@ def refuse_too_many(channels: float, what: str) -> None:
 
 
 def in_order(values: Iterable[V], p: Sequence[float] | None) -> tuple[Iterable[V], Sequence[float] | None]:
-    """Return values in ascending order and their probabilities with them; values that are no numbers are refused later."""
+    """Return values in ascending order and their probabilities with them; values that are not numbers are refused later."""
     if p is None or not are_several(values) or not are_several(p):
         return values, p
     weights = list(islice(p, MOST_VALUES + 2))

@@ -33,7 +33,7 @@ _MOST_PRETRAINED = 2**16  # characters; timm copies them often
 
 
 def _plain(value: Any) -> Any:
-    """Return plain JSON values, tuples as lists; what is none, such as a loaded state, is left out of a dict."""
+    """Return plain JSON values, tuples as lists; what is not JSON, such as a loaded state, is left out of a dict."""
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

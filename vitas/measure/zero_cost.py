@@ -28,7 +28,7 @@ def zero_cost(model: nn.Module, inputs: Tensor) -> float:
 
     Raises:
         ShapeError: not a batch, or of images that the model cannot run.
-        VitasError: a model on the meta device, no linear layers under those names, or outputs that are no tensor.
+        VitasError: a model on the meta device, no linear layers under those names, or outputs that are not a tensor.
         ExportError: a subnet that cannot be exported.
     """
     return sum(dss(model, inputs))

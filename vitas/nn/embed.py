@@ -30,7 +30,7 @@ class ElasticPatchEmbed(Elastic, plain.PatchEmbed):
         bias: Whether the projection has a bias.
 
     Raises:
-        ChoiceError: a patch size that does not divide the image; image channels that are no positive int; channels that
+        ChoiceError: a patch size that does not divide the image; image channels that are not a positive int; channels that
             are neither a positive int nor a Dim.
     """
 

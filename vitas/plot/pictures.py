@@ -203,7 +203,7 @@ def training_curves(history: Mapping[str, Sequence[float]], *, window: int = 1, 
         x_name: What a step is.
 
     Raises:
-        ChoiceError: a window that is not an int of at least 1; values that are no row of numbers.
+        ChoiceError: a window that is not an int of at least 1; values that are not a row of numbers.
         VitasError: matplotlib is not installed.
     """
     window = as_count(window, "window")

@@ -16,7 +16,7 @@ from vitas.sample.outermost import DOWN, UP, TooManyCosts, outermost
 
 
 class Beside(NamedTuple):
-    """What subnets cost beside a window in which there is none."""
+    """What subnets cost beside an empty window."""
 
     low: int
     """Least cost of all subnets."""

@@ -135,7 +135,7 @@ class SubnetSampler:
         """Return `n` subnets inside the budget, encoded as by `space.encode`, (n, choices); nothing is activated.
 
         Raises:
-            ChoiceError: n is not an int of at least 0, or rng no numpy Generator.
+            ChoiceError: n is not an int of at least 0, or rng not a numpy Generator.
             BudgetError: not found in a bounded number of proposals.
             VitasError: the model has changed, and its costs with it.
         """

@@ -92,7 +92,7 @@ class Evolution:
 
         Raises:
             ChoiceError: not a subnet of the space, or of what is left of it.
-            SearchError: scores that are no numbers, without an objective or a limited value; a subnet told before.
+            SearchError: scores that are not numbers, without an objective or a limited value; a subnet told before.
         """
         subnet = self.space.subnet(subnet)
         code = self.space.encode(subnet)

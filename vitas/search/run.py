@@ -79,7 +79,7 @@ def evolve(
     Raises:
         BudgetError: a budget that cannot be read, that no subnet meets, or that an `initial` one does not.
         ChoiceError: a model without choices; as `SearchSpace.restrict`; an `initial` subnet of another space.
-        FileError: a storage file that is no journal.
+        FileError: a storage file that is not a journal.
         SearchError: objectives, limits or numbers that cannot be used; a storage made for another space or part of it,
             window, objectives, limits, settings or weights; what `evaluate` returned is not a number or lacks an objective;
             too many failures.

@@ -64,7 +64,7 @@ def open_storage(where: Any) -> Any:
     """Return the Optuna storage at a place: None for memory, a path for a journal file, a URL, or an Optuna storage itself.
 
     Raises:
-        FileError: a file that is no journal or cannot be opened, a folder that does not exist.
+        FileError: a file that is not a journal or cannot be opened, a folder that does not exist.
         SearchError: a database that cannot be opened; something else than a place.
         VitasError: optuna is not installed.
     """

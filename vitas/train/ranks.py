@@ -11,7 +11,7 @@ from vitas.checks import as_count
 from vitas.choice import SIDES, outside_graphs
 from vitas.errors import ChoiceError
 from vitas.sample import SubnetSampler
-from vitas.space import AnyChoice, Subnet, search_space, unwrap
+from vitas.space import AnyChoice, Subnet, gated_children, search_space, unwrap
 from vitas.train.unused import Hooks
 
 
@@ -23,11 +23,9 @@ def deciding(model: nn.Module) -> dict[str, AnyChoice]:
     Raises:
         ChoiceError: a model without choices.
     """
-    gates: set[AnyChoice] = set()
-    for module in unwrap(model).modules():
-        if (gate_of := getattr(module, "gate_of", None)) is not None:
-            gates |= {gate.choice for name in module._modules if (gate := gate_of(name)) is not None}
-    return {name: choice for name, choice in search_space(model).choices.items() if choice in gates}
+    gates = [gate for module in unwrap(model).modules() for _, _, gate in gated_children(module)]
+    decide = {gate.choice for gate in gates if gate is not None}
+    return {name: choice for name, choice in search_space(model).choices.items() if choice in decide}
 
 
 class RankSampler:

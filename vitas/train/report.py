@@ -241,7 +241,7 @@ def supernet_report(
 
     Raises:
         ChoiceError: a model without choices, subnets of another space, a score, `n_random` or `images` that is not a number,
-            an `evaluate` that is no function; as `SearchSpace.restrict`.
+            an `evaluate` that is not a function; as `SearchSpace.restrict`.
     """
     n_random = as_count(n_random, "n_random", 0)
     if images is not None:
@@ -289,7 +289,7 @@ def _mean_of_sides(model: nn.Module, space: SearchSpace, subnet: Subnet, evaluat
 
 
 def _sliced(model: nn.Module) -> set[AnyChoice]:
-    """Return the choices by which some layer cuts its weights; a head count that only regroups channels is none."""
+    """Return the choices by which some layer cuts its weights; not a head count that only regroups channels."""
     parts = (part for part in unwrap(model).modules() if issubclass(type(part), StatesWeights))
     layers = (part for part in parts if not isinstance(part, Elastic) or part.axes())
     return {base for layer in layers for _, choice in held(layer) for base in choice.bases}

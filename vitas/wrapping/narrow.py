@@ -226,7 +226,7 @@ def become(module: nn.Module, narrower: type[M], **held: Any) -> M:
 # -- exports -----------------------------------------------------------------------------------------------------------
 
 
-def plain(module: nn.Module | None, path: str = "") -> nn.Module | None:
+def plain(module: nn.Module | None) -> nn.Module | None:
     """Return the plain copy of any part: of searchable ones what their subnet is, of others what their class knows.
 
     Raises:

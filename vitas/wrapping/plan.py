@@ -224,8 +224,7 @@ class Plan:
         """Plan what layers of torch become that stand where a record names one, and that are not narrowed yet."""
         for name, several in axes.items():
             found = part_at(module, name)
-            if type(found) in (nn.Linear, nn.Conv2d, nn.LayerNorm):
-                assert isinstance(found, nn.Module)
+            if isinstance(found, nn.Module) and type(found) in (nn.Linear, nn.Conv2d, nn.LayerNorm):
                 self.leaf(found, several, lambda axis, runs=1: letters.get(axis.word, 1))
 
 
