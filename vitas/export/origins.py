@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vitas.checks import MOST_CHANNELS, is_int, is_number
-from vitas.errors import FileError, VitasError, brief, listed, shown
+from vitas.errors import FileError, brief, listed, shown
 from vitas.export.files import check
-from vitas.export.formats import NO_NETWORK, differences
+from vitas.export.formats import differences
 from vitas.fields import check_keys
 from vitas.wrapping.origin import LEAVE, is_plain, origin_of
 from vitas.wrapping.records import RECORDS
@@ -98,18 +98,19 @@ def _now(model: nn.Module) -> dict[str, Any]:
 
 def native(told: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
     """Return what the library itself reads in a config, where its constructor builds the network as it is; else nothing."""
+    own: Any = vars(module)
+    source = dict(told["source"])
     try:
         with _bounded(), torch.device("meta"):
-            source = {**told["source"], "arguments": json.loads(json.dumps(regular(told)))}
-            made = remade({"source": source, "subnets": []})
-    except NO_NETWORK:
+            of_timm = source["library"] == "timm"
+            source["arguments"] = regular(told) if of_timm else json.loads(own["config"].to_json_string())
+            made = original(source)
+    except Exception:  # whatever the library's own code raises for sizes that are not regular
         return {}
     if differences(made, module):
         return {}
-    own: Any = vars(module)
-    if source["library"] != "timm":
-        kind = type(module)
-        return {**source["arguments"], "architectures": [kind.__name__], "model_type": own["config"].model_type}
+    if not of_timm:
+        return {**source["arguments"], "architectures": [type(module).__name__], "model_type": own["config"].model_type}
     return {
         "architecture": source["name"],
         "num_classes": own["num_classes"],
@@ -253,7 +254,7 @@ def _told(what: str) -> Iterator[None]:
         yield
     except FileError:
         raise
-    except (*NO_NETWORK, VitasError) as error:
+    except Exception as error:  # whatever the library's own code raises
         raise FileError(f"{what} ({type(error).__name__}: {brief(error)})") from None
 
 
