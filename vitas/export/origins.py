@@ -54,9 +54,12 @@ def expressed(module: nn.Module, source: tuple[str, Mapping[str, Any]] | None) -
     origin = _given(origin_of(module), module, source)
     if origin is None or origin["source"] is None:
         return None
+    own = origin["source"]
+    refused = _refused_by(own["library"], own["name"], own["arguments"], "config: source")
+    arguments = {name: value for name, value in own["arguments"].items() if name not in refused}  # such as notes in a config
+    origin["source"] = {**own, "arguments": arguments}
+    _check_source(origin["source"], "config: source")
     with _told("config: it cannot be made again from what it was made of"), _bounded():
-        arguments = dict(origin["source"]["arguments"])
-        origin["source"] = {**origin["source"], "arguments": arguments}
         made = _made(origin, "config")
         if changed := {name: value for name, value in _now(module).items() if _now(made).get(name) != value}:
             arguments |= changed
@@ -201,10 +204,7 @@ def _check_source(source: Mapping[str, Any], where: str) -> None:
     check(isinstance(arguments, dict), f"{where}: arguments", "an object", arguments)
     if not is_plain(arguments):
         raise FileError(f"{where}: arguments: expected numbers, words and lists of them")
-    try:
-        refused = _refused_by_timm(name, where) if library == "timm" else _refused_by_transformers(name, arguments, where)
-    except ImportError as error:
-        raise FileError(f"{where}: {error}; pip install 'vitas[{library}]'") from None
+    refused = _refused_by(library, name, arguments, where)
     for argument, value in arguments.items():
         check(argument not in refused, f"{where}: arguments", "those of the model alone", argument)
         for number in _numbers(value):
@@ -220,6 +220,14 @@ def _numbers(value: Any) -> Iterator[int | float]:
             yield from _numbers(item)
     else:
         check(not isinstance(value, float), "arguments", "finite numbers", value)
+
+
+def _refused_by(library: str, name: str, arguments: Mapping[str, Any], where: str) -> set[str]:
+    """Return what no argument of a model may be called; refuse names of no model."""
+    try:
+        return _refused_by_timm(name, where) if library == "timm" else _refused_by_transformers(name, arguments, where)
+    except ImportError as error:
+        raise FileError(f"{where}: {error}; pip install 'vitas[{library}]'") from None
 
 
 def _refused_by_timm(name: str, where: str) -> set[str]:
