@@ -23,6 +23,7 @@ from vitas import (
 )
 from vitas.errors import FileError
 from vitas.export.network import _hash
+from vitas.export.origins import is_known
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
@@ -267,3 +268,35 @@ def test_a_model_straight_from_timm(tmp_path):
         pytest.skip("this timm forgets the arguments")
     save_subnet(model, tmp_path / "net")
     assert relative_error(load_subnet(tmp_path / "net").eval()(x), model(x)) == 0
+
+
+# -- transformers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", ["ViTConfig", "Dinov2Config", "SwinConfig"])
+def test_towers_of_transformers(config, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    if config == "SwinConfig":
+        sizes = {"embed_dim": 12, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4}
+    kind = getattr(transformers, config.replace("Config", "Model"))
+    if not is_known(f"{kind.__module__}.{kind.__qualname__}"):
+        pytest.skip("no record")
+    x = torch.randn(2, 3, 16, 16)
+    model = randomize(kind(getattr(transformers, config)(image_size=16, patch_size=2, **sizes))).eval()
+    wrapped = wrap(model, embed_dim=["50%", "100%"], depth="auto")
+    for policy in ("smallest", "largest"):
+        sample_subnet(wrapped, policy=policy)
+        export = export_subnet(wrapped)
+        save_subnet(export, tmp_path / policy)
+        loaded = load_subnet(tmp_path / policy).eval()
+        assert torch.equal(loaded(x).last_hidden_state, export(x).last_hidden_state)
+    native = kind.from_pretrained(tmp_path / "largest").eval()  # one that a constructor builds
+    assert torch.equal(native(x).last_hidden_state, model(x).last_hidden_state)
+    config_file = tmp_path / "smallest" / "config.json"
+    told = json.loads(config_file.read_text())
+    told["model"]["source"]["arguments"]["auto_map"] = {"AutoModel": "elsewhere/code"}
+    told["hash"] = _hash(told)
+    config_file.write_text(json.dumps(told))
+    with pytest.raises(FileError, match="those of the model alone, got 'auto_map'"):
+        load_subnet(tmp_path / "smallest")

@@ -145,7 +145,7 @@ def _built(config: Mapping[str, Any], folder: Path) -> tuple[nn.Module, Resize]:
     if known is None:
         raise FileError(
             f"{folder}: a network of class {shown(name)}, not one of those that are built here;"
-            " build one and pass it as into="
+            " build one and pass it as into=, or save it with source="
         )
     return built(known.kinds[name], told, where), known.resize
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vitas.checks import MOST_CHANNELS, is_int, is_number
-from vitas.errors import FileError, VitasError, brief, listed, shown
+from vitas.errors import FileError, brief, listed, shown
 from vitas.export.files import check
-from vitas.export.formats import NO_NETWORK, differences
+from vitas.export.formats import differences
 from vitas.fields import check_keys
 from vitas.wrapping.origin import LEAVE, is_plain, origin_of
 from vitas.wrapping.records import RECORDS
@@ -54,9 +54,12 @@ def expressed(module: nn.Module, source: tuple[str, Mapping[str, Any]] | None) -
     origin = _given(origin_of(module), module, source)
     if origin is None or origin["source"] is None:
         return None
+    own = origin["source"]
+    refused = _refused_by(own["library"], own["name"], own["arguments"], "config: source")
+    arguments = {name: value for name, value in own["arguments"].items() if name not in refused}  # such as notes in a config
+    origin["source"] = {**own, "arguments": arguments}
+    _check_source(origin["source"], "config: source")
     with _told("config: it cannot be made again from what it was made of"), _bounded():
-        arguments = dict(origin["source"]["arguments"])
-        origin["source"] = {**origin["source"], "arguments": arguments}
         made = _made(origin, "config")
         if changed := {name: value for name, value in _now(module).items() if _now(made).get(name) != value}:
             arguments |= changed
@@ -98,18 +101,19 @@ def _now(model: nn.Module) -> dict[str, Any]:
 
 def native(told: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
     """Return what the library itself reads in a config, where its constructor builds the network as it is; else nothing."""
+    own: Any = vars(module)
+    source = dict(told["source"])
     try:
         with _bounded(), torch.device("meta"):
-            source = {**told["source"], "arguments": json.loads(json.dumps(regular(told)))}
-            made = remade({"source": source, "subnets": []})
-    except NO_NETWORK:
+            of_timm = source["library"] == "timm"
+            source["arguments"] = regular(told) if of_timm else json.loads(own["config"].to_json_string())
+            made = original(source)
+    except Exception:  # whatever the library's own code raises for sizes that are not regular
         return {}
     if differences(made, module):
         return {}
-    own: Any = vars(module)
-    if source["library"] != "timm":
-        kind = type(module)
-        return {**source["arguments"], "architectures": [kind.__name__], "model_type": own["config"].model_type}
+    if not of_timm:
+        return {**source["arguments"], "architectures": [type(module).__name__], "model_type": own["config"].model_type}
     return {
         "architecture": source["name"],
         "num_classes": own["num_classes"],
@@ -200,10 +204,7 @@ def _check_source(source: Mapping[str, Any], where: str) -> None:
     check(isinstance(arguments, dict), f"{where}: arguments", "an object", arguments)
     if not is_plain(arguments):
         raise FileError(f"{where}: arguments: expected numbers, words and lists of them")
-    try:
-        refused = _refused_by_timm(name, where) if library == "timm" else _refused_by_transformers(name, arguments, where)
-    except ImportError as error:
-        raise FileError(f"{where}: {error}; pip install 'vitas[{library}]'") from None
+    refused = _refused_by(library, name, arguments, where)
     for argument, value in arguments.items():
         check(argument not in refused, f"{where}: arguments", "those of the model alone", argument)
         for number in _numbers(value):
@@ -219,6 +220,14 @@ def _numbers(value: Any) -> Iterator[int | float]:
             yield from _numbers(item)
     else:
         check(not isinstance(value, float), "arguments", "finite numbers", value)
+
+
+def _refused_by(library: str, name: str, arguments: Mapping[str, Any], where: str) -> set[str]:
+    """Return what no argument of a model may be called; refuse names of no model."""
+    try:
+        return _refused_by_timm(name, where) if library == "timm" else _refused_by_transformers(name, arguments, where)
+    except ImportError as error:
+        raise FileError(f"{where}: {error}; pip install 'vitas[{library}]'") from None
 
 
 def _refused_by_timm(name: str, where: str) -> set[str]:
@@ -253,7 +262,7 @@ def _told(what: str) -> Iterator[None]:
         yield
     except FileError:
         raise
-    except (*NO_NETWORK, VitasError) as error:
+    except Exception as error:  # whatever the library's own code raises
         raise FileError(f"{what} ({type(error).__name__}: {brief(error)})") from None
 
 

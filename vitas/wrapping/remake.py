@@ -81,45 +81,22 @@ def _given(subnet: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def regular(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments that may build the network alone: those of its source with its sizes, where the constructor has them.
+    """Return arguments with which timm may build the network alone: those of its source, with the sizes of the network.
 
-    Whether they do has to be tried: there is one size for all blocks of a stage.
+    Whether they do has to be tried: a constructor has one size for all blocks of a stage.
     """
     arguments = dict(origin["source"]["arguments"])
     if not origin["subnets"]:
         return arguments
     *before, last = origin["subnets"]
     model = narrowed(taken(original(origin["source"]), before), last)
-    known = _known(model.shape.narrowed)
-    return arguments | {name: value for name, value in _sizes(model).items() if name in known}
-
-
-def _sizes(model: Model) -> dict[str, Any]:
-    """Return the sizes of the active subnet in the words of timm's constructors, and in those of Hugging Face's configs."""
-    own = [sizes(stage) for stage in model._stages]
-    rows = [constructor_arguments(stage) for stage in own]
-    first = rows[0]
-    hidden = {
-        "hidden_size": first["embed_dim"],
-        "intermediate_size": own[0].mlp_dim[0],
-        "num_hidden_layers": first["depth"],
-        "num_attention_heads": first["num_heads"],
-    }
-    if not own[0].prefix:
-        return {**first, **hidden}
-    several = {f"{name}s": [row[name] for row in rows] for name in ("embed_dim", "depth", "mlp_ratio")}
-    return {
-        "embed_dim": first["embed_dim"],
-        "mlp_ratio": first["mlp_ratio"],
-        **several,
-        "num_heads": [row["num_heads"] for row in rows],
-    }
-
-
-def _known(kind: Any) -> set[str]:
-    """Return the names that a class is built by."""
-    config = getattr(kind, "config_class", None)
-    return set(inspect.signature(kind).parameters if config is None else config().to_dict())
+    rows = [constructor_arguments(sizes(stage)) for stage in model._stages]
+    words: dict[str, Any] = dict(rows[0])
+    if model._stages[0].prefix:
+        words |= {f"{name}s": [row[name] for row in rows] for name in ("embed_dim", "depth", "mlp_ratio")}
+        words["num_heads"] = [row["num_heads"] for row in rows]
+    known = inspect.signature(type(model).shape.narrowed).parameters
+    return arguments | {name: value for name, value in words.items() if name in known}
 
 
 @contextmanager
