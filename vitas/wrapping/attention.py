@@ -7,7 +7,7 @@ computation runs in a class whose code asks its layers, and the export is of tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,14 @@ from vitas.wrapping.narrow import plain as exported
 
 
 class Freed(Narrowed):
-    """Attention that runs its library's code as the whole model, and as a subnet `free`, which fits always.
+    """Attention that runs its library's code where that fits, else `free`, which fits always.
 
     Compiled, one graph of `free` serves all subnets.
     """
 
     words = ("w",)
+    whole_only: ClassVar[bool] = False
+    """Whether the library's code reads the weights of layers, which are those of the whole model."""
     free: Callable[..., Any]
 
     @property
@@ -35,13 +37,14 @@ class Freed(Narrowed):
         return bool(self._dims["h d"].active == self._dims["w"].active)
 
     @property
-    def full(self) -> bool:
-        """Whether the active subnet is the whole attention: its library's code may read the weights of layers, which are."""
-        return all(self._dims[word].active == self._dims[word].largest for word in ("h d", "w"))
+    def fits(self) -> bool:
+        """Whether the library's code runs as the active subnet."""
+        full = all(self._dims[word].active == self._dims[word].largest for word in ("h d", "w"))
+        return full or (self.tied and not self.whole_only)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Attend."""
-        if compiling() or not self.full:
+        if compiling() or not self.fits:
             return type(self).free(self, *inputs, **options)
         return super().forward(*inputs, **options)
 
@@ -108,6 +111,7 @@ class Alike(InPlain):
 class _Biased(Alike):
     """BEiT's attention by the code of vitas.plain.BiasedAttention."""
 
+    whole_only = True
     kind = plain.BiasedAttention
     free = plain.BiasedAttention.forward
 
@@ -115,6 +119,7 @@ class _Biased(Alike):
 class _Cosine(Alike):
     """Attention of Swin V2 by the code of vitas.plain.CosineAttention."""
 
+    whole_only = True
     kind = plain.CosineAttention
     free = plain.CosineAttention.forward
 
@@ -165,6 +170,7 @@ class _Tokens(InPlain):
 class _Eva(Freed):
     """timm's EvaAttention by the code of its AttentionRope, of which exports are where EvaAttention does not fit."""
 
+    whole_only = True
     num_prefix_tokens: int
     scale: float
 
