@@ -19,7 +19,7 @@ from vitas.errors import FileError, brief, listed, shown
 from vitas.export.files import check
 from vitas.export.formats import differences
 from vitas.fields import check_keys
-from vitas.wrapping.origin import LEAVE, is_plain, origin_of
+from vitas.wrapping.origin import LEAVE, MADE_FROM, is_plain, origin_of
 from vitas.wrapping.records import RECORDS
 from vitas.wrapping.remake import original, regular, remade, taken, unwritten, weightless
 
@@ -158,7 +158,7 @@ def built(told: Any, name: str, where: str) -> nn.Module:
 def completed(told: Mapping[str, Any]) -> nn.Module:
     """Return a network that `built` has made sure of, with all that stands in no file; its weights say nothing."""
     with weightless():
-        return _settled(remade(told), told)
+        return _settled(remade(told), told, told["source"])
 
 
 def drawn(told: Mapping[str, Any], **options: Any) -> nn.Module:
@@ -169,12 +169,13 @@ def drawn(told: Mapping[str, Any], **options: Any) -> nn.Module:
         options: Other arguments of the original.
     """
     source = {**told["source"], "arguments": {**told["source"]["arguments"], **options}}
-    return _settled(remade({**told, "source": source}), told)
+    return _settled(remade({**told, "source": source}), told, source)
 
 
-def _settled(model: nn.Module, told: Mapping[str, Any]) -> nn.Module:
-    """Return a network that knows where its weights came from, as it knew it."""
+def _settled(model: nn.Module, told: Mapping[str, Any], source: Mapping[str, Any]) -> nn.Module:
+    """Return a network that knows of what it was made, and where its weights came from, as it knew it."""
     own: Any = vars(model)
+    own[MADE_FROM] = {"source": dict(source), "subnets": [dict(subnet) for subnet in told["subnets"]]}
     if "pretrained_cfg" in own:
         pretrained = {key: tuple(item) if isinstance(item, list) else item for key, item in told["pretrained_cfg"].items()}
         own["pretrained_cfg"] = own["default_cfg"] = pretrained
