@@ -74,6 +74,7 @@ def test_operators_work_on_the_ranks_of_what_is_left(model):
     assert repair(ranks[0], (codes[0] >= 0) & (genome.sizes == 1), genome, are_left, rng) is None
 
 
+@pytest.mark.extras
 def test_a_search_keeps_to_what_is_left_and_its_storage_to_the_search(model, tmp_path):
     options = {"population": 4, "generations": 2, "progress": False, "storage": str(tmp_path / "log")}
     part = search_space(model).restrict(**GIVEN)
@@ -88,6 +89,7 @@ def test_a_search_keeps_to_what_is_left_and_its_storage_to_the_search(model, tmp
         evolve(model, made_up, **options, fixed={"depth": 2})
 
 
+@pytest.mark.extras
 def test_a_storage_from_before_there_were_held_choices_goes_on(model, tmp_path, monkeypatch):
     options = {"population": 4, "progress": False, "storage": str(tmp_path / "log")}
     facts = vitas.search.run._facts
@@ -99,6 +101,7 @@ def test_a_storage_from_before_there_were_held_choices_goes_on(model, tmp_path, 
     assert len(evolve(model, lambda model: 1.0, generations=2, **options).history) == 8
 
 
+@pytest.mark.extras
 def test_suggestions_are_of_what_is_left(model):
     optuna = pytest.importorskip("optuna")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

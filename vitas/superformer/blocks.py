@@ -140,5 +140,5 @@ def row_of(
     """Return the blocks of a model, or of one of its stages; `block` makes that of a slot."""
     prefix = "" if stage is None else f"{stage}."
     least, slots, step = depths_of(depth, f"{prefix}depth")
-    name = f"{prefix}depth" if shift else f"{prefix}use"
+    name = f"{prefix}depth" if shift else "blocks.use" if stage is None else f"{prefix}use"
     return ShiftableIdentity(map(block, range(slots)), min_depth=least, step=step, p=depth_p, shift=shift, name=name)

@@ -318,7 +318,7 @@ def supported_parts(plan: Plan) -> str:
 
 
 def refuse_unfit(model: nn.Module, plan: Plan) -> None:
-    """Run a subnet of odd sizes without memory for its weights, and refuse records by which it does not run.
+    """Run a subnet of odd sizes, none of them the largest, without memory, and refuse records by which it does not run.
 
     Raises:
         WrapError: with what the library's code says.
@@ -332,7 +332,9 @@ def refuse_unfit(model: nn.Module, plan: Plan) -> None:
     except VitasError:
         return  # a model that does not know the size of its images
     if any(holders(twin)):
-        (space := search_space(twin)).activate(space.sample(torch.Generator().manual_seed(0)))
+        space = search_space(twin)
+        narrower = space.restrict(only={name: choice.values[:-1] for name, choice in space.choices.items()})
+        space.activate(narrower.sample(torch.Generator().manual_seed(0)))
     try:
         with torch.no_grad():
             twin.eval()(image)

@@ -17,7 +17,7 @@ _POSITIONS = "; ".join(
 )
 
 _MODELS = {
-    "vision_transformer.VisionTransformer": f"{_VIT}; head: _, w",
+    "vision_transformer.VisionTransformer": f"{_VIT}; head: _, w; fixed w unless patch_embed.proj",
     "deit.VisionTransformerDistilled": f"{_VIT}; dist_token: _, _, w; head head_dist: _, w",
     "twins.Twins": "stages patch_embeds blocks pos_block; rows blocks.*; norm: w; head: _, w; embed_dims = w*; depths = n*;"
     " num_features head_hidden_size = w",
