@@ -1,5 +1,6 @@
 """What a prompt completes, and what typing a folder's name for a function's answers."""
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -25,3 +26,7 @@ def test_a_folder_that_is_called_names_what_was_meant(name):
         *_, last = path.split(".")
         assert callable(getattr(sys.modules[path.removesuffix(f".{last}")], last))
     assert len(str(caught.value)) <= 160
+
+
+def test_a_folder_can_be_pickled():
+    assert pickle.loads(pickle.dumps(vitas.search)) is vitas.search

@@ -1,8 +1,9 @@
 """Searchable Vision Transformer layers: train one superformer in your own loop, search it, export plain torch."""
 
+import importlib
 import sys
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vitas import nn, plain, plot, sharing, superformer, train
 from vitas.choice import Choice, Dim
@@ -98,6 +99,10 @@ _MEANT = {
 
 class _Folder(ModuleType):
     """A folder of the library: called by mistake, as in vitas.search(model), it names what was meant."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let pickles of functions (cloudpickle) hold a folder by its name."""
+        return importlib.import_module, (self.__name__,)
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
         raise VitasError(f"{self.__name__} is a folder of the library; call {_MEANT[self.__name__]}")

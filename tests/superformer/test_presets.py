@@ -139,10 +139,10 @@ def test_names_do_not_depend_on_what_stands_around(name, shift, tmp_path):
     again = nn.Sequential(nn.Identity(), nn.ModuleDict({"backbone": create_superformer(name, **options)}))
     vitas.load_superformer(again, tmp_path / "around")
     assert all(torch.equal(value, weights[key]) for key, value in again[1]["backbone"].state_dict().items())
-    with pytest.raises(FileError, match=r"it into get_submodule\('1\.backbone'\)"):
+    with pytest.raises(FileError, match=r"choices stand at '', here at '1\.backbone'"):
         vitas.load_superformer(again, tmp_path / "model")
     elsewhere = nn.Sequential(create_superformer(name, **options))
-    with pytest.raises(FileError, match=r"stands at '1\.backbone' there; load it into get_submodule\('0'\)"):
+    with pytest.raises(FileError, match=r"choices stand at '1\.backbone', here at '0'"):
         vitas.load_superformer(elsewhere, tmp_path / "around")
 
 
@@ -163,3 +163,27 @@ def test_positions_of_a_file_of_a_module_around_the_model_follow_the_image_size(
     for key, value in expected[1].state_dict().items():
         assert torch.equal(value, whole[1].state_dict()[key])
         assert torch.equal(value, inside[1].state_dict()[key])
+
+
+class Around(nn.Module):
+    """A layer whose heads are not searched, beside a part that is."""
+
+    def __init__(self, heads):
+        super().__init__()
+        hidden = vitas.Dim([8, 16], name="hidden")
+        self.attention = vitas.nn.ElasticAttention(16, num_heads=heads)
+        self.body = nn.Sequential(vitas.nn.CyclicLinear(16, hidden), nn.ReLU(), vitas.nn.CyclicLinear(hidden, 8))
+
+
+def test_what_is_not_searched_beside_the_part_that_is_has_to_be_equal_too(tmp_path):
+    model = Around(2)
+    vitas.save_superformer(model, tmp_path / "model")
+    vitas.save_superformer(nn.ModuleDict({"inner": model}), tmp_path / "around")
+    with pytest.raises(FileError, match=r"model: attention\.num_heads: expected 4, got 2"):
+        vitas.load_superformer(Around(4), tmp_path / "model")
+    with pytest.raises(FileError, match=r"around: inner\.attention\.num_heads: expected 4, got 2"):
+        vitas.load_superformer(Around(4), tmp_path / "around")
+    for file in ("model", "around"):
+        other = Around(2)
+        vitas.load_superformer(other, tmp_path / file)
+        assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))

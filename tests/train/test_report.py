@@ -107,6 +107,10 @@ def test_kendalls_tau():
     assert math.isnan(kendall_tau([1, 1, 1], [1, 2, 3]))
     with pytest.raises(ChoiceError, match="scores: expected as many in both lists, got 2 and 3"):
         kendall_tau([1, 2], [1, 2, 3])
+    low, other = -math.inf, [3, 4, 5, 1, 2]
+    assert kendall_tau([1, 2, 3, low, low], other) == pytest.approx(tau_by_pairs([1, 2, 3, 0, 0], other))
+    with pytest.raises(ChoiceError, match="scores: expected two lists of numbers, got None"):
+        kendall_tau(None, [1, 2])
     with pytest.raises(ChoiceError, match="score: expected a number, got 'high'"):
         kendall_tau([1, 2], [1, "high"])
     random = np.random.default_rng(0)
@@ -164,6 +168,8 @@ def test_the_spread_is_judged_only_where_images_and_scores_say_something():
     assert "apart" not in verdict(n=7, images=100)  # too few networks
     assert "apart" not in verdict(high=1.5, images=100)  # no accuracies
     assert "apart" in verdict(images=100)
+    with pytest.raises(ChoiceError, match="retrained: expected a mapping from subnets to scores"):
+        supernet_report(small(), size_score, retrained=[0.5])
     with pytest.raises(ChoiceError, match="images: expected a positive int, got 0"):
         verdict(images=0)
 

@@ -357,3 +357,64 @@ def test_attributes_and_blocks_that_follow_the_choices_cannot_be_set():
     ):
         with pytest.raises(VitasError, match=r"cannot be set|export"):
             change()
+
+
+# -- mistakes that used to pass ----------------------------------------------------------------------------------------
+
+
+def tiny():
+    options = {"img_size": 32, "embed_dim": 24, "num_heads": 2, "depth": 3, "num_classes": 5}
+    return randomize(timm.create_model("deit_tiny_patch16_224", **options)).eval(), torch.randn(2, 3, 32, 32)
+
+
+def test_records_are_not_said_to_be_right_where_nothing_was_compared():
+    model, x = tiny()
+    wrapped = wrap(model)
+    assert check_records(wrapped, x) < 1e-5
+    with pytest.raises(ChoiceError, match="subnets: expected a positive int, got 0"):
+        check_records(wrapped, x, subnets=0)
+    wrapped.get_parameter("pos_embed").data.fill_(float("nan"))
+    with pytest.raises(WrapError, match="nothing to compare: its outputs are NaN"):
+        check_records(wrapped, x)
+
+
+def test_mistakes_in_arguments_leave_the_model_alone():
+    model, _ = tiny()
+    for order, message in (
+        ({"blocks.0.num_heads": [1, 2], "blocks.1.num_heads": [1]}, r"blocks\.1\.num_heads: expected 2 scores"),
+        ({"blocks.0.num_heads": [[1], [2, 3]]}, r"blocks\.0\.num_heads: expected 2 scores"),
+        ({"nope": [1]}, "order: expected one of .*, got 'nope'"),
+    ):
+        with pytest.raises(ChoiceError, match=message):
+            wrap(model, order=order, inplace=True)
+        assert type(model) is timm.models.vision_transformer.VisionTransformer
+    with pytest.raises(ChoiceError, match="leave: expected values, or a list with an entry for each stage"):
+        wrap(model, depth=[2, 3], leave={1: 2})
+    with pytest.raises(ChoiceError, match="images: the model does not take them"):
+        wrap(model, order="activation", images=torch.randn(2, 3))
+    for records in ("x", [1], {"Block": "norm: w"}, {nn.Linear: 5}):
+        with pytest.raises(WrapError, match="records: expected classes and lines"):
+            wrap(model, records=records)
+
+
+@pytest.mark.parametrize("axis", ["h 3 d", "0 h d"])
+def test_a_number_stands_in_front_of_the_letters(axis):
+    with pytest.raises(WrapError, match="expected a number from 1 on, in front"):
+        parsed(f"qkv: {axis}, w", "Mine")
+
+
+def test_a_subnet_none_of_whose_sizes_is_the_largest_is_tried():
+    class Stem(nn.Module):
+        """Writes the whole stream, whatever the width."""
+
+        def __init__(self):
+            super().__init__()
+            self.proj = nn.Conv2d(3, 24, 16, 16)
+
+        def forward(self, x):
+            return self.proj(x).flatten(2).transpose(1, 2)
+
+    model, _ = tiny()
+    model.patch_embed = Stem()
+    with pytest.raises(WrapError, match="cannot be wrapped"):
+        wrap(model, embed_dim=[18, 24], records={Stem: "whole proj"})

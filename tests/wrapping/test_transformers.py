@@ -215,3 +215,14 @@ def test_a_part_of_ones_own_is_refused_with_its_path():
     model.layers[1].mlp = torch.nn.Sequential(torch.nn.Linear(48, 48))
     with pytest.raises(WrapError, match=r"layers\.1\.mlp\.0"):
         wrap(model)
+
+
+def test_the_config_is_that_of_the_blocks_that_run():
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=16
+    )
+    wrapped = wrap(transformers.ViTModel(config).eval(), depth=[2, 3, 4], leave=[0, 1])
+    sizes = {f"blocks.{i}.{name}": value for i in (1, 2, 3) for name, value in (("num_heads", 2), ("mlp_dim", 24))}
+    export = export_subnet(wrapped, search_space(wrapped).subnet({"depth": 3, **sizes}))
+    told = export.config
+    assert (told.num_hidden_layers, told.num_attention_heads, told.intermediate_size) == (3, 2, 24)

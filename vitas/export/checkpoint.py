@@ -48,8 +48,8 @@ def save_superformer(model: nn.Module, path: AnyPath) -> None:
         "version": str(VERSION),
         "part": prefix,
         "space": json.dumps(search_space(inner).description()),
-        "fixed": json.dumps(_fixed_values(part)),
-        "derived": json.dumps(_derived_runs(part)),
+        "fixed": json.dumps(_fixed_values(inner)),
+        "derived": json.dumps(_derived_runs(inner)),
         "img_size": json.dumps(_img_size(part)),
     }
     tensors = own_tensors(inner)
@@ -69,39 +69,39 @@ def load_superformer(model: nn.Module, path: AnyPath) -> None:
             that does not fit. The model is then unchanged.
     """
     whole, path = unwrap(model), as_path(path)
-    own_prefix, inner = _searchable_part(whole)
+    own, inner = _searchable_part(whole)
     refuse_meta(whole, f"{path}")
     metadata = read_metadata(path)
     if metadata.get("format") != SUPERFORMER or metadata.get("version") != str(VERSION):
         raise FileError(
             f"{path}: expected format {shown(SUPERFORMER)} version {VERSION}, got {shown(metadata.get('format'))}"
         )
-    if "part" not in metadata:  # an older file
-        own_prefix, inner = "", whole
-    prefix = metadata.get("part", "")
-    if prefix != own_prefix and own_prefix:
+    if "part" not in metadata:  # an older file, which is read by the very module that was written
+        inner = whole
+    at = metadata.get("part", own)
+    if at != own and own and not at.endswith(f".{own}"):
         raise FileError(
-            f"{path}: of a model that stands at {shown(prefix)} there; load it into get_submodule({own_prefix!r})"
+            f"{path}: its choices stand at {shown(at)}, here at {shown(own)}; load it into the part that was written"
         )
-    target, below = (whole, "") if prefix == own_prefix else (inner, f"{prefix}.")
+    below = at[: len(at) - len(own)] if own or not at else f"{at}."  # where the names of this model begin in the file
     _check_space(inner, metadata, path)
-    state = target.state_dict()
+    state = whole.state_dict()
     old, new = read_json(metadata.get("img_size", "null"), path), _img_size(inner)
     check(old == new or (new is not None and is_size(old)), f"{path}: img_size", "two ints", old)
     if old != new and not hasattr(inner, "patch_size"):
         raise FileError(f"{path}: images of {old} pixels; model.set_input_size({old}) before loading")
-    start = f"{own_prefix}." if target is whole and own_prefix else ""
+    start = f"{own}." if own else ""
     tables = {name for name in state if name.removeprefix(start).split(".")[0] == "pos_embed" and old != new}
     wanted = {below + name: (tuple(tensor.shape), dtype_name(tensor)) for name, tensor in state.items()}
     check_header(path, wanted, {below + name for name in tables}, below)
-    _check_unsearched(inner, metadata, path)
+    _check_unsearched(whole, metadata, path, below)
     tensors = {name.removeprefix(below): it for name, it in load_file(path).items() if name.startswith(below)}
     for name in tables:
         patch, width, shape = _patch_of(inner, name.removeprefix(start)), state[name].shape[-1], tuple(tensors[name].shape)
         if len(shape) != 3 or (shape[0], shape[2]) != (1, width):
             raise FileError(f"{path}: {name}: expected shape (1, positions, {width}), got {shown(shape)}")
         tensors[name] = resampled_positions(tensors[name], old, new, patch, inner.num_prefix_tokens, path)
-    target.load_state_dict(tensors)
+    whole.load_state_dict(tensors)
 
 
 def _check_space(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> None:
@@ -117,7 +117,7 @@ def _check_space(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> N
         raise FileError(f"{path}: another search space; different in {listed(differing)}")
 
 
-def _check_unsearched(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> None:
+def _check_unsearched(model: nn.Module, metadata: Mapping[str, str], path: Path, below: str) -> None:
     """Compare values that are not searched and runs that follow others, which neither space nor shapes tell.
 
     Raises:
@@ -125,13 +125,14 @@ def _check_unsearched(inner: nn.Module, metadata: Mapping[str, str], path: Path)
     """
     fixed = read_json(metadata.get("fixed", "{}"), path)
     check(isinstance(fixed, dict), f"{path}: fixed", "an object", fixed)
-    for name, value in _fixed_values(inner).items():  # equal shapes do not tell how many heads there are
-        check(fixed.get(name) == value, f"{path}: {name}", str(value), fixed.get(name))
-    derived, here = read_json(metadata.get("derived", "null"), path), _derived_runs(inner)  # null: an older file
-    if derived is not None and derived != here:
+    for name, value in _fixed_values(model).items():  # equal shapes do not tell how many heads there are
+        check(fixed.get(below + name) == value, f"{path}: {below}{name}", str(value), fixed.get(below + name))
+    derived, here = read_json(metadata.get("derived", "null"), path), _derived_runs(model)  # null: an older file
+    if derived is not None:
         check(isinstance(derived, dict), f"{path}: derived", "an object", derived)
-        differing = [name for name in {**here, **derived} if here.get(name) != derived.get(name)]
-        raise FileError(f"{path}: widths that follow others use other channels in {listed(differing)}")
+        there = {name.removeprefix(below): runs for name, runs in derived.items() if name.startswith(below)}
+        if differing := [name for name in {**here, **there} if here.get(name) != there.get(name)]:
+            raise FileError(f"{path}: widths that follow others use other channels in {listed(differing)}")
 
 
 def _searchable_part(model: nn.Module) -> tuple[str, Any]:

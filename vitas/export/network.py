@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vitas.errors import FileError, brief, listed, shown
+from vitas.errors import ExportError, FileError, brief, listed, shown
 from vitas.export import origins
 from vitas.export.files import (
     AnyPath,
@@ -25,6 +25,7 @@ from vitas.export.files import (
 from vitas.export.formats import Format, Resize, built, expressed
 from vitas.export.plain_format import PLAIN
 from vitas.fields import check_keys
+from vitas.nn.kept import refuse_patches
 from vitas.nn.patches import pixels
 from vitas.space import holders, unwrap
 
@@ -53,6 +54,11 @@ def save_subnet(module: nn.Module, folder: AnyPath, *, source: tuple[str, Mappin
     module = unwrap(module)
     if any(holders(module)):
         raise FileError(f"{type(module).__name__} is searchable: save what export_subnet returns, or use save_superformer")
+    try:
+        for part in module.modules():
+            refuse_patches(part)
+    except ExportError as error:
+        raise FileError(f"{error}; no file holds that") from None
     tensors = own_tensors(module)
     told = _told(module, source)
     config: dict[str, Any] = {

@@ -72,18 +72,19 @@ def _created(folder: Path, pretrained: bool, options: dict[str, Any]) -> nn.Modu
             raise ChoiceError(f"{folder.name}: {one_of(legal, option)}; the rest of a saved network is settled")
     loaded: Any = load_subnet(folder, img_size=options.get("img_size"))  # checks the file too
     classes, pool = options.get("num_classes", loaded.num_classes), options.get("global_pool")
-    if classes != loaded.num_classes or pool is not None:
-        loaded.reset_classifier(classes, pool)
-    if not origins.is_origin(told):
-        return loaded if pretrained else _drawn(loaded)
-    features: dict[str, Any] = {name: options.pop(name) for name in ("features_only", "out_indices") if name in options}
+    asked = shown(options)
     try:
+        if classes != loaded.num_classes or pool is not None:
+            loaded.reset_classifier(classes, pool)
+        if not origins.is_origin(told):
+            return loaded if pretrained else _drawn(loaded)
+        features: dict[str, Any] = {name: options.pop(name) for name in ("features_only", "out_indices") if name in options}
         model = origins.drawn(told, **options)
         if pretrained:
             model.load_state_dict(loaded.state_dict())
+        return _features(model, features) if features.get("features_only") else model
     except NO_NETWORK as error:
-        raise ChoiceError(f"{folder.name}: {shown(options)}: {brief(error)}") from None
-    return _features(model, features) if features.get("features_only") else model
+        raise ChoiceError(f"{folder.name}: {asked}: {brief(error)}") from None
 
 
 def _drawn(model: nn.Module) -> nn.Module:

@@ -54,7 +54,10 @@ class LatencyTable:
 
         Raises:
             ChoiceError: not a subnet of the space.
+            VitasError: the model has changed since it was measured.
         """
+        if self._watch is not None:
+            self._watch.check()
         times: dict[str, float] = {}
         for path, _, amount in self.cost.parts(self.space.indices(subnet)):
             if amount:

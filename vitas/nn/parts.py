@@ -2,10 +2,12 @@
 
 Where a narrow subnet is active, `model.pos_embed` is cut out of the whole table, perhaps a copy. What somebody writes into
 it, or asks of it for training, would be lost or reach a part only, so it is refused; the whole parameter is a word away.
+A view of it (`pos_embed[:, 0]`) is a plain tensor: to write there is not refused, and is lost where the part is a copy.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NoReturn
 
 import torch
@@ -24,16 +26,25 @@ class Part(Tensor):
         name = self.shown_as
         raise VitasError(
             f"{name} is here the part of a parameter that the active subnet uses, to be read only; take the whole one, by"
-            f" model.get_parameter({name!r}) or named_parameters(), or activate the largest subnet first"
+            f" get_parameter({name!r}) of the module that holds it, or activate the largest subnet first"
         )
 
-    data = property(_refuse, _refuse)
+    data = grad = property(_refuse, _refuse)
     is_leaf = property(_refuse)
     requires_grad = property(vars(Tensor.__base__)["requires_grad"].__get__, _refuse)
+    register_hook = retain_grad = register_post_accumulate_grad_hook = _refuse
     __setitem__ = __iadd__ = __isub__ = __imul__ = __itruediv__ = _refuse
     for _name in dir(Tensor):
         if _name.endswith("_") and not _name.startswith("_"):  # torch's mark of what writes
             vars()[_name] = _refuse
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Let a pickle hold a plain tensor."""
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        """Return a plain copy."""
+        return copy.deepcopy(self.as_subclass(Tensor), memo)
 
     def detach(self) -> Part:
         """Return the same numbers, which cannot be written to either."""

@@ -178,7 +178,9 @@ class SubnetSampler:
 
         Raises:
             ChoiceError: not encoded subnets of the space.
+            VitasError: the model has changed, and its costs with it.
         """
+        self._check()
         codes = codes_of(codes, len(self.space), "codes")
         inside = self.space.encoding.holds(codes)
         for name, (low, high) in self.windows.items():
@@ -191,7 +193,9 @@ class SubnetSampler:
 
         Raises:
             ChoiceError: not encoded subnets of the space.
+            VitasError: the model has changed, and its costs with it.
         """
+        self._check()
         names = ["flops", "params"] if self._traced is not None or self._stated is not None else ["params"]
         return {name: self._measure(name, codes) for name in names}
 

@@ -30,7 +30,7 @@ def refuse_broken_ties(paths: Mapping[AnyChoice, Sequence[tuple[str, ...]]]) -> 
             raise ChoiceError(
                 f"{choice.name or here}: {here} and {there} hold two copies of what was one {type(choice).__name__}; a part"
                 " of a model was copied alone and lost its tie: copy the whole model, or build the part anew with the same"
-                " object"
+                " object; where these are two whole models, call with the one inside"
             )
 
 
@@ -45,7 +45,10 @@ def refuse_equal_names(names: Mapping[AnyChoice, str], paths: Mapping[AnyChoice,
         twin = seen.setdefault(name, choice)
         if twin is not choice:
             here, there = ".".join(paths[choice][0]), ".".join(paths[twin][0])
-            raise ChoiceError(f"two choices are called {name!r}, at {there} and at {here}; give one another name=")
+            raise ChoiceError(
+                f"two choices are called {name!r}, at {there} and at {here}; call with one of the models inside, or give one"
+                " another name="
+            )
 
 
 def claim_for_model(choice: AnyChoice, model: nn.Module, name: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vitas.checks import ANY_INT, as_count
+from vitas.checks import ANY_INT, are_several, as_count
 from vitas.choice import SIDES, Dim
 from vitas.errors import ChoiceError, needs, shown
 from vitas.measure.accuracy import Accuracy
@@ -106,7 +106,7 @@ class SupernetReport:
         return (
             f"Channels {kind} trained unevenly in {len(uneven)} of {len(self.updates)} dimensions; in {worst} some in"
             f" {low:.0%} and some in {high:.0%} of the steps. A fair pattern under random draws is even: this comes of"
-            " ordinal sharing, of subnets that run in every step (sandwich), or of few steps."
+            " ordinal sharing, of subnets that run in every step (sandwich), of few steps, or of what `only` leaves out."
         )
 
     def _on_spread(self) -> list[str]:
@@ -253,6 +253,9 @@ def supernet_report(
     corners = {"smallest": space.smallest(), "middle": middle, "largest": space.largest()}
     generator = torch.Generator().manual_seed(seed)
     drawn = [space.sample(generator) for _ in range(n_random)]
+    if retrained is not None and not isinstance(retrained, Mapping):
+        raise ChoiceError(f"retrained: expected a mapping from subnets to scores, got {shown(retrained)}")
+    scratch = [_number(value, "retrained") for value in (retrained or {}).values()]
     inherited = {subnet: space.whole.subnet(subnet) for subnet in retrained or {}}  # all checked before anything is scored
     sliced = _sliced(model)
     dims = {name: choice for name, choice in space.choices.items() if choice in sliced and isinstance(choice, Dim)}
@@ -261,9 +264,7 @@ def supernet_report(
     def score(subnet: Subnet) -> float:
         return _mean_of_sides(model, space, subnet, evaluate)
 
-    pairs = tuple(
-        (score(subnet), float(value)) for subnet, value in zip(inherited.values(), (retrained or {}).values(), strict=True)
-    )
+    pairs = tuple((score(subnet), value) for subnet, value in zip(inherited.values(), scratch, strict=True))
     scores = {name: score(subnet) for name, subnet in corners.items()}
     random = tuple(score(subnet) for subnet in drawn)
     return SupernetReport(
@@ -347,9 +348,12 @@ def kendall_tau(a: Iterable[float], b: Iterable[float]) -> float:
     Raises:
         ChoiceError: lists that are not of numbers, or of different lengths.
     """
+    for scores in (a, b):
+        if not are_several(scores):
+            raise ChoiceError(f"scores: expected two lists of numbers, got {shown(scores)}")
     first, second = (np.array([_number(score, "score") for score in scores]) for scores in (a, b))
     if len(first) != len(second):
         raise ChoiceError(f"scores: expected as many in both lists, got {len(first)} and {len(second)}")
-    x, y = (np.sign(np.subtract.outer(v, v)) for v in (first, second))
+    x, y = ((v[:, None] > v).astype(float) - (v[:, None] < v) for v in (first, second))  # infinities are equal to themselves
     norm = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
     return float((x * y).sum()) / norm if norm else math.nan

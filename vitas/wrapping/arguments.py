@@ -30,6 +30,8 @@ def constructor_arguments(own: Any) -> dict[str, int | float]:
 
 def for_each_stage(what: str, given: Values, n: int) -> list[Values]:
     """Return what each of `n` stages is given: an entry each where some entry is not one value, else all the same."""
+    if isinstance(given, Mapping):
+        raise ChoiceError(f"{what}: expected values, or a list with an entry for each stage, got {shown(given)}")
     given = reusable(given)
     if n == 1 or not are_several(given):
         return [given] * n

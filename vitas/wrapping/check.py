@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from vitas.checks import as_count
 from vitas.choice import Dim
 from vitas.errors import WrapError
 from vitas.measure import relative_error
@@ -42,16 +44,17 @@ def check_records(model: nn.Module, images: Tensor | tuple[Any, ...], *, subnets
         The largest max|a - b| / max|b|.
 
     Raises:
-        WrapError: a difference above 1e-4 (1e-9 in double precision), or a model that `wrap` did not make.
-        ChoiceError: no tensor among the inputs.
+        WrapError: a difference above 1e-4 (1e-9 in double precision), outputs that are not finite, or a model that `wrap`
+            did not make.
+        ChoiceError: no tensor among the inputs, a number of subnets that is not a positive int.
     """
     inner = unwrap(model)
     if not isinstance(inner, Model):
         raise WrapError(f"{type(inner).__name__}: expected what wrap returned")
-    arguments = arguments_of(images)
+    arguments, subnets = arguments_of(images), as_count(subnets, "subnets")
     space, state = search_space(inner), State.of_module(inner)
     units = [dim for stage in inner._stages for block in stage.blocks for dim, _ in (*block.heads, *block.hidden)]
-    generator, worst = torch.Generator().manual_seed(0), 0.0
+    generator, errors = torch.Generator().manual_seed(0), list[float]()
     try:
         with eval_mode(inner):
             for _ in range(subnets):
@@ -61,9 +64,12 @@ def check_records(model: nn.Module, images: Tensor | tuple[Any, ...], *, subnets
                 got = _tensors(inner(*arguments))
                 with _silent(inner, units), largest(inner):
                     expected = _tensors(inner(*arguments))
-                worst = max(worst, *(relative_error(a, b) for a, b in zip(got, expected, strict=True)))
+                errors += (relative_error(a, b) for a, b in zip(got, expected, strict=True))
     finally:
         state.put_back()
+    if not errors or not all(map(math.isfinite, errors)):
+        raise WrapError(f"{type(inner).__name__}: nothing to compare: its outputs are NaN or infinite, or hold no tensor")
+    worst = max(errors)
     if not worst <= (1e-9 if next(inner.parameters()).dtype == torch.float64 else _MOST):
         raise WrapError(
             f"{type(inner).__name__}: a subnet differs from the whole model without its other units by {worst:.2g}; "

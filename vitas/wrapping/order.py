@@ -6,7 +6,7 @@ function of the largest subnet; it decides which channels the smaller widths inh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vitas.choice import Choice, Dim
-from vitas.errors import ChoiceError, is_one_of, one_of, shown
+from vitas.errors import ChoiceError, VitasError, brief, is_one_of, one_of, shown
 from vitas.nn import Elastic
 from vitas.nn.layer import Stack
 from vitas.space import arguments_of, eval_mode
@@ -109,20 +109,28 @@ def by_activation(model: nn.Module, images: Any) -> Callable[[nn.Module], Tensor
     Args:
         model: The model, run once in eval mode.
         images: A batch, or a tuple of all inputs.
+
+    Raises:
+        ChoiceError: images that the model does not take.
     """
+    inputs = arguments_of(images)
     sums: dict[nn.Module, Tensor] = {}
     counts: dict[nn.Module, int] = {}
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def note(layer: nn.Module, reads: tuple[Tensor, ...]) -> None:
         axis = 1 if isinstance(layer, nn.Conv2d) else -1
-        squares = inputs[0].detach().double().movedim(axis, -1).flatten(0, -2).square()
+        squares = reads[0].detach().double().movedim(axis, -1).flatten(0, -2).square()
         sums[layer] = sums.get(layer, 0) + squares.sum(dim=0)
         counts[layer] = counts.get(layer, 0) + len(squares)
 
     hooks = [part.register_forward_pre_hook(note) for part in model.modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
     try:
         with eval_mode(model):
-            model(*arguments_of(images))
+            model(*inputs)
+    except VitasError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        raise ChoiceError(f"images: the model does not take them ({brief(error)})") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -159,7 +167,7 @@ def put_in_order(model: nn.Module, scores: Scores, given: Mapping[str, Any]) -> 
         given: By the name of a choice the importance of each unit.
 
     Raises:
-        ChoiceError: a name of no such choice, scores that are not one finite number for each unit.
+        ChoiceError: scores that are not one finite number for each unit.
     """
     uses: dict[Choice[Any], list[_Use]] = {}
     dims: dict[Choice[Any], Dim] = {}
@@ -167,10 +175,6 @@ def put_in_order(model: nn.Module, scores: Scores, given: Mapping[str, Any]) -> 
         for dim, use in _uses_in(module, scores.get(path)):
             uses.setdefault(use.units, []).append(use)
             dims[use.units] = dim
-    names = {units.name for units in uses}
-    for name in given:
-        if name not in names:
-            raise ChoiceError(f"order: {one_of(sorted(filter(None, names)), name)}")
     for units, at in uses.items():
         if units.name is not None and units.name in given:
             importance = _one_for_each(given[units.name], f"order: {units.name}", units.largest)
@@ -184,8 +188,24 @@ def put_in_order(model: nn.Module, scores: Scores, given: Mapping[str, Any]) -> 
             use.tensor.copy_(use.tensor.index_select(use.axis, order.to(use.tensor.device)))
 
 
+def check_importance(given: Mapping[str, Any], units: Sequence[Dim]) -> None:
+    """Refuse what is given for no choice, or not for each unit of it, before anything is changed.
+
+    Raises:
+        ChoiceError: a name of no such choice, scores that are not one finite number for each unit.
+    """
+    sizes = {dim.name: dim.largest for dim in units}
+    for name, scores in given.items():
+        if name not in sizes:
+            raise ChoiceError(f"order: {one_of(sorted(filter(None, sizes)), name)}")
+        _one_for_each(scores, f"order: {name}", sizes[name])
+
+
 def _one_for_each(given: Any, what: str, units: int) -> Tensor:
-    length = tuple(given.shape) if isinstance(given, Tensor) else np.shape(given)
+    try:
+        length = tuple(given.shape) if isinstance(given, Tensor) else np.shape(given)
+    except ValueError:  # lists of different lengths
+        length = ()
     if length != (units,):
         raise ChoiceError(f"{what}: expected {units} scores, one for each unit, got {_brief(given)}")
     return as_scores(given, what, (units,))

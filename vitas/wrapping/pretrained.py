@@ -41,7 +41,7 @@ def _say(config: Any, stages: Sequence[Stage]) -> None:
     shapes than the weights have, which from_pretrained refuses.
     """
     widths, depths = [stage.width.active for stage in stages], [stage.depth.active for stage in stages]
-    blocks = [stage.blocks[: stage.depth.active] for stage in stages]
+    blocks = [[block for slot, block in enumerate(stage.blocks) if stage.depth.runs(slot)] for stage in stages]
     heads = [_one(dim.active for block in row for dim, _ in block.heads) for row in blocks]
     channels = [_one(channels for block in row for _, channels in block.heads) for row in blocks]
     hidden = [_one(dim.active for block in row for dim, _ in block.hidden) for row in blocks]

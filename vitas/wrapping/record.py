@@ -138,12 +138,15 @@ def _names(text: str, entry: str, of: str) -> list[str]:
 
 def _axis(text: str, entry: str, of: str) -> Axis:
     words = text.split()
-    letters = tuple(word for word in words if not word.isdigit())
     if words == ["_"]:
         return Axis(1, ())
+    runs = int(words[0]) if words and words[0].isdigit() else None
+    letters = tuple(words if runs is None else words[1:])
+    if runs == 0 or any(word.isdigit() for word in letters):
+        raise _fault(of, entry, f'expected a number from 1 on, in front ("3 h d", else "h e"), got {shown(text.strip())}')
     if not letters or not all(map(_LETTER.fullmatch, letters)):
         raise _fault(of, entry, f'expected letters and numbers such as "3 h d", or "_", got {shown(text.strip())}')
-    return Axis(prod(int(word) for word in words if word.isdigit()), letters)
+    return Axis(1 if runs is None else runs, letters)
 
 
 def _attribute(text: str, entry: str, of: str) -> Attribute:

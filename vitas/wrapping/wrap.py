@@ -15,7 +15,7 @@ from vitas.space import holders, unwrap
 from vitas.wrapping.arguments import Values, for_each_stage
 from vitas.wrapping.model import Stage
 from vitas.wrapping.narrow import Narrowed
-from vitas.wrapping.order import check_order, put_in_order, scores_of
+from vitas.wrapping.order import check_importance, check_order, put_in_order, scores_of
 from vitas.wrapping.plan import Plan, apply, refuse_adapters, refuse_unfit, refuse_unnamed
 from vitas.wrapping.record import part_at
 from vitas.wrapping.records import RECORDS
@@ -113,6 +113,8 @@ def wrap(
         _refuse_order(model, permuted, stages[-1], plan)
     refuse_unnamed(model, plan)
     refuse_unfit(model, plan)
+    dims = [dim for stage in stages for block in stage.blocks for dim, _ in (*block.heads, *block.hidden)]
+    check_importance(importance, [dim for dim in (*(stage.width for stage in stages), *dims) if not dim.fixed])
     scores = {} if order is None or order is importance else scores_of(model, order, images)
     model, steps = (model, plan.steps) if inplace else copy.deepcopy((model, plan.steps))
     apply(steps)
@@ -121,7 +123,14 @@ def wrap(
 
 
 def all_records(own: Mapping[type[nn.Module], str] | None) -> dict[str, str]:
-    """Return the records of libraries and those that a user gives, by the full names of classes."""
+    """Return the records of libraries and those that a user gives, by the full names of classes.
+
+    Raises:
+        WrapError: anything but a mapping from classes of modules to lines of text.
+    """
+    for kind, line in own.items() if isinstance(own, Mapping) else [(own, "")] if own is not None else []:
+        if not isinstance(kind, type) or not issubclass(kind, nn.Module) or not isinstance(line, str):
+            raise WrapError(f'records: expected classes and lines such as {{MyBlock: "norm: w"}}, got {shown(own)}')
     return {**RECORDS, **{name_of(kind): line for kind, line in (own or {}).items()}}
 
 
