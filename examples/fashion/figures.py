@@ -36,7 +36,13 @@ def taus(results: Results) -> Figure:
         for place, (what, by_seed) in enumerate(found.items()):
             values = [measures[name](figures) for figures in by_seed.values()]
             one.plot(values, [place] * len(values), "o", color="#0072B2" if what[3] == "shared" else "#E69F00", ms=5)
-        one.set(xlabel=f"Kendall's {name}", xlim=(-0.5, 1), yticks=range(len(found)), yticklabels=list(map(" ".join, found)))
+        one.set(
+            xlabel=f"Kendall's {name}",
+            xlim=(-0.5, 1),
+            xticks=(-0.5, 0, 0.5, 1),
+            yticks=range(len(found)),
+            yticklabels=list(map(" ".join, found)),
+        )
         one.axvline(0, color="grey", lw=0.8)
         one.invert_yaxis()
     return figure
