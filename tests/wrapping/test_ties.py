@@ -13,7 +13,7 @@ ties = pytest.importorskip("tests.wrapping.ties", reason="torch's symbolic shape
 pytestmark = [pytest.mark.extras, pytest.mark.heavy]
 
 NAMES = ("beit_base_patch16_224", "qwen3_vit_88m", "pit_ti_224")
-"""Not CaiT: its class attention keeps all heads at any width; timm's code ties them to the width, `ClassAttention` does not."""
+"""Not CaiT: its class attention keeps all heads at any width, which `ClassAttention` can and timm's code cannot."""
 
 
 def read(name):
