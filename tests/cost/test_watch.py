@@ -93,5 +93,5 @@ def test_without_a_budget_and_by_running_nothing_is_old():
     run = SubnetSampler(own, flops="90%", inputs=images)
     model.head = vitas.nn.CyclicLinear(search_space(model).choices["embed_dim"], 50)
     own[1].head = vitas.nn.CyclicLinear(search_space(own).choices["embed_dim"], 4)
-    free.sample(0)
-    run.sample(0)
+    assert free.sample(0) == SubnetSampler(model).sample(0)
+    assert run.sample(0) in search_space(own)
