@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.contract import randomize, relative_error
 from tests.wrapping.checks import check_copies, check_counts, check_exports, check_gradients, check_silent_units, some
-from vitas import VitasError, check_records, export_subnet, sample_subnet, search_space, use_subnet, wrap
+from vitas import SearchSpace, VitasError, check_records, export_subnet, sample_subnet, search_space, use_subnet, wrap
 from vitas.errors import ChoiceError, ExportError, WrapError
 from vitas.plain import ClassAttention
 from vitas.wrapping.record import Attribute, Axis, parsed, record_of
@@ -413,18 +413,16 @@ def test_a_number_stands_in_front_of_the_letters(axis):
         parsed(f"qkv: {axis}, w", "Mine")
 
 
-def test_a_subnet_none_of_whose_sizes_is_the_largest_is_tried():
-    class Stem(nn.Module):
-        """Writes the whole stream, whatever the width."""
+def test_a_subnet_none_of_whose_sizes_is_the_largest_is_tried(monkeypatch):
+    tried = []
+    activate = SearchSpace.activate
 
-        def __init__(self):
-            super().__init__()
-            self.proj = nn.Conv2d(3, 24, 16, 16)
+    def noted(space, subnet, **options):
+        tried.append((space, subnet))
+        activate(space, subnet, **options)
 
-        def forward(self, x):
-            return self.proj(x).flatten(2).transpose(1, 2)
-
-    model, _ = tiny()
-    model.patch_embed = Stem()
-    with pytest.raises(WrapError, match="cannot be wrapped"):
-        wrap(model, embed_dim=[18, 24], records={Stem: "whole proj"})
+    monkeypatch.setattr(SearchSpace, "activate", noted)
+    wrap(tiny()[0], embed_dim=[12, 18, 24], depth=[2, 3])
+    [(space, subnet)] = tried
+    assert {"embed_dim", "depth", "blocks.0.num_heads", "blocks.1.mlp_dim"} <= set(subnet)
+    assert all(value < space.choices[name].largest for name, value in subnet.items())
