@@ -1,6 +1,7 @@
 """The study on Fashion-MNIST: its images and cells; a run is shared, resumed and repeated; the page shows its figures."""
 
 import gzip
+import itertools
 import json
 import os
 import signal
@@ -255,6 +256,18 @@ def test_a_cell_gives_the_same_figures_again(name, tmp_path):
 def test_cells_wait_for_those_that_they_need(tmp_path):
     for cell in (cells.Cell("search", ("1000000",), 0), cells.Cell("headline", ("1000000", "found"), 0)):
         assert work.run(cell, cells.SMOKE, {}, tmp_path) is None
+
+
+def test_a_search_trains_the_superformer_again_where_its_weights_are_missing(tmp_path):
+    number, known = cells.SMOKE.inside + cells.SMOKE.others, {}
+    for n, seed in itertools.product(range(number), range(2)):
+        known[f"ground/{n}/{seed}"] = {"accuracy": n / 10}
+    for length, regime, sharing in itertools.product(("short", "long"), training.PASSES, ("ordinal", "cyclic", "inside")):
+        known[f"scores/{length}/{regime}/{sharing}/shared/0"] = {"ground": [n / 10 for n in range(number)]}
+    cell = cells.Cell("search", ("2000000",), 0)
+    without, weights = work.run(cell, cells.SMOKE, known, tmp_path), sorted(tmp_path.iterdir())
+    assert [file.stem for file in weights] == ["scores-long-single-ordinal-shared-0"]
+    assert json.dumps(work.run(cell, cells.SMOKE, known, tmp_path)) == json.dumps(without)
 
 
 def test_the_right_images_are_kept_one_a_bit():

@@ -78,9 +78,13 @@ def scores(cell: Cell, settings: Settings, results: Results, weights: Path) -> F
 def search(cell: Cell, settings: Settings, results: Results, weights: Path) -> Figures | None:
     """Search the chosen superformer inside a budget."""
     name = chosen_superformer(results)
-    if name is None or not (file := weights / f"{name.replace('/', '-')}.safetensors").exists():
+    if name is None:
         return None
-    _, _, _, sharing, norms, _ = name.split("/")
+    part, *what, seed = name.split("/")
+    if not (file := weights / f"{name.replace('/', '-')}.safetensors").exists():  # the results came without the weights
+        run(Cell(part, tuple(what), int(seed)), settings, results, weights)
+        torch.manual_seed(seed_of(cell))
+    _, _, sharing, norms = what
     model = networks.superformer(sharing, norms).to(training.device())
     vitas.load_superformer(model, file)
     found = vitas.evolve(
