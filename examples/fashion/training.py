@@ -79,8 +79,8 @@ def shared(model: nn.Module, regime: str, seed: int) -> Step:
     "single": one random subnet. "sandwich": the smallest, two random ones and the largest, each from the labels. "taught":
     the same, the largest first and from the labels, and the others from its outputs.
 
-    The patch size is set apart: `sandwich` takes the largest value of every choice, and the largest patch makes the cheapest
-    network. Here smallest and largest have each patch size in turn from step to step, so that all its weights are trained.
+    Smallest and largest have each patch size in turn from step to step, so that all weights are trained: the largest patch
+    makes the cheapest network.
 
     Args:
         model: The superformer.
@@ -88,18 +88,16 @@ def shared(model: nn.Module, regime: str, seed: int) -> Step:
         seed: Of the random subnets.
     """
     sampler = vitas.SubnetSampler(model, seed=seed)
-    space, patches = sampler.space, sampler.space.choices["patch_size"].values
+    patches = sampler.space.choices["patch_size"].values
 
     def single(step: int, images: Tensor, labels: Tensor) -> float:
         sampler.sample(step)
         return _backward(F.cross_entropy(model(images), labels))
 
     def sandwich(step: int, images: Tensor, labels: Tensor) -> float:
-        total, teacher = 0.0, None
-        subnets = vitas.train.sandwich(model, step=step, sampler=sampler, largest_last=regime == "sandwich")
-        for number, subnet in enumerate(subnets):
-            if number in _ends(regime):
-                space.activate({**subnet, "patch_size": patches[step % len(patches)]})
+        total, teacher, ends = 0.0, None, {"patch_size": patches[step % len(patches)]}
+        last = regime == "sandwich"
+        for _ in vitas.train.sandwich(model, step=step, sampler=sampler, largest_last=last, smallest=ends, largest=ends):
             outputs = model(images)
             taught = regime == "taught" and teacher is not None
             loss = vitas.train.distill_loss(outputs, teacher) if taught else F.cross_entropy(outputs, labels)  # type: ignore[arg-type]
@@ -108,11 +106,6 @@ def shared(model: nn.Module, regime: str, seed: int) -> Step:
         return total / PASSES[regime]
 
     return single if regime == "single" else sandwich
-
-
-def _ends(regime: str) -> tuple[int, int]:
-    """Return which passes of a sandwich are its smallest and its largest network."""
-    return (0, 3) if regime == "sandwich" else (0, 1)
 
 
 def _backward(loss: Tensor) -> float:

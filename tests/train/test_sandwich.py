@@ -55,6 +55,22 @@ def test_takes_a_sampler_of_ones_own():
     assert between == [sampler.sample(6, activate=False), sampler.sample(7, activate=False)]
 
 
+def test_the_ends_have_what_is_said_of_them_and_random_ones_do_not():
+    model = create_superformer("deit_micro", num_classes=4, img_size=16, patch_size=[4, 8])
+    space = search_space(model)
+    held = {"smallest": {"patch_size": "largest"}, "largest": {"patch_size": 4, "blocks.*.num_heads": "smallest"}}
+    first, *between, last = sandwich(model, 8, step=2, **held)
+    assert first == space.subnet({"patch_size": 8}, fill="smallest")
+    heads = {name: choice.smallest for name, choice in space.choices.items() if name.endswith("num_heads")}
+    assert heads
+    assert last == active_subnet(model) == space.subnet({"patch_size": 4, **heads}, fill="largest")
+    assert between == list(sandwich(model, 8, step=2))[1:-1]
+    with pytest.raises(ChoiceError, match=r"^largest: .*patch_size: expected one of 4, 8, got 5"):
+        sandwich(model, step=0, largest={"patch_size": 5})
+    with pytest.raises(ChoiceError, match=r"^smallest: .*depth"):
+        sandwich(model, step=0, smallest={"dept": 2})
+
+
 def test_in_bilateral_sharing_the_ends_take_turns():
     model = small(sharing="bilateral")
     space = search_space(model)

@@ -9,7 +9,7 @@ from vitas.checks import ANY_INT, as_count
 from vitas.choice import SIDES
 from vitas.errors import ChoiceError, shown
 from vitas.sample import SubnetSampler
-from vitas.space import Subnet, unwrap
+from vitas.space import SearchSpace, Subnet, unwrap
 
 
 def sandwich(
@@ -22,6 +22,8 @@ def sandwich(
     sampler: SubnetSampler | None = None,
     fixed: Mapping[str, Any] | None = None,
     only: Mapping[str, Any] | None = None,
+    smallest: Mapping[str, Any] | None = None,
+    largest: Mapping[str, Any] | None = None,
 ) -> Iterator[Subnet]:
     """Return an iterator that activates one subnet after the other: smallest, random ones, largest.
 
@@ -30,6 +32,17 @@ def sandwich(
         for subnet in sandwich(model, step=step):
             criterion(model(images), labels).backward()
         optimizer.step()
+
+    Gradients add up over the passes: the step is n_random + 2 times as long as with their mean. Adam and AdamW do not see
+    the factor, SGD and the clipping of gradients do: divide the loss by n_random + 2 for them.
+
+    Of every choice the smallest subnet has the smallest value and the largest the largest, which for a patch size is the
+    fewest tokens and the cheapest network: say `largest={"patch_size": 4}` where it is searched, or take each size in turn,
+    so that the weights of all are trained::
+
+        ends = {"patch_size": (4, 7)[step % 2]}
+        for subnet in sandwich(model, step=step, smallest=ends, largest=ends):
+            ...
 
     The random subnets are a pure function of (seed, step): equal on all ranks and after a resume. In bilateral sharing they
     have random sides, and the smallest and largest take left and right in turn from step to step; `bilateral` inside the
@@ -52,10 +65,12 @@ def sandwich(
             step.
         fixed: As in sample_subnet, for all subnets; a sampler has its own.
         only: As in sample_subnet, likewise.
+        smallest: Name or glob -> the one value that the smallest subnet has of a choice, as in `fixed`.
+        largest: Likewise of the largest subnet.
 
     Raises:
         ChoiceError: a model without choices; numbers that are not ints of at least 0; a sampler of another model; `fixed` or
-            `only` beside a sampler, or as `SearchSpace.restrict`.
+            `only` beside a sampler, or as `SearchSpace.restrict`; `smallest` or `largest` likewise.
     """
     n_random, step = as_count(n_random, "n_random", 0), as_count(step, "step", 0, ANY_INT)
     if sampler is None:
@@ -65,13 +80,21 @@ def sandwich(
         raise ChoiceError(f"sampler: expected a SubnetSampler of this model, got {got}")
     elif fixed is not None or only is not None:
         raise ChoiceError("fixed and only: give them to the SubnetSampler that is handed in")
-    return _passes(sampler, n_random, step, largest_last)
+    space = sampler.space
+    ends = [_held(space, "smallest", smallest).smallest(), _held(space, "largest", largest).largest()]
+    return _passes(sampler, n_random, step, ends, largest_last)
 
 
-def _passes(sampler: SubnetSampler, n_random: int, step: int, largest_last: bool) -> Iterator[Subnet]:
+def _held(space: SearchSpace, end: str, held: Mapping[str, Any] | None) -> SearchSpace:
+    try:
+        return space if held is None else space.restrict(fixed=held)
+    except ChoiceError as error:
+        raise ChoiceError(f"{end}: {error}") from None
+
+
+def _passes(sampler: SubnetSampler, n_random: int, step: int, ends: list[Subnet], largest_last: bool) -> Iterator[Subnet]:
     space = sampler.space
     side = SIDES[step % 2] if space.bilateral else None
-    ends = [space.smallest(), space.largest()]
     first, last = (ends[:1], ends[1:]) if largest_last else (ends[::-1], [])
     for subnet in first:
         space.activate(subnet, side=side)
