@@ -68,6 +68,7 @@ GROUPS = {
     "Searching": "evolve SearchResult Evolution suggest_subnet",
     "Exporting, saving, loading": ("export_subnet build_subnet save_subnet load_subnet save_superformer load_superformer"),
     "Wrapping timm": "wrap check_records export_report register",
+    "Compressing": "compress Compressed",
     "Errors": "VitasError ChoiceError BudgetError",
 }
 

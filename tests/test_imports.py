@@ -36,6 +36,8 @@ ORDER = (
     "plot",
     "train",
     "search",
+    "compressing",
+    "__main__",
 )
 
 
@@ -118,6 +120,8 @@ def test_what_is_imported_is_declared_as_a_core_need_and_each_need_is_imported()
         "vitas.search.progress": {"tqdm"},
         "vitas.plot.pictures": {"matplotlib"},
         "vitas.train.report": {"matplotlib"},
+        "vitas.compressing.training": {"tqdm"},
+        "vitas.__main__": {"timm", "torchvision"},
     }
     roots = {
         module.split(".")[0]

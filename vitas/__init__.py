@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from vitas import nn, plain, plot, sharing, superformer, train
 from vitas.choice import Choice, Dim
+from vitas.compressing import Compressed, compress
 from vitas.cost import CostModel, FlopCount, cost_model, count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, VitasError
 from vitas.export import (
@@ -31,6 +32,7 @@ __all__ = [
     "BudgetError",
     "Choice",
     "ChoiceError",
+    "Compressed",
     "CostModel",
     "Dim",
     "Evolution",
@@ -47,6 +49,7 @@ __all__ = [
     "active_subnet",
     "build_subnet",
     "check_records",
+    "compress",
     "cost_model",
     "count_flops",
     "count_params",
@@ -83,6 +86,7 @@ __all__ = [
 
 _MEANT = {
     "vitas.choice": "vitas.Choice or vitas.Dim",
+    "vitas.compressing": "vitas.compress",
     "vitas.cost": "vitas.count_flops or vitas.cost_model",
     "vitas.export": "vitas.export_subnet",
     "vitas.measure": "vitas.accuracy, vitas.measure_latency or vitas.latency_table",

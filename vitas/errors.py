@@ -99,8 +99,8 @@ def fault_of_name(name: object, most: int) -> str | None:
 
 
 def brief(error: Exception, most: int = 300) -> str:
-    """Return what another library's error says, cut where it is long."""
-    text = str(error)
+    """Return in one line what another library's error says, cut where it is long; its kind where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 

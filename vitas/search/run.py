@@ -133,7 +133,7 @@ def _facts(archive: Archive, model: nn.Module | None) -> dict[str, Any]:
         "values left": left or None,  # None: as in searches that were made before there was such a fact
         "population": archive.population,
         "seed": archive.seed,
-        "weights": _fingerprint(model) if model is not None else None,
+        "weights": fingerprint(model) if model is not None else None,
     }
 
 
@@ -141,7 +141,7 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module) -> str:
     """Return a hash of the names, types, shapes and values of a model's parameters and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(unwrap(model).state_dict().items()):

@@ -1,0 +1,137 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import vitas
+from vitas import BudgetError, ChoiceError, VitasError, compress
+from vitas.compressing.compress import from_teacher
+from vitas.errors import FileError
+
+pytestmark = pytest.mark.extras
+
+
+def original():
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=8, patch_size=4, num_classes=3, embed_dim=32, depth=2, num_heads=2)
+
+
+def loaders():
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(32, 3, 8, 8, generator=generator), torch.randint(3, (32,), generator=generator)
+    data = torch.utils.data.TensorDataset(*data)
+    return torch.utils.data.DataLoader(data, batch_size=8, shuffle=True), torch.utils.data.DataLoader(data, batch_size=32)
+
+
+def compressed(model=None, **options):
+    settings = {"flops": "60%", "epochs": 2, "finetune_epochs": 2, "population": 3, "generations": 2, "progress": False}
+    return compress(original() if model is None else model, *loaders(), **{**settings, **options})
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_the_network_is_plain_inside_the_budget_and_the_original_is_left_alone():
+    model = original()
+    before = copy.deepcopy(model)
+    done = compressed(model)
+    assert equal(model, before)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert type(done.network) is type(model)
+    assert not done.network.training
+    image = torch.zeros(1, 3, 8, 8)
+    counts = [vitas.count_flops(network, inputs=image).total for network in (model, done.network)]
+    assert tuple(counts) == done.flops
+    assert counts[1] <= 0.6 * counts[0]
+    assert done.params == tuple(sum(p.numel() for p in network.parameters()) for network in (model, done.network))
+    score = vitas.accuracy(loaders()[1])
+    assert done.accuracy["original"] == score(model)
+    assert done.accuracy["fine-tuned"] == score(done.network)
+    assert len(done.search.history) == 6
+    assert done.search.best == done.subnet
+    lines = repr(done).splitlines()
+    assert [line.split()[0] for line in lines] == ["network", "original", "inherited", "fine-tuned"]
+    assert f"{counts[1]:,}" in lines[3]
+
+
+class Stopped:
+    """A loss that stops a call at one of its steps."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __call__(self, logits, taught, labels):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return from_teacher(logits, taught, labels)
+
+
+def test_a_call_that_was_stopped_goes_on_to_the_same_network(tmp_path):
+    whole = compressed()
+    for at in (6, 3, 10):  # second epoch of the superformer, then of the network
+        with pytest.raises(KeyboardInterrupt):
+            compressed(folder=tmp_path, loss=Stopped(at))
+    done = compressed(folder=tmp_path)
+    assert done.subnet == whole.subnet
+    assert equal(done.network, whole.network)
+    again = compressed(folder=tmp_path, loss=Stopped(0))  # nothing is left to train
+    assert equal(again.network, whole.network)
+    assert again.accuracy == whole.accuracy
+    assert equal(vitas.load_subnet(tmp_path / "network"), whole.network)
+
+
+def test_a_folder_of_another_call_is_refused(tmp_path):
+    compressed(folder=tmp_path)
+    other = original()
+    nn.init.zeros_(other.head.weight)
+    with pytest.raises(FileError, match="made for another model; name another folder"):
+        compressed(other, folder=tmp_path)
+    with pytest.raises(FileError, match="made for another budget and lr; name another folder"):
+        compressed(folder=tmp_path, flops="70%", lr=1e-3)
+    (tmp_path / "settings.json").write_text("no JSON")
+    with pytest.raises(FileError, match="made for another model"):
+        compressed(folder=tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="cannot be used"):
+        compressed(folder=tmp_path / "file")
+
+
+def test_the_loss_and_the_space_can_be_ones_own():
+    seen = []
+
+    def loss(logits, taught, labels):
+        seen.append(tuple(map(tuple, (logits.shape, taught.shape, labels.shape))))
+        assert not taught.requires_grad
+        return nn.functional.cross_entropy(logits, labels)
+
+    done = compressed(loss=loss, space={"embed_dim": ["50%", "100%"], "depth": None}, params="50%", flops=None, amp=True)
+    assert set(seen) == {((8, 3), (8, 3), (8,))}
+    assert len(seen) == 2 * 4 + 2 * 4
+    assert "depth" not in done.subnet
+    assert done.params[1] <= 0.5 * done.params[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"flops": None}, BudgetError, 'expected a budget, such as flops="50%"'),
+        ({"flops": "0.1%"}, BudgetError, "flops"),
+        ({"epochs": 0}, ChoiceError, "epochs: expected a positive int, got 0"),
+        ({"finetune_epochs": 1.5}, ChoiceError, "finetune_epochs: expected a positive int, got 1.5"),
+        ({"lr": 0}, ChoiceError, "lr: expected a number above 0, got 0"),
+        ({"lr": "fast"}, ChoiceError, "lr: "),
+        ({"space": {"dept": "auto"}}, ChoiceError, "space: expected one of .*, got 'dept'"),
+        ({"space": "auto"}, ChoiceError, "space: expected arguments of wrap"),
+        ({"amp": "yes"}, VitasError, "amp: "),
+        ({"model": nn.Linear(2, 2)}, VitasError, "Linear"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_trained(options, error, message):
+    with pytest.raises(error, match=message):
+        compressed(**options, loss=Stopped(0))

@@ -1,0 +1,14 @@
+"""A model compressed in one call: wrap, train with the original as teacher, search, export, fine-tune.
+
+    compress.py   compress: the whole way, each step a public function that your own script can call instead
+    training.py   the one training loop of the library, which goes on where it was stopped
+
+Written to be copied and changed. Imports everything that stands before it; nothing imports it.
+"""
+
+from vitas.compressing.compress import Compressed, compress
+
+__all__ = [
+    "Compressed",
+    "compress",
+]

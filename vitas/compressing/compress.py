@@ -1,0 +1,247 @@
+"""From a trained model and a budget to a smaller one, in one call."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitas.checks import ANY_INT, as_count, as_number, check_flags
+from vitas.compressing.training import LossOf, train
+from vitas.cost import count_flops, count_params
+from vitas.errors import BudgetError, ChoiceError, FileError, brief, one_of, shown
+from vitas.export import export_subnet, save_subnet
+from vitas.measure import accuracy
+from vitas.sample import SubnetSampler
+from vitas.search import SearchResult, evolve
+from vitas.search.run import fingerprint
+from vitas.space import Subnet, device_of, logits_of
+from vitas.tables import text_table
+from vitas.train import distill_loss
+from vitas.wrapping import wrap
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits, logits of the original, labels) -> loss."""
+
+WRAP: Mapping[str, Any] = {"depth": "auto", "sharing": "ordinal", "order": "magnitude"}
+"""How `compress` wraps what it is given: heads, MLPs and depth are searched, and important channels serve all widths."""
+
+_NAMES = ["embed_dim", "num_heads", "mlp_ratio", "depth", "leave", "blocks", "sharing", "order", "images", "records"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Compressed:
+    """What `compress` made; prints as a table.
+
+    Attributes:
+        network: The smaller network, fine-tuned, plain, in eval mode.
+        subnet: Which subnet of the superformer it is.
+        search: The search that found it.
+        accuracy: Fractions of the validation images that are classified right by "original", "inherited" (the network with
+            the superformer's weights) and "fine-tuned". The search saw these images: judge on others.
+        flops: Multiply-adds of one image: original, network.
+        params: Parameters: original, network.
+    """
+
+    network: nn.Module
+    subnet: Subnet
+    search: SearchResult
+    accuracy: Mapping[str, float]
+    flops: tuple[int, int]
+    params: tuple[int, int]
+
+    def __repr__(self) -> str:
+        rows = [("network", "accuracy", "multiply-adds", "parameters")]
+        for name, value in self.accuracy.items():
+            end = 0 if name == "original" else 1
+            rows.append((name, f"{100 * value:.1f} %", f"{self.flops[end]:,}", f"{self.params[end]:,}"))
+        return text_table(rows)
+
+
+def from_teacher(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean of the losses from labels (B,) and from the original's logits (B, classes)."""
+    return (F.cross_entropy(logits, labels) + distill_loss(logits, taught)) / 2
+
+
+def compress(
+    model: nn.Module,
+    train_loader: Any,
+    val_loader: Any,
+    *,
+    flops: Any = None,
+    params: Any = None,
+    epochs: int = 10,
+    finetune_epochs: int = 20,
+    lr: float = 5e-4,
+    population: int = 50,
+    generations: int = 10,
+    space: Mapping[str, Any] | None = None,
+    loss: Loss = from_teacher,
+    folder: str | Path | None = None,
+    device: torch.device | str | None = None,
+    amp: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Compressed:
+    """Make a trained classifier smaller: wrap it, train that with it as teacher, search, export, fine-tune.
+
+    All of it is done by public functions, in some sixty lines that are meant to be copied where you want another loop. With
+    a `folder` a call that was stopped goes on where it was: after the last epoch of a training, the last evaluation of the
+    search; when all is done, the same call returns the same network.
+
+    Args:
+        model: A model of timm or of transformers that `wrap` takes, trained; left as it was.
+        train_loader: (images, labels) with weak augmentation; knows its length.
+        val_loader: (images, labels) that were not trained on, for the scores of the search; read once.
+        flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the original as strings: "50%".
+        params: Budget of parameters, likewise; one of the two, or both.
+        epochs: Passes over `train_loader` of the superformer.
+        finetune_epochs: Passes of the network that was found.
+        lr: Largest learning rate of AdamW; 1e-4 for large pretrained models.
+        population: As in `evolve`.
+        generations: As in `evolve`: population * generations subnets are scored.
+        space: Arguments of `wrap` that are not the usual ones, such as {"embed_dim": ["50%", "75%", "100%"]}; the usual ones
+            are depth="auto", sharing="ordinal", order="magnitude".
+        loss: A function of logits, logits of the original and labels.
+        folder: Where states, search and network are kept; made where it is missing. None: nothing is kept.
+        device: Where to train; None: where the model is.
+        amp: Whether to run in bfloat16 under torch's autocast.
+        seed: Any int of at least 0.
+        progress: Whether to show progress bars.
+
+    Raises:
+        WrapError: a model that cannot be wrapped.
+        BudgetError: no budget, one that cannot be read or that no subnet meets.
+        ChoiceError: numbers that cannot be used; arguments that `wrap` does not take.
+        FileError: a folder of another model or of other settings.
+        VitasError: a loader or outputs that do not fit; a loss that is no finite number; optuna or tqdm is not installed.
+
+    Example:
+        >>> done = vitas.compress(vit, train_loader, val_loader, flops="50%", folder="half")
+        >>> print(done)
+        >>> small = done.network
+    """
+    check_flags(amp=amp, progress=progress)
+    for name, number in {"epochs": epochs, "finetune_epochs": finetune_epochs}.items():
+        as_count(number, name, 1, ANY_INT)
+    if not 0 < as_number(lr, "lr") < 1e3:
+        raise ChoiceError(f"lr: expected a number above 0, got {shown(lr)}")
+    if flops is None and params is None:
+        raise BudgetError('expected a budget, such as flops="50%"')
+    where = device_of(model) if device is None else torch.device(device)
+    superformer = wrap(model, **_options(space)).to(where)
+    sampler = SubnetSampler(superformer, flops=flops, params=params, seed=seed)
+    windows = {name: [int(bound) for bound in window] for name, window in sampler.windows.items()}
+    made_for = {"model": fingerprint(model), "space": sampler.space.description(), "budget": windows, "seed": seed}
+    made_for |= {"epochs": [epochs, finetune_epochs], "lr": lr}
+    kept = None if folder is None else _prepared(Path(folder), made_for)
+    teacher = copy.deepcopy(model).to(where).eval().requires_grad_(False)
+    school = _School(teacher, loss, where, amp)
+    settings: dict[str, Any] = {"lr": lr, "seed": seed, "device": where, "folder": kept, "progress": progress}
+
+    train(superformer, train_loader, school.lesson(superformer, sampler.sample), "superformer", epochs, **settings)
+    score = accuracy(val_loader, device=where, amp=amp)
+    search = evolve(
+        superformer,
+        score,
+        flops=flops,
+        params=params,
+        population=population,
+        generations=generations,
+        seed=seed,
+        storage=None if kept is None else kept / "search.log",
+        progress=progress,
+    )
+    network = export_subnet(superformer, search.best)
+    found = {"original": score(teacher), "inherited": score(network)}
+    train(network, train_loader, school.lesson(network), "fine-tuned", finetune_epochs, **settings)
+    found["fine-tuned"] = score(network)
+    if kept is not None and not (kept / "network").exists():
+        save_subnet(network, kept / "network")
+    both = (sampler.space.whole.largest(), search.best)
+    macs, sizes = ([count(superformer, subnet) for subnet in both] for count in (_flops, count_params))
+    return Compressed(network, search.best, search, found, (macs[0], macs[1]), (sizes[0], sizes[1]))
+
+
+def _flops(model: nn.Module, subnet: Subnet) -> int:
+    return count_flops(model, subnet).total
+
+
+@dataclass(frozen=True)
+class _School:
+    """How learners are taught by the original.
+
+    Attributes:
+        teacher: The original, in eval mode.
+        loss: Of logits, the teacher's logits and labels.
+        device: Where all of it is.
+        amp: Whether forward passes run in bfloat16.
+    """
+
+    teacher: nn.Module
+    loss: Loss
+    device: torch.device
+    amp: bool
+
+    def lesson(self, learner: nn.Module, draw: Callable[[int], object] | None = None) -> LossOf:
+        """Return the loss of a step; `draw` makes a subnet of the learner active."""
+
+        def loss_of(step: int, images: Tensor, labels: Tensor) -> Tensor:
+            if draw is not None:
+                draw(step)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                with torch.no_grad():
+                    taught = logits_of(self.teacher(images))
+                logits = logits_of(learner(images))
+            return self.loss(logits.float(), taught.float(), labels)
+
+        return loss_of
+
+
+def _options(space: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the arguments of `wrap`.
+
+    Raises:
+        ChoiceError: no mapping, or a name that `wrap` does not take here.
+    """
+    if space is not None and not isinstance(space, Mapping):
+        raise ChoiceError(f"space: expected arguments of wrap such as {{'embed_dim': ['50%', '100%']}}, got {shown(space)}")
+    for name in space or {}:
+        if name not in _NAMES:
+            raise ChoiceError(f"space: {one_of(_NAMES, name)}")
+    return {**WRAP, **(space or {})}
+
+
+def _prepared(folder: Path, made_for: Mapping[str, Any]) -> Path:
+    """Make the folder of a call, or see that it is that of this one.
+
+    Raises:
+        FileError: a folder of another model or of other settings; one that cannot be made.
+    """
+    facts, text = folder / "settings.json", json.dumps(made_for, indent=1)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not facts.exists():
+            facts.write_text(text, encoding="utf-8")
+        before = facts.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be used ({brief(error)})") from None
+    if before != text:
+        differ = [name for name, value in made_for.items() if _read(before).get(name) != json.loads(json.dumps(value))]
+        raise FileError(f"{folder}: made for another {' and '.join(differ) or 'call'}; name another folder")
+    return folder
+
+
+def _read(text: str) -> Mapping[str, Any]:
+    with suppress(ValueError):
+        value = json.loads(text)
+        return value if isinstance(value, dict) else {}
+    return {}
