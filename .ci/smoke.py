@@ -4,6 +4,7 @@ Run it outside the checkout, in an environment that holds the wheel and, besides
 """
 
 import importlib.metadata
+import os
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -14,8 +15,8 @@ import torch
 import vitas
 
 ROOTS = {  # what each extra brings that a user of it relies on
-    "timm": ["timm"],
-    "transformers": ["transformers"],
+    "timm": ["timm", "huggingface_hub"],
+    "transformers": ["transformers", "huggingface_hub"],
     "search": ["optuna", "pandas"],
     "plot": ["matplotlib"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],

@@ -114,6 +114,8 @@ def test_what_is_imported_is_declared_as_a_core_need_and_each_need_is_imported()
     }
     of_extras = {
         "vitas.measure.accuracy": {"tqdm"},
+        "vitas.export.hub": {"huggingface_hub"},
+        "vitas.export.push": {"huggingface_hub"},
         "vitas.search.result": {"pandas"},
         "vitas.search.storage": {"optuna", "sqlalchemy"},
         "vitas.search.ledger": {"optuna"},

@@ -653,7 +653,7 @@ def test_a_ratio_in_a_report_gives_back_the_hidden_width():
 
 
 def timm_sizes(dim, hidden):
-    from vitas.wrapping.report import Sizes
+    from vitas.wrapping.constructor import Sizes
 
     return Sizes("", dim, (1,), (dim,), (hidden,), (1,))
 

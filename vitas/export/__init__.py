@@ -10,6 +10,9 @@
     positions.py     position tables for another image size
     origins.py       networks told by what they were made of
     register.py      saved networks under a name that timm.create_model knows
+    hub.py           networks fetched from the hub of Hugging Face
+    push.py          networks sent there: push_to_hub
+    card.py          model cards
     files.py         files that appear complete or not at all
 
 Imports wrapping and what stands before it.
@@ -18,6 +21,7 @@ Imports wrapping and what stands before it.
 from vitas.export.checkpoint import load_superformer, save_superformer
 from vitas.export.files import as_path
 from vitas.export.network import load_subnet, save_subnet
+from vitas.export.push import push_to_hub
 from vitas.export.register import register
 from vitas.export.subnet import build_subnet, export_subnet
 
@@ -27,6 +31,7 @@ __all__ = [
     "export_subnet",
     "load_subnet",
     "load_superformer",
+    "push_to_hub",
     "register",
     "save_subnet",
     "save_superformer",

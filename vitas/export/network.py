@@ -23,6 +23,7 @@ from vitas.export.files import (
     refuse_meta,
 )
 from vitas.export.formats import Format, Resize, built, expressed
+from vitas.export.hub import HUB, downloaded
 from vitas.export.plain_format import PLAIN
 from vitas.fields import check_keys
 from vitas.nn.kept import refuse_patches
@@ -106,7 +107,8 @@ def load_subnet(
     """Read what `save_subnet` wrote, without the superformer.
 
     Args:
-        folder: Folder with `config.json` and `model.safetensors`.
+        folder: Folder with `config.json` and `model.safetensors`; or "hf-hub:user/name", perhaps with "@revision" behind it:
+            a repository on the hub of Hugging Face, which is fetched, or found in the hub's cache without a connection.
         into: A module of your own class to load into, where the network is neither of vitas.plain nor of timm.
         img_size: Another image size: the positions are resampled (bicubic, antialiased) as timm does. A Twins has none
             and takes images of any size; that of timm only notes it, for counts.
@@ -114,8 +116,10 @@ def load_subnet(
     Raises:
         FileError: a file in place of its folder; one that is missing, cut short or of another version; a hash, a field, a
             tensor's name, shape or type that does not fit. Nothing of the network's size is allocated before that is known.
+            No such repository or revision; no connection.
+        VitasError: a repository, where huggingface_hub is not installed.
     """
-    folder = as_path(folder)
+    folder = downloaded(folder) if isinstance(folder, str) and folder.startswith(HUB) else as_path(folder)
     if folder.name in ("config.json", "model.safetensors") and folder.is_file():
         raise FileError(f"{folder}: expected the folder that it lies in, {folder.parent}")
     config = read_config(folder)

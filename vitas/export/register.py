@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -18,9 +19,10 @@ from vitas.export.network import load_subnet, read_config
 def register(folder: str | PathLike[str], name: str | None = None) -> str:
     """Let `timm.create_model(name)` build a network of timm that `save_subnet` wrote; return the name.
 
-    `pretrained=True` loads the weights of the folder, without it they are drawn anew. `num_classes`, `global_pool` and
-    `img_size` are taken as timm takes them, and so are rates of dropout, `in_chans`, `dynamic_img_size` and
-    `features_only` with `out_indices`, where the file says what the network was made of.
+    `pretrained=True` loads the weights of the folder, without it they are drawn anew. `num_classes`, `global_pool`,
+    `img_size`, `features_only` with `out_indices`, `device` and `dtype` are taken as timm takes them. So are rates of
+    dropout, `in_chans` (with fresh weights) and `dynamic_img_size`: all of them where the file says what the network was
+    made of, else those that its description names. `cache_dir` is passed over, since nothing is downloaded.
 
     Args:
         folder: What `save_subnet` wrote from the export of a wrapped model; read again whenever a model is created.
@@ -56,35 +58,53 @@ def register(folder: str | PathLike[str], name: str | None = None) -> str:
 
 
 _TIMMS_OWN = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-_ANY = ("num_classes", "global_pool", "img_size")
+_ANY = ("num_classes", "global_pool", "img_size", "features_only", "out_indices", "device", "dtype")
 _RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
-_ORIGINALS = ("in_chans", *_RATES, "dynamic_img_size", "dynamic_img_pad", "features_only", "out_indices")
-"""Options that only a network takes whose original can be built with them."""
+_ORIGINALS = ("in_chans", *_RATES, "dynamic_img_size", "dynamic_img_pad")
+"""Options that a network takes whose original can be built with them, or whose description has a field of that name."""
 
 
 def _created(folder: Path, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     """Return the network of a folder as `timm.create_model` was asked for it."""
     options = {name: value for name, value in options.items() if name not in _TIMMS_OWN}
     told = read_config(folder)["model"]
-    legal = (*_ANY, *(_ORIGINALS if origins.is_origin(told) else ()))
+    legal = (*_ANY, *(name for name in _ORIGINALS if origins.is_origin(told) or name in told))
     for option in options:
         if option not in legal:
             raise ChoiceError(f"{folder.name}: {one_of(legal, option)}; the rest of a saved network is settled")
     loaded: Any = load_subnet(folder, img_size=options.get("img_size"))  # checks the file too
-    classes, pool = options.get("num_classes", loaded.num_classes), options.get("global_pool")
     asked = shown(options)
+    features: dict[str, Any] = {name: options.pop(name) for name in ("features_only", "out_indices") if name in options}
+    place = {name: options.pop(name) for name in ("device", "dtype") if name in options}
     try:
+        classes, pool = options.get("num_classes", loaded.num_classes), options.get("global_pool")
         if classes != loaded.num_classes or pool is not None:
             loaded.reset_classifier(classes, pool)
-        if not origins.is_origin(told):
-            return loaded if pretrained else _drawn(loaded)
-        features: dict[str, Any] = {name: options.pop(name) for name in ("features_only", "out_indices") if name in options}
-        model = origins.drawn(told, **options)
-        if pretrained:
+        model: Any = loaded
+        if origins.is_origin(told):
+            model = origins.drawn(told, **options)
+        elif changed := {name: value for name, value in options.items() if name in _ORIGINALS}:
+            model = _described(loaded, changed)
+        elif not pretrained:
+            model = _drawn(loaded)
+        if pretrained and model is not loaded:
+            fit = {name: weight.shape for name, weight in model.state_dict().items()}
+            if fit != {name: weight.shape for name, weight in loaded.state_dict().items()}:
+                raise ValueError("the weights of the file have other shapes: pretrained=False draws weights anew")
             model.load_state_dict(loaded.state_dict())
+        model = model.to(**place)
         return _features(model, features) if features.get("features_only") else model
     except NO_NETWORK as error:
-        raise ChoiceError(f"{folder.name}: {asked}: {brief(error)}") from None
+        raise ChoiceError(f"{folder.name}: {asked}: {' '.join(brief(error).split())}") from None
+
+
+def _described(loaded: nn.Module, changed: dict[str, Any]) -> nn.Module:
+    """Return a network as `loaded`, but with other values of what its description says."""
+    from vitas.export.timm_format import TIMM
+
+    kind = type(loaded)
+    known = TIMM.kinds[f"{kind.__module__}.{kind.__qualname__}"]
+    return cast(nn.Module, replace(known.of(loaded), **changed).build())
 
 
 def _drawn(model: nn.Module) -> nn.Module:

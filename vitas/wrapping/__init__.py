@@ -9,6 +9,7 @@
     attention.py  attention that its library ties to the width of the input
     counted.py    what every subnet costs, from one counted run
     plan.py       what each part of a model becomes, and what is refused
+    constructor.py  what of a subnet timm's constructors can build
     origin.py     what an export was made of, in plain data
     model.py      whole models: their methods and features
     pretrained.py whole models of transformers: their configs

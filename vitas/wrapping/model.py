@@ -15,6 +15,7 @@ from vitas.errors import VitasError
 from vitas.nn.kept import TORCHS_OWN
 from vitas.space import State
 from vitas.superformer.base import OfImages
+from vitas.wrapping.constructor import constructed
 from vitas.wrapping.counted import counted_cost, image_of
 from vitas.wrapping.narrow import Narrowed
 from vitas.wrapping.origin import LEAVE, note_origin
@@ -83,7 +84,7 @@ class Model(Narrowed, OfImages):
         plain = super().export()
         for name in vars(plain).keys() - self._kept - TORCHS_OWN:
             del vars(plain)[name]
-        note_origin(self, self.taken(), plain)
+        note_origin(self, self.taken(), plain, constructed(self)[0])
         return plain
 
     def taken(self) -> dict[str, Any]:

@@ -55,19 +55,32 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def note_origin(model: nn.Module, subnet: Mapping[str, Any], export: nn.Module) -> None:
-    """Let an export say what it was made of, and no longer that it is the library's model of that name.
+def note_origin(
+    model: nn.Module, subnet: Mapping[str, Any], export: nn.Module, constructed: Mapping[str, Any] | None
+) -> None:
+    """Let an export say what it was made of, and which model of its library it is, if any.
+
+    Where timm's constructor builds the network, timm's own record of name and arguments is that of the subnet, so that
+    `timm.models.save_for_hf` writes a folder that timm loads. Any other subnet has a name that is no model's, and arguments
+    that timm refuses to write, saying their name.
 
     Args:
         model: The searchable model, which knows of what its library, or another export before it, was made.
         subnet: What is active, where that is not the largest.
         export: The network of what is active.
+        constructed: Its sizes in the words of the constructor; None: that cannot build it.
     """
     before = vars(model).get(MADE_FROM) or {"source": source_of(model, type(export)), "subnets": []}
     subnets = [*before["subnets"], dict(subnet)] if subnet else before["subnets"]
     own = vars(export)
     own[MADE_FROM] = {"source": before["source"], "subnets": subnets}
-    name = dict(before["source"] or {}).get("name")
-    if subnets and "pretrained_cfg" in own:
-        own.pop("_model_args", None)  # what timm.create_model was given no longer says what the network is
-        own["pretrained_cfg"] = own["default_cfg"] = {**own["pretrained_cfg"], "architecture": f"subnet of {name}"}
+    if not subnets or "pretrained_cfg" not in own:
+        return
+    name, told = dict(before["source"] or {}).get("name"), own.pop("_model_args", None)  # timm tells since 1.0.31
+    if name and constructed is not None and told is not None and ... not in told.values():
+        own["_model_args"] = {**told, **constructed}
+    else:
+        name = f"subnet of {name}"
+        if told is not None:
+            own["_model_args"] = {f"{name}, which timm's constructor does not build (save_subnet writes it)": ...}
+    own["pretrained_cfg"] = own["default_cfg"] = {**own["pretrained_cfg"], "architecture": name}

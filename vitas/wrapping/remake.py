@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from vitas.space import search_space
 from vitas.wrapping.arguments import Settled, constructor_arguments
+from vitas.wrapping.constructor import sizes
 from vitas.wrapping.model import Model
 from vitas.wrapping.origin import LEAVE
 from vitas.wrapping.plan import Plan, apply
 from vitas.wrapping.records import RECORDS
-from vitas.wrapping.report import sizes
 from vitas.wrapping.stages import places_of, planned
 
 
