@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,21 @@ def _created(folder: Path, pretrained: bool, options: dict[str, Any]) -> nn.Modu
         features: dict[str, Any] = {name: options.pop(name) for name in ("features_only", "out_indices") if name in options}
         model = origins.drawn(told, **options)
         if pretrained:
-            model.load_state_dict(loaded.state_dict())
+            model.load_state_dict(_adapted(loaded, options))
         return _features(model, features) if features.get("features_only") else model
     except NO_NETWORK as error:
         raise ChoiceError(f"{folder.name}: {asked}: {brief(error)}") from None
+
+
+def _adapted(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights of a model, those of the first convolutions for other channels of images, as timm makes them."""
+    from timm.models import adapt_input_conv
+
+    state, first = dict(model.state_dict()), model.pretrained_cfg.get("first_conv")
+    if "in_chans" in options and first is not None:
+        for name in (first,) if isinstance(first, str) else first:
+            state[f"{name}.weight"] = adapt_input_conv(options["in_chans"], state[f"{name}.weight"])
+    return state
 
 
 def _drawn(model: nn.Module) -> nn.Module:
