@@ -41,6 +41,16 @@ def _mvit(num_classes):
     return model
 
 
+def _volo(num_classes):
+    from timm.models.volo import VOLO
+
+    sizes = {"layers": (1, 2), "embed_dims": (16, 32), "num_heads": (2, 4), "stem_hidden_dim": 8}
+    outlook = {"downsamples": (True, False), "outlook_attention": (True, False)}
+    model = VOLO(img_size=32, num_classes=num_classes, **sizes, **outlook)
+    model.pretrained_cfg = SEES_32["pretrained_cfg_overlay"]
+    return model
+
+
 SMALL = {  # timm's name: (arguments, side of the images)
     "vit_small_patch16_dinov3": ({"img_size": 32, "depth": 3, "embed_dim": 96, "num_heads": 6}, 32),
     "vit_small_plus_patch16_dinov3": ({"img_size": 32, "depth": 2, "embed_dim": 128, "num_heads": 4}, 32),
@@ -91,6 +101,20 @@ SMALL = {  # timm's name: (arguments, side of the images)
         32,
     ),
     "mvitv2_tiny": (_mvit, 32),
+    "crossvit_tiny_240": (
+        {
+            "img_size": 48,
+            "img_scale": (1, 1),
+            "embed_dim": (16, 24),
+            "depth": ((1, 2, 0), (1, 1, 0)),
+            "num_heads": (2, 3),
+            "mlp_ratio": (4, 2, 1),
+        },
+        48,
+    ),
+    "volo_d1_224": (_volo, 32),
+    "vit_small_patch16_rope_mixed_224": ({"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2}, 32),
+    "vit_srelpos_small_patch16_224": ({"img_size": 32, "embed_dim": 24, "num_heads": 4, "depth": 2}, 32),
     "hiera_tiny_224": ({"img_size": 64, "embed_dim": 16, "num_heads": 2, "stages": (1, 2), "q_pool": 1, **SEES_64}, 64),
     "sam2_hiera_tiny": (
         {"embed_dim": 16, "num_heads": 2, "stages": (1, 2), "q_pool": 1, "window_spec": (4, 2), **SEES_32},
@@ -107,8 +131,13 @@ NEWER = {"qwen3_vit_88m", "qwen3_vit_88m_merge", "deepseek_vit_412m_align"}
 """Those that the oldest timm does not have."""
 
 SMALL = {name: made for name, made in SMALL.items() if name not in NEWER or timm.is_model(name)}
-DEPTHS_STAY = {"hiera_tiny_224", "sam2_hiera_tiny"}
-WIDTHS_STAY = DEPTHS_STAY | {
+HEADS_STAY = {"volo_d1_224", "vit_small_patch16_rope_mixed_224", "vit_srelpos_small_patch16_224"}
+DEPTHS_STAY = {"hiera_tiny_224", "sam2_hiera_tiny", "volo_d1_224", "vit_small_patch16_rope_mixed_224"}
+WIDTHS_STAY = {
+    "hiera_tiny_224",
+    "sam2_hiera_tiny",
+    "crossvit_tiny_240",
+    "volo_d1_224",
     "maxvit_tiny_tf_224",
     "coatnet_rmlp_nano_rw_224",
     "maxxvit_rmlp_nano_rw_256",
@@ -202,6 +231,14 @@ def test_a_width_that_stays_is_not_searched(name):
     model, _ = original(name)
     with pytest.raises(ChoiceError, match=r"embed_dim: in this model it cannot be searched; expected None, got 'auto'"):
         wrap(model, embed_dim="auto")
+
+
+@pytest.mark.parametrize("name", sorted(HEADS_STAY))
+def test_heads_that_stay_are_not_searched(name):
+    model, _ = original(name)
+    assert not any("num_heads" in choice for choice in search_space(wrap(model)).choices)
+    with pytest.raises(ChoiceError, match=r"num_heads: in this model they cannot be searched; expected None or .auto., got"):
+        wrap(model, num_heads=["50%", "100%"])
 
 
 def test_running_statistics_of_the_channels_in_use_follow_the_batch():

@@ -61,8 +61,9 @@ def expressed(module: nn.Module, source: tuple[str, Mapping[str, Any]] | None) -
     _check_source(origin["source"], "config: source")
     with _told("config: it cannot be made again from what it was made of"), _bounded():
         made = _made(origin, "config")
-        if changed := {name: value for name, value in _now(module).items() if _now(made).get(name) != value}:
-            arguments |= changed
+        now = {name: value for name, value in _now(module).items() if name not in refused}
+        if changed := _changed(_now(made), now):
+            origin["source"]["arguments"] = _merged(arguments, changed)
             made = _made(origin, "config")
     if different := differences(made, module):
         raise FileError(
@@ -87,9 +88,28 @@ def _given(
     return {"subnets": [], **(origin or {}), "source": told}
 
 
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is otherwise now, of objects inside only that part; names of labels are taken together."""
+    changed = {}
+    for name, value in now.items():
+        if before.get(name) != value:
+            inner = isinstance(value, dict) and isinstance(before.get(name), dict) and name not in ("id2label", "label2id")
+            changed[name] = _changed(before[name], value) if inner else value
+    return changed
+
+
+def _merged(told: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    labels = ("id2label", "label2id")
+    inner = {name for name, own in changed.items() if isinstance(own, dict) and name not in labels and name in told}
+    return {**told, **changed, **{name: _merged(told[name], changed[name]) for name in inner}}
+
+
 def _now(model: nn.Module) -> dict[str, Any]:
-    """Return the arguments that methods of timm's models change afterwards."""
+    """Return the arguments that may be changed afterwards: by methods of timm's models, in a config of transformers."""
     own: Any = vars(model)
+    if type(model).__module__.partition(".")[0] == "transformers":
+        config: dict[str, Any] = json.loads(own["config"].to_json_string())
+        return config
     if type(model).__module__.partition(".")[0] != "timm":
         return {}
     head, embed = model._modules.get("head"), model._modules.get("patch_embed")
@@ -103,14 +123,16 @@ def native(told: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
     """Return what the library itself reads in a config, where its constructor builds the network as it is; else nothing."""
     own: Any = vars(module)
     source = dict(told["source"])
+    of_timm = source["library"] == "timm"
     try:
         with _bounded(), torch.device("meta"):
-            of_timm = source["library"] == "timm"
-            source["arguments"] = regular(told) if of_timm else json.loads(own["config"].to_json_string())
-            made = original(source)
+            for arguments in regular(told) if of_timm else [json.loads(own["config"].to_json_string())]:
+                source["arguments"] = arguments
+                if not differences(original(source), module):
+                    break
+            else:
+                return {}
     except Exception:  # whatever the library's own code raises for sizes that are not regular
-        return {}
-    if differences(made, module):
         return {}
     if not of_timm:
         return {**source["arguments"], "architectures": [type(module).__name__], "model_type": own["config"].model_type}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -88,10 +89,11 @@ def _created(folder: Path, pretrained: bool, options: dict[str, Any]) -> nn.Modu
         elif not pretrained:
             model = _drawn(loaded)
         if pretrained and model is not loaded:
+            weights = _adapted(loaded, options)
             fit = {name: weight.shape for name, weight in model.state_dict().items()}
-            if fit != {name: weight.shape for name, weight in loaded.state_dict().items()}:
+            if fit != {name: weight.shape for name, weight in weights.items()}:
                 raise ValueError("the weights of the file have other shapes: pretrained=False draws weights anew")
-            model.load_state_dict(loaded.state_dict())
+            model.load_state_dict(weights)
         model = model.to(**place)
         return _features(model, features) if features.get("features_only") else model
     except NO_NETWORK as error:
@@ -105,6 +107,17 @@ def _described(loaded: nn.Module, changed: dict[str, Any]) -> nn.Module:
     kind = type(loaded)
     known = TIMM.kinds[f"{kind.__module__}.{kind.__qualname__}"]
     return cast(nn.Module, replace(known.of(loaded), **changed).build())
+
+
+def _adapted(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights of a model, those of the first convolutions for other channels of images, as timm makes them."""
+    from timm.models import adapt_input_conv
+
+    state, first = dict(model.state_dict()), model.pretrained_cfg.get("first_conv")
+    if "in_chans" in options and first is not None:
+        for name in (first,) if isinstance(first, str) else first:
+            state[f"{name}.weight"] = adapt_input_conv(options["in_chans"], state[f"{name}.weight"])
+    return state
 
 
 def _drawn(model: nn.Module) -> nn.Module:

@@ -20,9 +20,9 @@ class Settled(NamedTuple):
     values: Mapping[str, Any]
 
 
-def constructor_arguments(own: Any) -> dict[str, int | float]:
-    """Return the sizes of a row of blocks in the words of timm's VisionTransformer."""
-    dim, hidden = own.embed_dim, own.mlp_dim[0] * own.stacks[0]
+def constructor_arguments(own: Any, gates: bool = True) -> dict[str, int | float]:
+    """Return the sizes of a row of blocks in the words of timm's VisionTransformer; with `gates` the ratio counts them."""
+    dim, hidden = own.embed_dim, own.mlp_dim[0] * (own.stacks[0] if gates else 1)
     ratio = hidden / dim
     ratio = ratio if int(dim * ratio) == hidden else nextafter(ratio, inf)  # timm rounds the product down
     return {"embed_dim": dim, "depth": len(own.num_heads), "num_heads": own.num_heads[0], "mlp_ratio": ratio}

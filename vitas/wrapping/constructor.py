@@ -74,7 +74,7 @@ def _unlike_constructor(own: Sizes, pooled: Sequence[int]) -> list[str]:
         for what, values in (("num_heads", own.num_heads), ("the hidden width of the MLP", own.mlp_dim))
         if len(set(values)) > 1
     ]
-    dim, heads, head_dims = own.embed_dim, own.num_heads[0], set(own.head_dim)
+    dim, heads, head_dims = own.embed_dim, next(iter(own.num_heads), 1), set(own.head_dim)
     if len(set(own.num_heads)) == 1 and (dim % heads or head_dims != {dim // heads}):
         width = ", ".join(map(str, head_dims))
         reasons.append(f"{stage}{heads} heads have {width} channels each and not embed_dim / num_heads = {dim / heads:g}")

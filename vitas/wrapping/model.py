@@ -121,10 +121,12 @@ class Model(Narrowed, OfImages):
         raise VitasError("prune_intermediate_layers: not while the depth can be searched; export a subnet and prune that")
 
 
-class TimmModel(Model):
-    """A model of timm that says what its intermediate features are."""
+class Features(Narrowed):
+    """A part of timm that says what its intermediate features are."""
 
     reads = ("feature_info",)
+    holds = (*Narrowed.holds, "_stages")
+    _stages: tuple[Stage, ...]
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -140,6 +142,12 @@ class TimmModel(Model):
             ]
         widths = [stage.width.active for stage in stages for _ in range(stage.depth.active)]
         return [{**one, "num_chs": width} for one, width in zip(info, widths, strict=False)]
+
+
+class TimmModel(Features, Model):
+    """A model of timm that says what its intermediate features are."""
+
+    holds = Model.holds
 
 
 def whole(name: str, narrowed: type[nn.Module]) -> Callable[..., Any]:

@@ -341,4 +341,22 @@ def refuse_unfit(model: nn.Module, plan: Plan) -> None:
     except NotImplementedError:
         return  # an operator that torch has no meta kernel for
     except Exception as error:  # whatever the model's own code raises
+        if not _runs(model, image):
+            size = " x ".join(map(str, image.shape[1:]))
+            raise WrapError(
+                f"{type(model).__name__} cannot be wrapped: it does not run on an image of {size}, the size that its"
+                f' pretrained_cfg["input_size"] says; write there the one it was made for ({brief(error)})'
+            ) from error
         raise WrapError(f"{type(model).__name__} cannot be wrapped: a subnet does not run ({brief(error)})") from error
+
+
+def _runs(model: nn.Module, image: Tensor) -> bool:
+    """Say whether a model as it is runs on an image, without memory."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    try:
+        with torch.no_grad():
+            deepcopy(model, memo).eval()(image)
+    except Exception:  # whatever the model's own code raises
+        return False
+    return True

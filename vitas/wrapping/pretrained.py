@@ -23,7 +23,18 @@ class Pretrained(Model):
                 vars(part)["config"] = configs[type(part.config)]  # one for all, as set_attn_implementation wants
         owner: Any = next(part for part in self.modules() if any(isinstance(child, Row) for child in part.children()))
         _say(configs[type(owner.config)], self._stages)
+        say_labels(plain, self._remade)
         return plain  # type: ignore[no-any-return]
+
+
+def say_labels(model: Any, named: Iterable[str]) -> None:
+    """Let the config of a model with a classifier, one of the layers `named`, count the labels that this classifier has."""
+    if "num_labels" in vars(model):
+        layers = [model._modules.get(name) for name in named]
+        classes = _one(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
+        if classes is not None and classes != len(model.config.id2label):
+            model.config.num_labels = classes
+        model.num_labels = model.config.num_labels
 
 
 def _configs(config: Any) -> Iterator[Any]:

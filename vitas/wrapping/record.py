@@ -12,7 +12,7 @@ Entries stand between semicolons. There are six forms:
     rows PATH                the blocks in a row whose number is searched; a `*` stands for the number of the stage
     stages PATHS             lists whose i-th part belongs to stage i
     whole PATHS              parts that stay as they are but for what is named in them; `.` is the module itself
-    fixed LETTERS            w, n: widths, numbers of blocks that cannot be searched
+    fixed LETTERS            w, n, h: widths, numbers of blocks, heads that cannot be searched
 
 An entry may end on `if PATH` or `unless PATH`: it holds where a module has such a part (an Identity is none) or an attribute
 that is true, or where it has none.
@@ -33,8 +33,6 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from vitas.errors import WrapError, shown
-
-SEARCHED = ("w", "u", "h", "m", "n")
 
 
 class Axis(NamedTuple):

@@ -80,23 +80,41 @@ def _given(subnet: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {**stage, "leave": subnet.get(f"{prefix}{LEAVE}"), "num_heads": settled, "mlp_ratio": settled, "blocks": None}
 
 
-def regular(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with which timm may build the network alone: those of its source, with the sizes of the network.
+def regular(origin: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield arguments with which timm may build the network alone: those of its source, with the sizes of the network.
 
-    Whether they do has to be tried: a constructor has one size for all blocks of a stage.
+    Whether they do has to be tried: a constructor has one size for all blocks of a stage, and some classes count the gates
+    of an MLP in `mlp_ratio` and some do not.
     """
     arguments = dict(origin["source"]["arguments"])
     if not origin["subnets"]:
-        return arguments
+        yield arguments
+        return
     *before, last = origin["subnets"]
     model = narrowed(taken(original(origin["source"]), before), last)
-    rows = [constructor_arguments(sizes(stage)) for stage in model._stages]
-    words: dict[str, Any] = dict(rows[0])
-    if model._stages[0].prefix:
-        words |= {f"{name}s": [row[name] for row in rows] for name in ("embed_dim", "depth", "mlp_ratio")}
-        words["num_heads"] = [row["num_heads"] for row in rows]
     known = inspect.signature(type(model).shape.narrowed).parameters
-    return arguments | {name: value for name, value in words.items() if name in known}
+    searched = {name.rpartition(".")[2] for subnet in origin["subnets"] for name in subnet}
+    unchanged = {word for word, names in _FOLLOWS.items() if not names & searched}
+    stages = [sizes(stage) for stage in model._stages]
+    for gates in (True, False):
+        rows = [constructor_arguments(stage, gates) for stage in stages]
+        words: dict[str, Any] = dict(rows[0])
+        if model._stages[0].prefix:
+            lists = {name: [row[name] for row in rows] for name in words}
+            words |= {f"{name}s": own for name, own in lists.items()}
+            words |= {"depth": lists["depth"], "num_heads": lists["num_heads"], "heads": lists["num_heads"]}
+        words = {name: value for name, value in words.items() if {name, name.removesuffix("s")}.isdisjoint(unchanged)}
+        yield arguments | {name: value for name, value in words.items() if name in known}
+
+
+_FOLLOWS = {
+    "embed_dim": {"embed_dim"},
+    "depth": {"depth"},
+    "num_heads": {"num_heads"},
+    "heads": {"num_heads"},
+    "mlp_ratio": {"mlp_dim", "embed_dim"},
+}
+"""The choices that change a word of constructors."""
 
 
 @contextmanager

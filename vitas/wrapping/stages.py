@@ -11,9 +11,9 @@ from torch import nn
 from vitas.choice import Depth, Dim
 from vitas.errors import ChoiceError, WrapError, shown
 from vitas.sharing import Sharing
-from vitas.wrapping.arguments import block_numbers, counts_of, hidden_of, widths_of
-from vitas.wrapping.model import Block, Model, Stage, TimmModel
-from vitas.wrapping.narrow import Shape, made
+from vitas.wrapping.arguments import Settled, block_numbers, counts_of, hidden_of, widths_of
+from vitas.wrapping.model import Block, Features, Model, Stage, TimmModel
+from vitas.wrapping.narrow import Narrowed, Shape, made
 from vitas.wrapping.plan import Letters, Plan, Step, supported_parts
 from vitas.wrapping.pretrained import Pretrained
 from vitas.wrapping.record import Record, part_at, shape_at
@@ -99,19 +99,21 @@ def planned(
         inside |= {"v": widths[i + 1]} if i + 1 < len(widths) else {}
         if "w" in record.fixed:
             inside = {}  # each part finds its own
-        blocks = _blocks(plan, place, stage, inside, own, sharing)
+        blocks = _blocks(plan, place, stage, inside, {**own, "num_heads": _heads(own, record.fixed)}, sharing)
         stages = (*stages[:i], stage._replace(blocks=blocks), *stages[i + 1 :])
         plan.done.add(id(place.row))
         plan.steps.append(Step(place.row, Row, {"shift": True, "depth": stage.depth, "container": type(place.row)}))
         for part in place.parts:
             if part is not place.row:
                 holds_it: dict[str, Any] = {"row": place.attribute} if part is place.owner else {}
-                plan.visit(part, "", inside, _stays, **holds_it)
+                plan.visit(part, "", {**inside, "n": stage.depth}, _stays, **holds_it)
         if place.parent is not place.owner and id(place.parent) not in plan.done:
             plan.done.add(id(place.parent))
             plan.steps.append(Step(place.parent, Rows, {}))
         if place.owner is not model and id(place.owner) not in plan.done:
-            plan.visit(place.owner, "", letters, _stays, row=place.attribute)
+            informed = "feature_info" in vars(place.owner)
+            holds: dict[str, Any] = {"_stages": stages} if informed else {}
+            plan.visit(place.owner, "", letters, _stays, Features if informed else Narrowed, row=place.attribute, **holds)
     for drop, held in drop_paths([list(place.row.children()) for place in places], [stage.depth for stage in stages]):
         plan.done.add(id(drop))
         plan.steps.append(Step(drop, made(Shape(type(drop), ElasticDropPath)), held))
@@ -160,6 +162,16 @@ def _stage(
     if leave != () and depth.fixed:
         raise ChoiceError(f"leave: {name} is fixed, so no block leaves; give depth= several values")
     return Stage(prefix, width, depth, unit, ())
+
+
+def _heads(given: Mapping[str, Any], fixed: Sequence[str]) -> Any:
+    """Return what is given for heads: nothing where all blocks share one table for each head; "auto" asks for none then."""
+    values = given["num_heads"]
+    if "h" not in fixed or isinstance(values, Settled):
+        return values
+    if values is not None and not (isinstance(values, str) and values == "auto"):
+        raise ChoiceError(f'num_heads: in this model they cannot be searched; expected None or "auto", got {shown(values)}')
+    return None
 
 
 def _width_of(plan: Plan, row: nn.Module, fixed: bool) -> int:

@@ -6,7 +6,8 @@ _MODEL = "embed_dim num_features head_hidden_size = w; rows blocks"
 _VIT = "patch_embed.proj: w, _, _, _; patch_embed.norm norm_pre norm fc_norm: w; cls_token reg_token pos_embed: _, _, w; "
 _VIT += _MODEL
 _SWIN = "patch_embed.proj: w0, _, _, _; patch_embed.norm: w0; stages layers; rows layers.*.blocks; norm: w; head.fc: _, w;"
-_SWIN += " num_features head_hidden_size = w; embed_dim = w0"
+_SWIN += " num_features head_hidden_size head.in_features head.num_features = w; embed_dim = w0"
+_SWIN_STAGE = "depth = n; dim = u if downsample; dim = w unless downsample; out_dim = w"
 _BLOCK = "norm1 norm2 ls1 ls2: w; gamma_1 gamma_2: w"
 _POSITIONS = "rel_pos.relative_position_bias_table: _, h; rel_pos.mlp.fc2: h, _; whole rel_pos.mlp; rel_pos.num_heads = h"
 _POSITIONS += "; rel_pos.bias_shape = _, _, h"
@@ -21,7 +22,7 @@ _MODELS = {
     "deit.VisionTransformerDistilled": f"{_VIT}; dist_token: _, _, w; head head_dist: _, w",
     "twins.Twins": "stages patch_embeds blocks pos_block; rows blocks.*; norm: w; head: _, w; embed_dims = w*; depths = n*;"
     " num_features head_hidden_size = w",
-    "eva.Eva": f"{_VIT}; head: _, w",
+    "eva.Eva": f"{_VIT}; head: _, w; whole rope if rope_mixed; fixed h n if rope_mixed",
     "swin_transformer.SwinTransformer": _SWIN,
     "swin_transformer_v2.SwinTransformerV2": _SWIN,
     "beit.Beit": f"{_VIT}; head: _, w",
@@ -34,11 +35,12 @@ _MODELS = {
     "deepseek_vit.DeepseekVitClassifier": "norm: w unless encoder.aligner; head: _, w unless encoder.aligner; head: _, _ if"
     " encoder.aligner; embed_dim = w; num_features head_hidden_size = w unless encoder.aligner; rows encoder.blocks",
     "cait.Cait": f"{_VIT}; head: _, w",
-    "vision_transformer_relpos.VisionTransformerRelPos": f"{_VIT}; head: _, w",
+    "vision_transformer_relpos.VisionTransformerRelPos": f"{_VIT}; head: _, w; whole shared_rel_pos if shared_rel_pos;"
+    " fixed h if shared_rel_pos",
     "xcit.Xcit": "patch_embed.proj.-1.0: w, _, _, _; patch_embed.proj.-1.1: w; whole patch_embed.proj; cls_token: _, _, w;"
     f" norm: w; head: _, w; {_MODEL}",
     "pvt_v2.PyramidVisionTransformerV2": "patch_embed.proj: w0, _, _, _; patch_embed.norm: w0; stages stages;"
-    " rows stages.*.blocks; head: _, w; num_features head_hidden_size = w",
+    " rows stages.*.blocks; head: _, w; num_features head_hidden_size = w; depths = n*",
     "metaformer.MetaFormer": "stem.conv: w0, _, _, _; stem.norm: w0; stages stages; rows stages.*.blocks; head.norm: w;"
     " head.fc: _, w unless head.fc.fc1; head.fc.fc1: _, w; whole head.fc; num_features head_hidden_size = w",
     "maxxvit.MaxxVit": "fixed w; whole stem norm head; stages stages; rows stages.*.blocks",
@@ -49,6 +51,10 @@ _MODELS = {
     "tiny_vit.TinyVit": "fixed w; whole patch_embed head; stages stages; rows stages.*.blocks",
     "mvitv2.MultiScaleVit": "fixed w; whole patch_embed norm head; cls_token pos_embed: _, _, _; stages stages;"
     " rows stages.*.blocks",
+    "crossvit.CrossVit": "fixed w; whole patch_embed norm head; rows blocks; cls_token_0 cls_token_1: _, _, _;"
+    " pos_embed_0 pos_embed_1: _, _, _",
+    "volo.VOLO": "fixed w h n; whole patch_embed post_network aux_head norm head; rows network; cls_token: _, _, _;"
+    " pos_embed: _, _, _, _",
     "hiera.Hiera": "fixed w n; whole patch_embed head; rows blocks; pos_embed pos_embed_win: _, _, _, _;"
     " pos_embed_spatial pos_embed_temporal: _, _, _",
     "hieradet_sam2.HieraDet": "fixed w n; whole patch_embed head; pos_embed pos_embed_window: _, _, _, _; rows blocks",
@@ -73,12 +79,12 @@ _PARTS = {
     "swin_transformer.WindowAttention": f"{_QKV}; relative_position_bias_table: _, h; dim = w",
     "swin_transformer.SwinTransformerBlock": f"{_BLOCK}; dim = w",
     "swin_transformer.PatchMerging": "norm: 4 u; reduction: w, 4 u; dim = u; out_dim = w",
-    "swin_transformer.SwinTransformerStage": "dim = u; out_dim = w",
+    "swin_transformer.SwinTransformerStage": _SWIN_STAGE,
     "swin_transformer_v2.WindowAttention": f"{_QKV}; {_BIASES}; logit_scale: h, _, _; cpb_mlp.0: _, _;"
     " cpb_mlp.2: h, _; dim = w",
     "swin_transformer_v2.SwinTransformerV2Block": f"{_BLOCK}; dim = w",
     "swin_transformer_v2.PatchMerging": "norm: w; reduction: w, 4 u; dim = u; out_dim = w",
-    "swin_transformer_v2.SwinTransformerV2Stage": "dim = u; out_dim = w",
+    "swin_transformer_v2.SwinTransformerV2Stage": _SWIN_STAGE,
     "beit.Attention": f"{_QKV}; {_BIASES}; relative_position_bias_table: _, h",
     "beit.Block": _BLOCK,
     "cait.TalkingHeadAttn": f"{_QKV}; proj_l proj_w: h, h",
@@ -127,6 +133,10 @@ _PARTS = {
     "mvitv2.MultiScaleAttention": "qkv: 3 h d, _; proj: _, h d; rel_pos_h rel_pos_w: _, _; num_heads = h;"
     " dim_out = h d; norm_q norm_k norm_v: _ unless unshared; pool_q pool_k pool_v: _, _, _, _ unless unshared",
     "mvitv2.MultiScaleBlock": "mlp.fc1: m, _; mlp.fc2: _, m; whole mlp norm1 norm2 shortcut_proj_attn shortcut_proj_mlp",
+    "crossvit.MultiScaleBlock": "whole projs fusion revert_projs",
+    "volo.Outlooker": "whole norm1 attn norm2",
+    "volo.Transformer": "whole norm1 attn norm2",
+    "volo.Downsample": "whole .",
     "hiera.MaskUnitAttention": "qkv: 3 h d, _; proj: _, h d; heads = h; dim_out = h d",
     "hiera.HieraBlock": "whole norm1 norm2 proj ls1 ls2",
     "hieradet_sam2.MultiScaleAttention": "qkv: 3 h d, _; proj: _, h d; num_heads = h; dim_out = h d",
@@ -155,6 +165,13 @@ _LAYERS = {
 _OURS = {
     "vitas.plain.WindowAttention": "qkv: 3 h d, w; proj: w, h d; num_heads = h",
     "vitas.plain.SubsampledAttention": "q: h d, w; kv: 2 h d, w; proj: w, h d; sr: w, w, _, _; norm: w; num_heads = h",
+    "vitas.plain.Attention": _QKV,
+    "vitas.plain.BiasedAttention": f"{_QKV}; {_BIASES}; relative_position_bias_table: _, h",
+    "vitas.plain.CosineAttention": f"{_QKV}; {_BIASES}; logit_scale: h, _, _; cpb_mlp.0: _, _; cpb_mlp.2: h, _",
+    "vitas.plain.RelativeAttention": f"{_QKV}; {_POSITIONS}",
+    "vitas.plain.CrossCovarianceAttention": f"{_QKV}; temperature: h, _, _",
+    "vitas.plain.TalkingHeadsAttention": f"{_QKV}; proj_l proj_w: h, h",
+    "vitas.plain.ClassAttention": "q k v: h d, w; proj: w, h d; num_heads = h",
 }
 
 TIMM: dict[str, str] = {
