@@ -14,12 +14,44 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, NamedTuple, NoReturn, SupportsIndex, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, SupportsIndex, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
+
+
+@fx.wrap
+def of_shape(x: Tensor, shape: Sequence[int | None], least: int = 1, error: type[Exception] = ValueError) -> Tensor:
+    """Return images that have the shape that is accepted; a step of its own where torch.fx records a network.
+
+    Args:
+        x: Images (B, C, H, W).
+        shape: C, H and W; None: any height and width of at least `least`.
+        least: Smallest height and width.
+        error: What is raised.
+
+    Raises:
+        ValueError: `error`, for another shape.
+    """
+    fits = x.ndim == 1 + len(shape)
+    if fits and all(n >= least if wanted is None else n == wanted for n, wanted in zip(x.shape[1:], shape, strict=True)):
+        return x
+    words = zip(shape, ("channels", "height", "width"), strict=True)
+    expected = ", ".join(word if wanted is None else str(wanted) for wanted, word in words)
+    sides = f", sides of at least {least}" if least > 1 else ""
+    raise error(f"images: expected shape (batch, {expected}){sides}, got {tuple(x.shape)}")
+
+
+@fx.wrap
+def whole_windows(x: Tensor, side: int) -> Tensor:
+    """Pad a map (B, H, W, D) with zeros to whole windows; a step of its own where torch.fx records a network."""
+    height, width = x.shape[1], x.shape[2]
+    rows, columns = -(-height // side), -(-width // side)
+    if rows * side > height or columns * side > width:
+        x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
+    return x
 
 
 class DropPath(nn.Module):
@@ -174,8 +206,7 @@ class WindowAttention(Attention):
             return self.forward(torch.unflatten(x, 1, size)).flatten(1, 2)
         height, width, side = x.shape[1], x.shape[2], self.window()
         rows, columns = -(-height // side), -(-width // side)
-        if rows * side > height or columns * side > width:
-            x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
+        x = whole_windows(x, side)
         x = torch.unflatten(torch.unflatten(x, 2, (columns, side)), 1, (rows, side))  # (B, rows, side, columns, side, D)
         x = self.attend(x.transpose(2, 3).flatten(3, 4).flatten(0, 2))  # (B * rows * columns, side^2, d)
         x = torch.unflatten(torch.unflatten(x, 1, (side, side)), 0, (-1, rows, columns))
@@ -511,8 +542,7 @@ class PatchEmbed(nn.Module):
         self.proj = proj
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1:] != (self.in_chans, *self.img_size):
-            self.refuse(x)
+        x = self.check(x)
         return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
     def patch(self) -> int:
@@ -526,25 +556,22 @@ class PatchEmbed(nn.Module):
 
     def embed_any_size(self, x: Tensor) -> Tensor:
         """Embed images of any size, padded with zeros to whole patches: (B, C, H, W) -> (B, N, D)."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans or not min(x.shape[2:]):
-            self.refuse(x, any_size=True)
+        x = self.check(x, any_size=True)
         (height, width), (rows, columns), side = x.shape[2:], self.grid(x.shape[2:]), self.patch()
         x = F.pad(x, (0, columns * side - width, 0, rows * side - height))
         return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
-    def refuse(self, x: Tensor, any_size: bool = False) -> NoReturn:
-        """Raise for images of another shape.
+    def accepted(self, any_size: bool = False) -> tuple[int | None, ...]:
+        """Return the channels, height and width of images that are accepted; None: any."""
+        return (self.in_chans, None, None) if any_size else (self.in_chans, *self.img_size)
+
+    def check(self, x: Tensor, any_size: bool = False) -> Tensor:
+        """Return images of the shape that is accepted.
 
         Raises:
-            ValueError: always.
+            ValueError: another shape.
         """
-        raise ValueError(self.expected(x, any_size))
-
-    def expected(self, x: Tensor, any_size: bool = False) -> str:
-        """Say which images are accepted and which came."""
-        size = ("height", "width") if any_size else self.img_size
-        shape = ", ".join(map(str, ("batch", self.in_chans, *size)))
-        return f"images: expected shape ({shape}), got {tuple(x.shape)}"
+        return of_shape(x, self.accepted(any_size))
 
 
 def add_tokens(x: Tensor, tokens: Sequence[Tensor], pos_embed: Tensor) -> Tensor:
@@ -568,6 +595,12 @@ def resample_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, 
     return torch.cat([first, grid], dim=1)
 
 
+def resampled(pos_embed: Any, old: tuple[int, int], new: tuple[int, int], prefix: int) -> nn.Parameter:
+    """Return a new parameter with the positions for another grid of patches, see `resample_positions`."""
+    table = resample_positions(pos_embed.detach(), old, new, prefix)
+    return nn.Parameter(table.clone(memory_format=torch.contiguous_format), pos_embed.requires_grad)
+
+
 class Tokens(nn.Module):
     """Class token and learned positions.
 
@@ -585,6 +618,26 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return add_tokens(x, [self.cls_token], self.pos_embed)
+
+
+def fresh_classifier(model: nn.Module, width: int, num_classes: int) -> nn.Module:
+    """Return a classifier (B, D) -> (B, classes) with fresh weights, of the device and type of a model's; an identity for 0.
+
+    Raises:
+        ValueError: anything but an int of at least 0.
+    """
+    try:
+        classes = operator.index(num_classes)
+    except TypeError:
+        classes = -1
+    if classes < 0:
+        raise ValueError(f"num_classes: expected an int of at least 0, got {num_classes!r}")
+    if not classes:
+        return nn.Identity().train(model.training)
+    beside = next(model.parameters())
+    layer = nn.Linear(width, classes, device=beside.device, dtype=beside.dtype)
+    _reset_linear(layer)
+    return layer.train(model.training)
 
 
 def _reset_linear(layer: nn.Linear) -> None:
@@ -774,6 +827,21 @@ class VisionTransformer(nn.Module):
         """Recompute the blocks' activations in the backward pass: less memory, about a third more time."""
         self.blocks.grad_checkpointing = enable  # type: ignore[assignment]
 
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size from now on: positions are resampled (bicubic, antialiased), as timm does.
+
+        Raises:
+            ValueError: patches that do not divide the image.
+        """
+        embed: Any = self.patch_embed
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if any(side < 1 or side % embed.patch() for side in size):
+            height, width = size
+            raise ValueError(f"img_size: patches of {embed.patch()} pixels do not divide an image of {height} x {width}")
+        grids = embed.grid(embed.img_size), embed.grid(size)
+        self.pos_embed = resampled(self.pos_embed, *grids, self.num_prefix_tokens)
+        embed.img_size = size
+
     def set_distilled_training(self, enable: bool = True) -> None:
         """Return both heads' outputs while training, for a distillation loss."""
         self.distilled_training = enable
@@ -783,9 +851,36 @@ class VisionTransformer(nn.Module):
         first = ("cls_token", "dist_token", "pos_embed")
         return {name for name, _ in self.named_parameters() if name.split(".")[0] in first}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns of parameters' names for timm's layer-wise learning rates: the stem, then each block."""
+        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^cls_token|^dist_token|^pos_embed|^patch_embed", "blocks": blocks}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without a classifier."""
+        return _classes_of(self.head)
+
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """Return the classifier; of a distilled model both."""
         return (self.head, self.head_dist) if self.distilled else self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier in the place of the old one; of a distilled model both.
+
+        Args:
+            num_classes: Classes; 0: no classifier.
+            global_pool: "token" or "avg"; None: as before. The last norm stays where it is.
+
+        Raises:
+            ValueError: another word, or number; "avg" for a distilled model.
+        """
+        words = ("token",) if self.distilled else ("token", "avg")
+        _check_pooling(global_pool, words)
+        self.head = fresh_classifier(self, self.width(), num_classes)
+        if self.distilled:
+            self.head_dist = fresh_classifier(self, self.width(), num_classes)
+        self.global_pool = global_pool or self.global_pool
 
 
 def feature_indices(number: int, indices: int | Sequence[int] | None) -> list[int]:
@@ -815,6 +910,11 @@ def _index(number: SupportsIndex) -> int:
         return operator.index(number)
     except TypeError:
         raise ValueError(f"indices: expected ints, got {number!r}") from None
+
+
+def _check_pooling(global_pool: str | None, words: Sequence[str]) -> None:
+    if global_pool is not None and global_pool not in words:
+        raise ValueError(f"global_pool: expected one of {', '.join(map(repr, words))}, got {global_pool!r}")
 
 
 def _registered(table: Tensor | nn.ParameterDict) -> nn.Parameter | nn.ParameterDict:
@@ -916,8 +1016,7 @@ class Twins(nn.Module):
 
     def last_map(self, x: Tensor) -> Tensor:
         """Run all stages: (B, C, H, W) -> (B, H / stride, W / stride, D)."""
-        self.check(x)
-        x = x.permute(0, 2, 3, 1)
+        x = self.check(x).permute(0, 2, 3, 1)
         for number in range(len(self.blocks)):
             x = self.stage(number, x)
         return x
@@ -979,7 +1078,7 @@ class Twins(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: expected 'NCHW', got {output_fmt!r}")
-        self.check(x)
+        x = self.check(x)
         wanted = self.feature_indices(indices)
         x, maps = x.permute(0, 2, 3, 1), []
         for number in range(max(wanted) + 1 if stop_early else len(self.blocks)):
@@ -1007,25 +1106,14 @@ class Twins(nn.Module):
         ]
         return embeds[0].proj.in_channels, max([self.strides()[-1], *least])
 
-    def check(self, x: Tensor) -> None:
-        """Refuse images of another shape, or too small for a position in every map.
+    def check(self, x: Tensor) -> Tensor:
+        """Return images that have the channels that are accepted, and a position in every map.
 
         Raises:
-            ValueError: with the shape that is accepted.
+            ValueError: other images.
         """
         channels, least = self.sizes()
-        if x.ndim != 4 or x.shape[1] != channels or min(x.shape[2:]) < least:
-            self.refuse(
-                f"images: expected shape (batch, {channels}, height, width), sides of at least {least}, got {tuple(x.shape)}"
-            )
-
-    def refuse(self, message: str) -> NoReturn:
-        """Raise for images of another shape.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(message)
+        return of_shape(x, (channels, None, None), least)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights as timm does: truncated normal (std 0.02) for linear layers, by fan-out for convolutions."""
@@ -1047,9 +1135,34 @@ class Twins(nn.Module):
         """Return the names of parameters that timm's optimisers should not decay."""
         return {name for name, _ in self.named_parameters() if name.split(".")[0] == "pos_block"}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns of parameters' names for timm's layer-wise learning rates: each block, or (coarse) each stage."""
+        fine = [(r"^blocks\.(\d+)\.(\d+)", None), (r"^(?:patch_embeds|pos_block)\.(\d+)", (0,))]
+        stages = [(r"^(?:blocks|patch_embeds|pos_block)\.(\d+)", None)]
+        return {"stem": r"^patch_embeds\.0", "blocks": [*(stages if coarse else fine), (r"^norm", (99999,))]}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without a classifier."""
+        return _classes_of(self.head)
+
     def get_classifier(self) -> nn.Module:
         """Return the classifier."""
         return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier in the place of the old one.
+
+        Args:
+            num_classes: Classes; 0: no classifier.
+            global_pool: "avg" or "" (none); None: as before.
+
+        Raises:
+            ValueError: another word, or number.
+        """
+        _check_pooling(global_pool, ("avg", ""))
+        self.head = fresh_classifier(self, self.widths()[-1], num_classes)
+        self.global_pool = self.global_pool if global_pool is None else global_pool
 
 
 class Fixed:

@@ -19,6 +19,7 @@ from vitas import (
     wrap,
 )
 from vitas.errors import WrapError
+from vitas.nn import CyclicLinear
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
@@ -169,3 +170,22 @@ def test_what_is_computed_from_a_part_is_plain():
     model(X).square().sum().backward()
     assert model.get_parameter("pos_embed").grad is not None
     assert type(export_subnet(model).pos_embed) is nn.Parameter
+
+
+# -- assigned parts ----------------------------------------------------------------------------------------------------
+
+
+def test_an_assigned_part_that_could_not_follow_is_refused_at_once():
+    model = narrow()
+    x, old = model(X), model.head
+    with pytest.raises(VitasError, match=r"head: expected 48 channels, as embed_dim has, got Linear\(in_features=50"):
+        model.head = nn.Linear(50, 3)
+    with pytest.raises(VitasError, match=r"head: a Sequential cannot follow embed_dim; expected nn\.Linear\(48, \.\.\.\)"):
+        model.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(48, 3))
+    assert model.head is old
+    assert torch.equal(model(X), x)
+    model.head = nn.Sequential(nn.Dropout(0.1), CyclicLinear(search_space(model).choices["embed_dim"], 3)).eval()
+    export_subnet(model, verify=X)
+    fixed = wrap(original())
+    fixed.head = nn.Sequential(nn.Linear(48, 6), nn.Linear(6, 3))
+    export_subnet(fixed, search_space(fixed).smallest(), verify=X)

@@ -1,13 +1,12 @@
 """Networks of `vitas.plain` in files: their descriptions stand beside them."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from vitas import plain
+from vitas.errors import FileError
 from vitas.export.formats import Format
-from vitas.export.positions import resampled_positions
 
 
 def resize(model: nn.Module, size: tuple[int, int], where: Path) -> None:
@@ -17,10 +16,10 @@ def resize(model: nn.Module, size: tuple[int, int], where: Path) -> None:
         FileError: patches that do not divide the image.
     """
     if isinstance(model, plain.VisionTransformer):
-        embed: Any = model.patch_embed
-        table: Any = model.pos_embed
-        table = resampled_positions(table.detach(), embed.img_size, size, embed.patch(), model.num_prefix_tokens, where)
-        model.pos_embed, embed.img_size = nn.Parameter(table), size
+        try:
+            model.set_input_size(size)
+        except ValueError as error:
+            raise FileError(f"{where}: {error}") from None
 
 
 PLAIN = Format(

@@ -17,6 +17,7 @@
     embed.py       from images to tokens
     tokens.py      class token and positions
     drop_path.py   stochastic depth
+    follow.py      what somebody puts in the place of a searchable layer
     depth.py       ShiftableIdentity: slots of which the first run
 
 Imports cost and what stands before it.

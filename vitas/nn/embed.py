@@ -1,7 +1,5 @@
 """Patch embedding, class token and positions, with a searchable patch size."""
 
-from typing import NoReturn
-
 from torch import Tensor
 
 from vitas import plain
@@ -60,13 +58,13 @@ class ElasticPatchEmbed(Elastic, plain.PatchEmbed):
         """Return the side of a patch in pixels."""
         return self.patch_size.active
 
-    def refuse(self, x: Tensor, any_size: bool = False) -> NoReturn:
-        """Raise for images of another shape.
+    def check(self, x: Tensor, any_size: bool = False) -> Tensor:
+        """Return images of the shape that is accepted.
 
         Raises:
-            ShapeError: always.
+            ShapeError: another shape.
         """
-        raise ShapeError(self.expected(x, any_size))
+        return plain.of_shape(x, self.accepted(any_size), error=ShapeError)
 
     def tokens(self) -> Cost:
         """Return the number of patches N for each patch size."""

@@ -1,10 +1,25 @@
 """What both families of superformers have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
+from torch import nn
+
+from vitas.choice import Dim
 from vitas.errors import ChoiceError
 from vitas.nn import Elastic
-from vitas.space import holders, search_space
+from vitas.nn.follow import follow
+from vitas.space import State, holders, search_space
+
+
+@contextmanager
+def our_words() -> Iterator[None]:
+    """Raise what a plain network refuses, a ValueError, as a ChoiceError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ChoiceError(str(error)) from None
 
 
 class OfImages(Elastic):
@@ -18,7 +33,40 @@ class OfImages(Elastic):
 
 
 class Superformer(OfImages):
-    """Put before a plain model: its features are those of the active subnet, which it shows when printed."""
+    """Put before a plain model: its features are those of the active subnet, which it shows when printed.
+
+    A classifier or norm that somebody assigns follows the width, as the one before it did.
+    """
+
+    follows: ClassVar[tuple[str, ...]] = ("head", "head_dist", "norm", "fc_norm")
+    """Parts that read the channels of `last_width`."""
+
+    def last_width(self) -> Dim:
+        """Return the channels behind the last block."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a new classifier is searchable like the old one.
+
+        Raises:
+            VitasError: a classifier or norm that could not follow the width.
+        """
+        if name in self.follows and isinstance(value, nn.Module) and not isinstance(value, (Elastic, nn.Identity)):
+            follow(value, self.last_width(), name)
+        super().__setattr__(name, value)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier in the place of the old one, searched as that was; of a distilled model both.
+
+        Args:
+            num_classes: Classes; 0: no classifier.
+            global_pool: Another pooling, as in the model's argument; None: as before. The last norm stays where it is.
+
+        Raises:
+            ChoiceError: another word, or number; "avg" for a distilled model.
+        """
+        with State.of_module(self).largest().restored(), our_words():
+            super().reset_classifier(num_classes, global_pool)  # type: ignore[misc]
 
     def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         """Return the numbers of the features that `indices` means, of those that the active subnet has.
@@ -26,10 +74,8 @@ class Superformer(OfImages):
         Raises:
             ChoiceError: out of range.
         """
-        try:
+        with our_words():
             return super().feature_indices(indices)  # type: ignore[misc, no-any-return]
-        except ValueError as error:
-            raise ChoiceError(str(error)) from None
 
     def extra_repr(self) -> str:
         try:

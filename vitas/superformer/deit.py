@@ -13,7 +13,7 @@ from vitas.errors import ChoiceError, is_one_of, one_of
 from vitas.fields import check_arguments, check_field
 from vitas.nn import CyclicLinear, ElasticLayerNorm, ElasticPatchEmbed
 from vitas.nn.layer import exported, like
-from vitas.nn.patches import patch_count
+from vitas.nn.patches import check_patches, patch_count, pixels
 from vitas.nn.tokens import Table, active_table, make_table
 from vitas.superformer.arguments import Count, Patterns, Ratio, Width, choice_of, dim_of, patterns_of
 from vitas.superformer.base import Superformer
@@ -115,7 +115,7 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
             head_dist=heads[-1] if distilled else None,
             global_pool=global_pool,
         )
-        self.embed_dim, self.patch_size, self.num_classes = width, patch, int(num_classes)
+        self.embed_dim, self.patch_size = width, patch
         if shift:
             self.depth = blocks.depth
         self.reset_parameters()
@@ -137,6 +137,31 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     def width(self) -> int:
         """Return the channels of the tokens."""
         return self.embed_dim.active
+
+    def last_width(self) -> Dim:
+        """Return the channels of the tokens, of every subnet."""
+        return self.embed_dim
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size from now on: the positions of every patch size are resampled, as timm does.
+
+        Raises:
+            ChoiceError: patches that do not divide the image.
+        """
+        embed: Any = self.patch_embed
+        positions, size = self.pos_embed, pixels(img_size)
+        check_patches(self.patch_size, size)
+
+        def resampled(table: nn.Parameter, patch: int) -> nn.Parameter:
+            old, new = ((height // patch, width // patch) for height, width in (embed.img_size, size))
+            return plain.resampled(table, old, new, self.num_prefix_tokens)
+
+        if isinstance(positions, nn.ParameterDict):
+            for patch, table in positions.items():
+                positions[patch] = resampled(table, int(patch))
+        else:
+            self.pos_embed = resampled(positions, self.patch_size.largest)
+        embed.img_size = size
 
     def image_shape(self) -> tuple[int, int, int]:
         """Return the channels, height and width of an image."""

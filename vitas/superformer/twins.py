@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import islice, pairwise
-from typing import Any, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitas import plain
 from vitas.checks import are_several, as_count, as_flag
@@ -126,26 +126,36 @@ class TwinsSuperformer(Superformer, plain.Twins):
             float(drop_rate),
             float(pos_drop_rate),
         )
-        self.img_size, self.num_classes, self.embed_dims = pixels(img_size), int(num_classes), dims
-        self._check_image()
+        self.embed_dims = dims
+        self.set_input_size(img_size)
         self.reset_parameters()
 
-    def _check_image(self) -> None:
-        least = self.sizes()[1]
-        if min(self.img_size) < least:
-            height, width = self.img_size
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Count for images of another size from now on; there are no positions to resample, and any size runs.
+
+        Raises:
+            ChoiceError: an image too small for the stages.
+        """
+        (height, width), least = pixels(img_size), self.sizes()[1]
+        if min(height, width) < least:
             raise ChoiceError(
                 f"img_size: an image of {height} x {width} pixels leaves some layer without a position; the stages and"
                 f" sr_ratios need sides of at least {least}"
             )
+        self.img_size = height, width
 
-    def refuse(self, message: str) -> NoReturn:
-        """Raise for images of another shape.
+    def last_width(self) -> Dim:
+        """Return the channels of the last stage, of every subnet."""
+        return self.embed_dims[-1]
+
+    def check(self, x: Tensor) -> Tensor:
+        """Return images that have the channels that are accepted, and a position in every map.
 
         Raises:
-            ShapeError: always.
+            ShapeError: other images.
         """
-        raise ShapeError(message)
+        channels, least = self.sizes()
+        return plain.of_shape(x, (channels, None, None), least, ShapeError)
 
     def widths(self) -> list[int]:
         """Return the channels of each stage."""

@@ -12,6 +12,7 @@ from torch import nn
 from vitas.choice import Depth, Dim
 from vitas.cost import Cost
 from vitas.errors import VitasError
+from vitas.nn.follow import refuse_stiff
 from vitas.nn.kept import TORCHS_OWN
 from vitas.space import State
 from vitas.superformer.base import OfImages
@@ -107,7 +108,16 @@ class Model(Narrowed, OfImages):
         return {name: whole(name, narrowed) for name in cls.whole if callable(getattr(narrowed, name, None))}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a new classifier is searchable like the old one."""
+        """Set an attribute; a new classifier is searchable like the old one.
+
+        Raises:
+            VitasError: another value for an attribute that follows, other blocks, a layer that could not follow.
+        """
+        axes = vars(self)["_remade"].get(name)
+        if axes and isinstance(value, nn.Module) and not isinstance(value, nn.Conv2d):
+            width = self._dims.get(axes[-1].word)
+            if isinstance(width, Dim) and axes[-1].runs == 1:
+                refuse_stiff(value, width, name)
         super().__setattr__(name, value)
         if isinstance(value, nn.Module):
             remake(self)

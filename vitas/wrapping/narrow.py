@@ -1,9 +1,9 @@
 """Any class narrowed by its record: what its forward pass reads follows the choices.
 
-Only the class of a module changes (`become`): parameters, checkpoint keys, hooks and flags stay, and the library's own
-forward code runs. What that code reads as an attribute, `num_heads`, `cls_token`, the gain of a norm, is a property over a
-Choice or Dim in a class made for each (class, record). Linear layers and convolutions become those of `vitas.nn`. An export
-takes every step back.
+Only the class of a module changes (`become`, in nn/follow.py): parameters, checkpoint keys, hooks and flags stay, and the
+library's own forward code runs. What that code reads as an attribute, `num_heads`, `cls_token`, the gain of a norm, is a
+property over a Choice or Dim in a class made for each (class, record). Linear layers and convolutions become those of
+`vitas.nn`. An export takes every step back.
 """
 
 from __future__ import annotations
@@ -214,13 +214,6 @@ def _value(name: str, attribute: Attribute) -> property:
 
 def _row(name: str) -> property:
     return property(lambda self: running(self, self._modules[name]))
-
-
-def become(module: nn.Module, narrower: type[M], **held: Any) -> M:
-    """Narrow the class of `module` by one step and let it hold `held`; all else stays as it is."""
-    module.__class__ = narrower
-    vars(module).update(held)
-    return cast(M, module)
 
 
 # -- exports -----------------------------------------------------------------------------------------------------------

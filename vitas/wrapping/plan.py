@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from vitas.choice import Choice, Dim, as_dim
 from vitas.errors import VitasError, WrapError, brief
 from vitas.nn import CyclicLinear, ElasticConv2d
+from vitas.nn.follow import become
 from vitas.nn.norm import ElasticLayerNorm
 from vitas.nn.stacked import StackedLinear
 from vitas.space import BASE_LAYER, holders, search_space
 from vitas.wrapping.attention import FORWARDS
 from vitas.wrapping.counted import image_of
 from vitas.wrapping.layers import BATCH_NORMS, LAYERS, ElasticBatchNorm
-from vitas.wrapping.narrow import Narrowed, Shape, become, made
+from vitas.wrapping.narrow import Narrowed, Shape, made
 from vitas.wrapping.record import Attribute, Axis, Record, part_at, record_of, sizes_of, weight_of
 from vitas.wrapping.slots import name_of
 
