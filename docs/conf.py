@@ -60,7 +60,7 @@ MODULES = (
 
 # The page of `vitas` in the order of use; a name that is missing here, or too much, stops the build.
 GROUPS = {
-    "Choices and subnets": "Choice Dim search_space SearchSpace Subnet",
+    "Choices and subnets": "Choice Dim search_space SearchSpace Subnet narrow widen",
     "Superformers": "create_superformer list_superformers published_subnet list_published_subnets",
     "Sampling and budgets": "sample_subnet SubnetSampler activate_subnet active_subnet use_subnet count_subnets",
     "Counting": "count_flops FlopCount count_params cost_model CostModel flop_analysis",

@@ -23,7 +23,7 @@ from vitas.export import (
 from vitas.measure import Latency, LatencyTable, accuracy, flop_analysis, latency_table, measure_latency, zero_cost
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
 from vitas.search import Evolution, SearchResult, evolve, suggest_subnet
-from vitas.space import SearchSpace, Subnet, search_space
+from vitas.space import SearchSpace, Subnet, narrow, search_space, widen
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
 from vitas.wrapping import check_records, export_report, wrap
 
@@ -66,6 +66,7 @@ __all__ = [
     "load_subnet",
     "load_superformer",
     "measure_latency",
+    "narrow",
     "nn",
     "plain",
     "plot",
@@ -81,6 +82,7 @@ __all__ = [
     "superformer",
     "train",
     "use_subnet",
+    "widen",
     "wrap",
     "zero_cost",
 ]

@@ -116,6 +116,34 @@ _RULES: dict[str, StartsRule] = {
 }
 
 
+def run_of_new(sharing: str, width: int, sides: Sequence[Sequence[Run]], p: Sequence[float]) -> tuple[Run, ...]:
+    """Return the run, for each side, of a width that joins others whose runs stay as they are.
+
+    Ordinal and bilateral widths start where all of theirs do, and in the paired pattern a width stands beside its
+    complement. Else a width takes the channels that served the others least, of equal ones the first.
+
+    Args:
+        sharing: The pattern; that of a rule of one's own counts as another one.
+        width: The new width.
+        sides: The runs of the others for each side; the longest is the ring.
+        p: How often each of the others is used.
+    """
+    largest = max(length for _, length in sides[0])
+    if len(sides) > 1:
+        return (0, width), (largest - width, width)
+    complements = [(start + length) % largest for start, length in sides[0] if length == largest - width]
+    if sharing == "ordinal":
+        return ((0, width),)
+    if sharing == "cyclic-paired" and complements:
+        return ((complements[0], width),)
+    uses = np.zeros(largest)
+    for (start, length), weight in zip(sides[0], p, strict=True):
+        uses[np.arange(start, start + length) % largest] += weight
+    total = np.cumsum([0.0, *uses, *uses[:width]])
+    served = (total[width : width + largest] - total[:largest]).round(9)
+    return ((int(served.argmin()), width),)
+
+
 def _checked(starts: Sequence[int], values: Sequence[int]) -> Sequence[int]:
     given = list(starts) if isinstance(starts, Iterable) else [starts]
     if len(given) != len(values) or not all(isinstance(start, (int, np.integer)) for start in given):

@@ -1,13 +1,13 @@
 """One searchable value (Choice) and one searchable channel count (Dim): objects that layers share by identity.
 
 A Choice's only state is its active value. A Dim also knows which channels of a shared weight each count uses. Layers that
-must agree hold the same object: that is how a residual add, a norm and a classifier always have the same width.
+must agree hold the same object: that is how a residual add, a norm and a classifier always have the same width. Values may
+leave the search space or join it later; whatever a value uses of the shared weights it goes on using.
 """
 
 import uuid
-import weakref
-from collections.abc import Iterable, Sequence
-from typing import Any, Generic, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,25 +15,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitas.checks import LONGEST_NAME, MOST_CHANNELS, is_int, is_name
+from vitas.choice.active import Active
 from vitas.choice.marks import Mark
 from vitas.choice.products import products_of
+from vitas.choice.runs import fitting, laid_around, scaled
 from vitas.choice.take import take
-from vitas.choice.values import V, checked_p, checked_values, fractions_of, in_order, refuse_too_many
-from vitas.errors import ChoiceError, ShapeError, fault_of_name, is_one_of, one_of, shown
+from vitas.choice.values import (
+    V,
+    checked_new,
+    checked_p,
+    checked_values,
+    conditioned,
+    fractions_of,
+    in_order,
+    joined_p,
+    refuse_too_many,
+)
+from vitas.errors import ChoiceError, ShapeError, fault_of_name, is_one_of, listed, one_of, shown
 from vitas.sharing import Run, Sharing, runs_of
 
 SIDES = ("left", "right")
 """Bilateral sharing gives each count two runs."""
 
 
-class Follower(Protocol):
-    """What keeps something for the active value of a choice, see `Choice.follow`."""
-
-    def refresh(self) -> None:
-        """Read the choice again: another value has become active."""
-
-
-class Choice(Generic[V]):
+class Choice(Active[V]):
     """One searchable value: a head count, a depth, a patch size, a ratio.
 
     A choice of a single value is fixed: layers hold one where a plain int was given, and a search space leaves it out.
@@ -48,7 +53,8 @@ class Choice(Generic[V]):
         ChoiceError: no values, repeated, negative, not numbers; weights that are not probabilities.
     """
 
-    name: str | None
+    version = 0
+    """How often other values were left or joined: what was made of the choice before is old."""
 
     def __init__(self, values: Iterable[V], *, p: Sequence[float] | None = None, name: str | None = None) -> None:
         if name is not None and (fault := fault_of_name(name, LONGEST_NAME)):
@@ -61,130 +67,76 @@ class Choice(Generic[V]):
         self.origin = uuid.uuid4().hex  # kept by copies: two of one origin in one model are a broken tie
         self._build()
 
-    _kind = "Choice"
     _least = 0.0
-    _side = 0
-
-    def _build(self) -> None:
-        """Make what copies and pickles leave out."""
-        self.owner = None
-        self._followers: list[weakref.ref[Follower]] = []
-        self._index_of: dict[Any, int] = {value: index for index, value in enumerate(self.values)}
-        self._marks: tuple[list[Mark[V]], ...] = self._make_marks()
-        self.restore(self.state())
-
-    def _make_marks(self) -> tuple[list[Mark[V]], ...]:
-        """Return the marks of the values, for each side."""
-        fixed = self.fixed or not all(isinstance(value, int) for value in self.values)
-        return ([Mark(value, fixed=fixed) for value in self.values],)
-
-    _left_out = ("_owner", "_followers", "_index_of", "_marks", "mark")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in self._left_out}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._build()
-
-    @property
-    def values(self) -> tuple[V, ...]:
-        """The legal values, ascending."""
-        return self._values
+    _left: tuple[int, ...] | None = None
 
     @property
     def p(self) -> tuple[float, ...]:
-        """The probability of each value."""
-        return self._p
+        """The probability of each value; 0 for those that are not left."""
+        return conditioned(self._p, self.left)
 
     @property
-    def label(self) -> str:
-        """What errors call it."""
-        return self.name or self._kind
+    def left(self) -> tuple[int, ...]:
+        """The numbers of the values that the search space has: all of them, until `vitas.narrow` takes some out."""
+        return tuple(range(len(self.values))) if self._left is None else self._left
 
-    @property
-    def fixed(self) -> bool:
-        """Whether there is nothing to choose."""
-        return len(self.values) == 1
+    # -- which values there are --------------------------------------------------------------------------------------
 
-    @property
-    def smallest(self) -> V:
-        """The smallest value."""
-        return self.values[0]
+    def leave(self, left: Iterable[int]) -> None:
+        """Say which values the search space has, by their numbers; nothing else changes.
 
-    @property
-    def largest(self) -> V:
-        """The largest value; for a Dim also the number of channels of the shared weights."""
-        return self.values[-1]
+        Where the active value is none of them, the largest of them becomes active.
+        """
+        self._left = tuple(sorted(set(left)))
+        index = self._index if self._index in self._left else self._left[-1]
+        self._changed((index, self._side))
 
-    @property
-    def active(self) -> V:
-        """The value in use, the only state; the largest at first.
+    def add(self, values: Iterable[V]) -> None:
+        """Take more values, none above the largest; those that were there use the same of the shared weights as before.
+
+        A new value is as likely as the others are on average, and which channels a new width uses says
+        `vitas.sharing.run_of_new`. Values that were known and not left are left again.
 
         Raises:
-            ChoiceError: on setting a value that is not one of `values`.
-            CheckpointError: on reading inside the recomputation of reentrant checkpointing.
+            ChoiceError: values that are none for this choice, or above the largest.
         """
-        return self.mark.read(0)
+        known: tuple[V, ...] = self._values
+        asked: tuple[V, ...] = checked_values(values, self.label, self._least)
+        new: list[V] = checked_new(asked, known, self.label)
+        if new and new[-1] > self.largest:
+            raise ChoiceError(f"{self.label}: {self._too_large(new[-1])}")
+        active, left = known[self._index], {*(known[number] for number in self.left), *asked}
+        self._values = tuple(sorted(known + tuple(new)))
+        self._p = joined_p(self._p, known, self._values, self.label)
+        self._left = tuple(number for number, value in enumerate(self._values) if value in left)
+        self._lay(known)
+        self._look_up()
+        self._changed((self._index_of[active], self._side))
 
-    @active.setter
-    def active(self, value: V) -> None:
-        self.restore((self.index_of(value), self._side))
+    def _too_large(self, value: V) -> str:
+        """Say why a value cannot be added."""
+        return f"expected at most {self.largest}, for which the shared weights were made, got {value}"
 
-    def index_of(self, value: object) -> int:
-        """Return the position of `value` among `values`.
+    def _lay(self, known: Sequence[V]) -> None:
+        """Say which part of the shared weights each value uses, those in `known` the same as before."""
 
-        Raises:
-            ChoiceError: not one of `values` (bools, NaN and strings never are).
-        """
-        try:
-            index = None if isinstance(value, (bool, np.bool_)) else self._index_of.get(value)
-        except TypeError:  # not hashable
-            index = None
-        if index is not None:
-            return index
-        raise ChoiceError(f"{self.label}: {one_of(self.values, value)}")
+    def _changed(self, state: tuple[int, int]) -> None:
+        """Make a state active after the values have changed."""
+        self.version += 1
+        self._renew(state)
 
-    @property
-    def index(self) -> int:
-        """The position of the active value among `values`; setting it makes another value active.
-
-        Raises:
-            ChoiceError: on setting anything but a position.
-        """
-        return self._index
-
-    @index.setter
-    def index(self, index: int) -> None:
-        if not is_int(index, 0, len(self.values) - 1):
-            raise ChoiceError(f"{self.label}: expected an index in 0..{len(self.values) - 1}, got {shown(index)}")
-        self.active = self.values[index]
-
-    def state(self) -> tuple[int, int]:
-        """Return all that is active, to be restored later: the index, and for a Dim the number of its side (else 0)."""
-        return self._index, self._side
-
-    def restore(self, state: tuple[int, int]) -> None:
-        """Make active what `state()` returned; nothing is checked."""
+    def _renew(self, state: tuple[int, int]) -> None:
+        """Make a state active, and let products follow values and runs that may have changed."""
         self._index, self._side = state
-        self.mark: Mark[V] = self._marks[self._side][self._index]
-        for reference in self._followers:
-            if (follower := reference()) is not None:
-                follower.refresh()
-
-    def follow(self, follower: Follower) -> None:
-        """Call `follower.refresh()` whenever another value becomes active, as long as the follower is alive."""
-        self._followers = [reference for reference in self._followers if reference() is not None]
-        self._followers.append(weakref.ref(follower))
+        for product in self.products:
+            product.recount()
+        self.restore(state)
 
     @property
-    def owner(self) -> Any:
-        """Who has claimed it: a model, whose copies claim copies of it; None: nobody, or nobody who is still alive."""
-        return None if self._owner is None else self._owner()
-
-    @owner.setter
-    def owner(self, owner: Any) -> None:
-        self._owner = None if owner is None else weakref.ref(owner)
+    def products(self) -> "tuple[_Product, ...]":
+        """The Dims that are products of this choice and others."""
+        followers = [reference() for reference in self._followers]
+        return tuple(follower for follower in followers if isinstance(follower, _Product))
 
     @property
     def bases(self) -> "tuple[Choice[Any], ...]":
@@ -205,11 +157,12 @@ class Choice(Generic[V]):
     def brief(self) -> str:
         """Return "96 of 32..192", for the printed model."""
         active = self.values[self._index]
-        return str(active) if self.fixed else f"{active} of {self.smallest}..{self.largest}"
+        return str(active) if self.fixed else f"{active} of {self.values[self.left[0]]}..{self.values[self.left[-1]]}"
 
     def __repr__(self) -> str:
         name = f", name={self.name!r}" if self.name else ""
-        return f"{self._kind}({', '.join(map(str, self.values))}{name}, active={self.values[self._index]})"
+        left = "" if self._left is None else f", left={[self.values[number] for number in self._left]}"
+        return f"{self._kind}({', '.join(map(str, self.values))}{name}{left}, active={self.values[self._index]})"
 
 
 class Dim(Choice[int]):
@@ -232,6 +185,8 @@ class Dim(Choice[int]):
 
     _kind = "Dim"
     _least = 1
+    _unit = 1
+    """What the starts and lengths of its runs are multiples of."""
 
     def __init__(
         self,
@@ -272,6 +227,32 @@ class Dim(Choice[int]):
 
     def _make_marks(self) -> tuple[list[Mark[int]], ...]:
         return tuple([Mark(length, start, fixed=self.fixed) for start, length in side] for side in self.sides)
+
+    def _too_large(self, value: int) -> str:
+        around = [length for start, length in self.sides[0] if start + length > self.largest]
+        cut = f"the runs of {listed(map(str, around))} go around the end of the ring, where new channels would stand"
+        why = cut if around else "more channels are more weights than there are"
+        return f"expected at most {self.largest}, got {value}: {why}; train a model that has this width"
+
+    def adopt(self, runs: Mapping[int, Sequence[Run]]) -> None:
+        """Use the channels that other weights were trained with.
+
+        Args:
+            runs: Width -> its run on each side; widths that are not named come to stand around these, as in `add`.
+
+        Raises:
+            ChoiceError: runs that do not fit: another number of sides, another length, a start off the ring.
+        """
+        known = fitting(runs, self._values, len(self.sides), self._unit, self.label)
+        self._lay_around(known)
+        self._look_up()
+        self._renew(self.state())
+
+    def _lay(self, known: Sequence[int]) -> None:
+        self._lay_around({width: sides for width, *sides in zip(known, *self.sides, strict=True)})
+
+    def _lay_around(self, known: Mapping[int, Sequence[Run]]) -> None:
+        self.sides = laid_around(known, self._values, self._p, self.sharing, len(self.sides), self._unit)
 
     @property
     def side(self) -> str:
@@ -339,16 +320,56 @@ class _Product(Dim):
         if sharing not in ("ordinal", "bilateral", "cyclic-chain"):
             sharing = "cyclic"  # pairs of complements, or a rule of one's own, do not carry over to products
         self._bases, self.scale, self.sharing, self.name = tuple(bases), scale, sharing, None
-        whole_runs = all(isinstance(value, int) for base in bases for value in base.values)  # not for ratios
-        unit, times = (scale, 1) if whole_runs else (1, scale)
-        counts, self._p, self._number_of = products_of(bases, times, unit, self.label)
-        self._values = tuple(count * unit for count in counts)
-        follows = bases[0] if len(bases) == 1 and isinstance(bases[0], Dim) else None
-        sides = follows.sides if follows else runs_of(sharing, counts, self.p)
-        self.sides = tuple(tuple((start * unit, length * unit) for start, length in side) for side in sides)
-        self._index = len(counts) - 1
+        self._count()
+        follows, unit = self._follows, self._unit
+        sides = follows.sides if follows else runs_of(sharing, [count // unit for count in self._values], self.p)
+        self.sides = scaled(sides, unit)
+        self._index = len(self._values) - 1
         self.origin = uuid.uuid4().hex
         self._build()
+
+    def _count(self) -> None:
+        """Work out which counts there are."""
+        whole_runs = all(isinstance(value, int) for base in self._bases for value in base.values)  # not for ratios
+        self._unit, times = (self.scale, 1) if whole_runs else (1, self.scale)
+        counts, self._p, self._number_of = products_of(self._bases, times, self._unit, self.label)
+        self._values = tuple(count * self._unit for count in counts)
+
+    @property
+    def _follows(self) -> Dim | None:
+        """The Dim whose runs its own are, in units."""
+        base = self._bases[0]
+        return base if len(self._bases) == 1 and isinstance(base, Dim) else None
+
+    def recount(self) -> None:
+        """Follow factors whose values or runs have changed; counts that were there keep their channels.
+
+        Raises:
+            ChoiceError: a product that cannot be: no channels, too many, or two values of a factor that give one count.
+        """
+        known = self._values
+        self._count()
+        if follows := self._follows:
+            self.sides = scaled(follows.sides, self._unit)
+        else:
+            self._lay(known)
+        self._look_up()
+        self.refresh()
+
+    def adopt(self, runs: Mapping[int, Sequence[Run]]) -> None:
+        """Use the channels that other weights were trained with, see `Dim.adopt`.
+
+        Raises:
+            ChoiceError: as there; other runs than those of the one Dim that it follows.
+        """
+        if follows := self._follows:
+            for width, *sides in zip(self.values, *self.sides, strict=True):
+                if width in runs and [tuple(run) for run in runs[width]] != sides:
+                    raise ChoiceError(
+                        f"{self.label}: {width} channels use those of {follows.label}, {sides}, got {runs[width]}"
+                    )
+            return
+        super().adopt(runs)
 
     @property
     def bases(self) -> tuple[Choice[Any], ...]:
@@ -370,6 +391,15 @@ class _Product(Dim):
         for base in self._bases:
             base.follow(self)
         self.refresh()
+
+    def _renew(self, state: tuple[int, int]) -> None:
+        self.refresh()
+
+    def add(self, values: Iterable[int]) -> None:
+        self.index_of(values)
+
+    def leave(self, left: Iterable[int]) -> None:
+        self.index_of(left)
 
     def refresh(self) -> None:
         """Follow the factors."""

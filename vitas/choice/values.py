@@ -1,4 +1,4 @@
-"""The values of a choice and their probabilities, checked and put in order."""
+"""The values of a choice and their probabilities, checked and put in order; which of them are left."""
 
 import math
 from collections import Counter
@@ -97,3 +97,36 @@ def checked_p(p: Sequence[float] | None, n: int, what: str) -> tuple[float, ...]
     if min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise ChoiceError(f"p of {what}: expected probabilities of at least 0 that are not all 0, got {shown(weights)}")
     return tuple(weight / sum(weights) for weight in weights)
+
+
+def conditioned(p: tuple[float, ...], left: Sequence[int]) -> tuple[float, ...]:
+    """Return probabilities given that a value is among those numbered in `left`; equal ones where `p` gives them nothing."""
+    if len(left) == len(p):
+        return p
+    weights = np.zeros(len(p))
+    weights[list(left)] = np.array(p)[list(left)]
+    if not weights.any():
+        weights[list(left)] = 1.0
+    return tuple((weights / weights.sum()).tolist())
+
+
+def checked_new(values: Iterable[V], known: Sequence[V], what: str) -> list[V]:
+    """Return those of some values that are not known yet, ascending.
+
+    Raises:
+        ChoiceError: a fraction where all are ints; more values than a choice may have.
+    """
+    new = sorted(set(values) - set(known))
+    if all(isinstance(value, int) for value in known) and not all(isinstance(value, int) for value in new):
+        raise ChoiceError(f"{what}: expected ints, as its values are, got {shown(new)}")
+    if len(known) + len(new) > MOST_VALUES:
+        raise ChoiceError(f"{what}: expected at most {MOST_VALUES} values, got more")
+    return new
+
+
+def joined_p(p: Sequence[float], known: Sequence[V], values: Sequence[V], what: str) -> tuple[float, ...]:
+    """Return the probabilities of `values`: a new one is as likely as the known ones are on average."""
+    if len(set(p)) == 1:
+        return checked_p(None, len(values), what)
+    before = dict(zip(known, p, strict=True))
+    return checked_p([before.get(value, 1 / len(known)) for value in values], len(values), what)

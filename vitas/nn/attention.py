@@ -10,7 +10,7 @@ from vitas import plain
 from vitas.choice import Choice, Dim
 from vitas.cost import Cost, cost_of
 from vitas.errors import ChoiceError
-from vitas.nn.heads import as_heads
+from vitas.nn.heads import as_heads, unfit
 from vitas.nn.layer import Elastic
 from vitas.nn.linear import CyclicLinear, check_axes
 from vitas.nn.stacked import stacked
@@ -71,6 +71,10 @@ class ElasticAttention(Elastic, plain.Attention):
     def heads(self) -> int:
         """Return the number of heads in use."""
         return self.num_heads.active
+
+    def lacks(self, choice: Choice[Any], value: Any) -> str | None:
+        """Say that heads do not divide a width, where they do not."""
+        return unfit(self.num_heads, self.qkv_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend.

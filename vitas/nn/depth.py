@@ -174,6 +174,10 @@ class ShiftableIdentity(Elastic, plain.Blocks):
         choice, threshold = (self.depth, self.depth.turns[int(name)]) if self.shift else (self.use[int(name)], 0)
         return Gate(choice, frozenset(i for i, value in enumerate(choice.values) if value > threshold))
 
+    def lacks(self, choice: Choice[Any], value: Any) -> str | None:
+        """Say that a row without blocks is none."""
+        return "runs at least one block" if self.shift and choice is self.depth and value < 1 else None
+
     def lay_drop_path(self, rate: float) -> None:
         """Let the DropPath modules of the slots rise linearly from 0 to `rate` over the blocks that run."""
         lay_drop_path(rate, [self])

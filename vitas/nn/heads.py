@@ -63,3 +63,12 @@ def _head_widths(qkv_dim: Dim, heads: Choice[int]) -> set[int]:
                     f" {', '.join(map(str, fitting))}"
                 )
     return {d // h for d in qkv_dim.values for h in heads.values}
+
+
+def unfit(num_heads: Choice[int], qkv_dim: Dim) -> str | None:
+    """Say which heads do not divide which width of q, k and v; None: all do."""
+    for d in qkv_dim.values if num_heads not in qkv_dim.bases else ():
+        for h in num_heads.values:
+            if h < 1 or d % h:
+                return f"has a qkv_dim of {d} channels, which {h} heads do not divide"
+    return "needs at least one head" if num_heads.smallest < 1 else None

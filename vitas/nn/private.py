@@ -57,6 +57,10 @@ class Private(Elastic, nn.ModuleDict):
         """Say which value of the choice makes the copy `name` run."""
         return Gate(self.choice, frozenset({self.choice.index_of(int(name))}))
 
+    def lacks(self, choice: Choice[Any], value: Any) -> str | None:
+        """Say that a value of the choice has no copy, where it has none."""
+        return None if choice is not self.choice or str(value) in self else "has a copy of its weights for each value"
+
     def active_weights(self) -> dict[str, Tensor]:
         """Return the weights in use of the chosen copy."""
         return self.chosen().active_weights()  # type: ignore[operator, no-any-return]

@@ -10,7 +10,7 @@ from vitas.choice import Choice, Dim
 from vitas.cost import Cost, Map, as_map, cost_of
 from vitas.errors import ShapeError
 from vitas.nn.conv import ElasticConv2d
-from vitas.nn.heads import as_heads
+from vitas.nn.heads import as_heads, unfit
 from vitas.nn.layer import Elastic
 from vitas.nn.linear import CyclicLinear, check_axes
 from vitas.nn.norm import ElasticLayerNorm
@@ -78,6 +78,10 @@ class ElasticSubsampledAttention(Elastic, plain.SubsampledAttention):
     def heads(self) -> int:
         """Return the number of heads in use."""
         return self.num_heads.active
+
+    def lacks(self, choice: Choice[Any], value: Any) -> str | None:
+        """Say that heads do not divide a width, where they do not."""
+        return unfit(self.num_heads, self.qkv_dim)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Attend; with a size (H, W), x holds the positions of such a map as tokens, (B, H * W, D).

@@ -53,6 +53,10 @@ class ElasticTokens(Elastic, plain.Tokens):
         """Return the channels of class token (1, 1, D) and positions (1, 1 + N, D)."""
         return dict.fromkeys(("cls_token", "pos_embed"), (None, None, self.embed_dim))
 
+    def lacks(self, choice: Choice[Any], value: Any) -> str | None:
+        """Say that a patch size has no tables, where it has none."""
+        return None if choice is not self.patch_size else "has tables for each patch size"
+
     def plain_sizes(self) -> dict[str, Any]:
         """Return nothing: the tables alone say how large they are."""
         return {}

@@ -8,7 +8,7 @@ from vitas import plain
 from vitas.checks import as_count
 from vitas.choice import Choice, Dim, as_choice
 from vitas.cost import Cost, as_map, cost_of
-from vitas.nn.heads import as_heads
+from vitas.nn.heads import as_heads, unfit
 from vitas.nn.layer import Elastic
 from vitas.nn.linear import CyclicLinear, check_axes
 from vitas.nn.stacked import stacked
@@ -70,6 +70,12 @@ class ElasticWindowAttention(Elastic, plain.WindowAttention):
     def window(self) -> int:
         """Return the side of a window."""
         return self.window_size.active
+
+    def lacks(self, choice: Choice[Any], value: Any) -> str | None:
+        """Say that heads do not divide a width, where they do not."""
+        if choice is self.window_size and value < 1:
+            return "needs windows of at least one position"
+        return unfit(self.num_heads, self.qkv_dim)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Attend; with a size (H, W), x holds the positions of such a map as tokens, (B, H * W, D).

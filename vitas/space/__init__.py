@@ -10,12 +10,14 @@
     codes.py     subnets as vectors of ints
     state.py     what is active, to be put back
     space.py     SearchSpace and search_space, the only door to all choices
+    change.py    narrow and widen: values that leave a trained space, or join it
 
 A subnet has two forms: a `Subnet` of names and values, and a code, the vector of ints that `SearchSpace.encode` makes.
 
 Knows no layer: whoever holds a Choice is found by walking. Imports choice and what stands before it.
 """
 
+from vitas.space.change import all_or_nothing, narrow, widen
 from vitas.space.codes import codes_of
 from vitas.space.model import StatesCost, arguments_of, device_of, eval_mode, logits_of, needs_tokens, unwrap
 from vitas.space.space import BASE_LAYER, SearchSpace, search_space
@@ -34,6 +36,7 @@ __all__ = [
     "State",
     "StatesCost",
     "Subnet",
+    "all_or_nothing",
     "arguments_of",
     "codes_of",
     "device_of",
@@ -42,9 +45,11 @@ __all__ = [
     "held",
     "holders",
     "logits_of",
+    "narrow",
     "needs_tokens",
     "readable_amount",
     "readable_size",
     "search_space",
     "unwrap",
+    "widen",
 ]

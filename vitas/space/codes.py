@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitas.checks import is_int
+from vitas.choice import conditioned
 from vitas.errors import ChoiceError, listed, one_of, shown
 from vitas.space.left import Left
 from vitas.space.liveness import Liveness
@@ -40,7 +41,7 @@ class Encoding:
 
     def __init__(self, choices: Mapping[str, AnyChoice], liveness: Liveness, left: Left) -> None:
         self.choices, self.liveness, self.left = choices, liveness, left
-        self.prior = [_prior_of(choice, numbers) for choice, numbers in zip(choices.values(), left, strict=True)]
+        self.prior = [conditioned(choice.p, numbers) for choice, numbers in zip(choices.values(), left, strict=True)]
         self.cumulative = [list(accumulate(p)) for p in self.prior]
         self._names = list(Subnet(dict.fromkeys(choices, 0)))  # which refuses names that no subnet may have
         self._values = [choice.values for choice in choices.values()]
@@ -142,17 +143,6 @@ class Encoding:
             cumulative = self.cumulative[k]
             codes[:, k] = np.searchsorted(cumulative, rng.random(len(codes)) * cumulative[-1], side="right")
         return self.canonical(codes)
-
-
-def _prior_of(choice: AnyChoice, left: Sequence[int]) -> Sequence[float]:
-    """Return the probabilities of a choice, conditioned on the values that are left."""
-    if len(left) == len(choice.p):
-        return choice.p
-    p = np.zeros(len(choice.p))
-    p[list(left)] = np.array(choice.p)[list(left)]
-    if not p.any():
-        p[list(left)] = 1.0
-    return tuple((p / p.sum()).tolist())
 
 
 def codes_of(codes: object, n: int, what: str) -> NDArray[np.int64]:

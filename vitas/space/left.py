@@ -17,11 +17,6 @@ Left = tuple[tuple[int, ...], ...]
 """For each choice of a space the numbers of the values that are left, ascending; never none."""
 
 
-def everything(choices: Mapping[str, AnyChoice]) -> Left:
-    """Return the numbers of all values."""
-    return tuple(tuple(range(len(choice.values))) for choice in choices.values())
-
-
 def restricted(
     choices: Mapping[str, AnyChoice], left: Left, fixed: Mapping[str, Any] | None, only: Mapping[str, Any] | None
 ) -> Left:
@@ -39,7 +34,7 @@ def restricted(
     before = dict(zip(choices, left, strict=True))
     after, said = dict(before), dict.fromkeys(choices, "")
     for what, asked in (("fixed", fixed), ("only", only)):
-        for name, pattern, values in _asked(what, asked, choices):
+        for name, pattern, values in spoken_of(what, asked, choices):
             numbers = {_number(f"{what}: {name}", choices[name], before[name], value) for value in values}
             after[name] = tuple(number for number in after[name] if number in numbers)
             kept = ", ".join(str(choices[name].values[number]) for number in sorted(numbers))
@@ -49,8 +44,12 @@ def restricted(
     return tuple(after.values())
 
 
-def _asked(what: str, asked: Any, choices: Mapping[str, AnyChoice]) -> list[tuple[str, str, Sequence[Any]]]:
-    """Return for each choice that is spoken of its name, the name or glob that was given, and the values."""
+def spoken_of(what: str, asked: Any, choices: Mapping[str, AnyChoice]) -> list[tuple[str, str, Sequence[Any]]]:
+    """Return for each choice that is spoken of its name, the name or glob that was given, and the values.
+
+    Raises:
+        ChoiceError: no such mapping, a name or glob of no choice, no values.
+    """
     example = "{'depth': 6}" if what == "fixed" else "{'blocks.*.num_heads': [2, 4]}"
     if asked is None:
         return []
@@ -61,13 +60,14 @@ def _asked(what: str, asked: Any, choices: Mapping[str, AnyChoice]) -> list[tupl
         if what == "fixed":
             values = [values]
         elif not are_several(values) or isinstance(values, Mapping):
-            raise ChoiceError(f"only: {shown(pattern)}: expected several values, got {shown(values)}; fixed= takes one")
+            instead = "; fixed= takes one" if what == "only" else ""
+            raise ChoiceError(f"{what}: {shown(pattern)}: expected several values, got {shown(values)}{instead}")
         else:
             values = list(islice(values, MOST_VALUES + 1))
             if len(values) > MOST_VALUES:
-                raise ChoiceError(f"only: {shown(pattern)}: expected at most {MOST_VALUES} values, got more")
+                raise ChoiceError(f"{what}: {shown(pattern)}: expected at most {MOST_VALUES} values, got more")
             if not values:
-                raise ChoiceError(f"only: {shown(pattern)}: expected at least one value, got none")
+                raise ChoiceError(f"{what}: {shown(pattern)}: expected at least one value, got none")
         found += [(name, pattern, values) for name in _named(what, pattern, list(choices))]
     return found
 

@@ -17,7 +17,7 @@ from torch import nn
 from vitas.choice import SIDES, Depth, Dim
 from vitas.errors import ChoiceError, VitasError, brief, is_one_of, one_of, shown
 from vitas.space.codes import Encoding
-from vitas.space.left import Left, everything, restricted
+from vitas.space.left import Left, restricted
 from vitas.space.liveness import Liveness, conditions_of, gates_first, weakest
 from vitas.space.model import StatesCost, needs_tokens, unwrap
 from vitas.space.naming import claim_for_model, refuse_broken_ties, refuse_equal_names, shortest_path
@@ -40,7 +40,6 @@ class SearchSpace:
         choices: Name -> Choice or Dim, in the order of encoded subnets.
         values: Name -> the values that subnets may have, ascending: those of the choice, or what `restrict` left of them.
         liveness: Which choices are live, for given values of the others.
-        encoding: Subnets as vectors of ints, one or many at once.
     """
 
     def __init__(
@@ -54,16 +53,39 @@ class SearchSpace:
         sizes = [len(choice.values) for choice in self.choices.values()]
         self.liveness = Liveness(sizes, conditions_of(dict(found.values())))
         self._whole: SearchSpace | None = None
-        self._leave(everything(self.choices))
+        self._version = sum(choice.version for choice in self.choices.values())
+        self._leave(tuple(choice.left for choice in self.choices.values()))
         self._two_sided = [isinstance(choice, Dim) and len(choice.sides) > 1 for choice in self.choices.values()]
 
     def _leave(self, left: Left) -> None:
         """Say what values subnets may have."""
-        self.encoding = Encoding(self.choices, self.liveness, left)
+        self._encoding = Encoding(self.choices, self.liveness, left)
         self.values: dict[str, tuple[Number, ...]] = {
             name: tuple(choice.values[number] for number in numbers)
             for (name, choice), numbers in zip(self.choices.items(), left, strict=True)
         }
+
+    @property
+    def encoding(self) -> Encoding:
+        """Subnets as vectors of ints, one or many at once.
+
+        Raises:
+            ChoiceError: values were taken out of the space of the model, or joined it, since this was made.
+        """
+        self.check()
+        return self._encoding
+
+    def check(self) -> None:
+        """Go on where the choices of the model have the values that they had when this was made.
+
+        Raises:
+            ChoiceError: they do not.
+        """
+        if sum([choice.version for choice in self.choices.values()]) != self._version:
+            raise ChoiceError(
+                "this search space, or what it belongs to (a sampler, a cost_model), is old: since it was made the model was"
+                " narrowed or widened; make a new one"
+            )
 
     def restrict(self, fixed: Mapping[str, Any] | None = None, only: Mapping[str, Any] | None = None) -> SearchSpace:
         """Return the part of this space in which some choices are held: the same choices and vectors, fewer values.
@@ -183,7 +205,8 @@ class SearchSpace:
         """Make `subnet` the active one, all of it or, on an error, nothing.
 
         Args:
-            subnet: A subnet of this space, or a row of a table. Choices that are not live go to their largest value.
+            subnet: A subnet of this space, or a row of a table. Choices that are not live go to the largest value that the
+                space of the model has.
             side: "left" or "right", for bilateral sharing; None: "left".
 
         Raises:
@@ -197,9 +220,9 @@ class SearchSpace:
         if side is not None and not self.bilateral:
             raise ChoiceError(f"side: got {shown(side)}, but no Dim of this model is bilateral")
         right = side == "right"
-        parts = zip(self.choices.values(), code, self.liveness.sizes, self._two_sided, strict=True)
-        for choice, number, size, two_sided in parts:
-            choice.restore((number if number >= 0 else size - 1, 1 if right and two_sided else 0))
+        parts = zip(self.choices.values(), code, self.whole.encoding.left, self._two_sided, strict=True)
+        for choice, number, left, two_sided in parts:
+            choice.restore((number if number >= 0 else left[-1], 1 if right and two_sided else 0))
 
     def _refuse_adapted(self, code: Sequence[int]) -> None:
         """Refuse a layer of which only a part would run beside an adapter of its full width."""

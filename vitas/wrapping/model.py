@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vitas.choice import Depth, Dim
+from vitas.choice import Choice, Depth, Dim
 from vitas.cost import Cost
 from vitas.errors import VitasError
 from vitas.nn.follow import refuse_stiff
@@ -101,6 +101,13 @@ class Model(Narrowed, OfImages):
                 left = (slot for slot in range(depth.largest) if not depth.runs(slot))
                 subnet[f"{stage.prefix}{LEAVE}"] = sorted(left, key=lambda slot: -depth.turns[slot])
         return subnet
+
+    def lacks(self, choice: Choice[Any], value: Any) -> str | None:
+        """Say that a number is not positive, or a width not whole heads of attention pooling."""
+        if value < 1:
+            return "needs at least 1"
+        unit = next((stage.unit for stage in self._stages if stage.width is choice), 1)
+        return f"has attention pooling with heads of {unit} channels, which do not divide it" if value % unit else None
 
     @classmethod
     def additions(cls, narrowed: type[nn.Module]) -> dict[str, Any]:
