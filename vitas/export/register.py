@@ -113,7 +113,7 @@ def _adapted(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the weights of a model, those of the first convolutions for other channels of images, as timm makes them."""
     from timm.models import adapt_input_conv
 
-    state, first = dict(model.state_dict()), model.pretrained_cfg.get("first_conv")
+    state, first = dict(model.state_dict()), vars(model).get("pretrained_cfg", {}).get("first_conv")
     if "in_chans" in options and first is not None:
         for name in (first,) if isinstance(first, str) else first:
             state[f"{name}.weight"] = adapt_input_conv(options["in_chans"], state[f"{name}.weight"])
