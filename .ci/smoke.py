@@ -4,7 +4,6 @@ Run it outside the checkout, in an environment that holds the wheel and, besides
 """
 
 import importlib.metadata
-import os
 import sys
 import tempfile
 from importlib.util import find_spec

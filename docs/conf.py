@@ -66,7 +66,9 @@ GROUPS = {
     "Counting": "count_flops FlopCount count_params cost_model CostModel flop_analysis",
     "Scores and latency": "accuracy zero_cost measure_latency Latency latency_table LatencyTable",
     "Searching": "evolve SearchResult Evolution suggest_subnet",
-    "Exporting, saving, loading": "export_subnet build_subnet save_subnet load_subnet push_to_hub save_superformer load_superformer",
+    "Exporting, saving, loading": (
+        "export_subnet build_subnet save_subnet load_subnet push_to_hub save_superformer load_superformer"
+    ),
     "Wrapping timm": "wrap check_records export_report register",
     "Compressing": "compress Compressed",
     "Errors": "VitasError ChoiceError BudgetError",
