@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -271,15 +272,17 @@ def test_files_that_are_no_journals_are_refused_and_stay_as_they_are(model, tmp_
         vitas.evolve(model, score, storage=tmp_path / "damaged", **SETTINGS)
 
 
-def test_the_progress_bar_tells_score_hypervolume_and_speed(model, capfd):
+def test_the_progress_bar_tells_one_rate_the_best_score_and_how_many_are_on_the_front(model, capfd):
     settings = {**SETTINGS, "progress": True}
     result = vitas.evolve(model, score, **settings)
     shown = capfd.readouterr().err
     assert "30/30" in shown
     assert f"best accuracy={made_up(result.best):.5g}" in shown
-    assert "per minute=" in shown
-    vitas.evolve(model, score, objectives={"accuracy": "max", "flops": "min"}, **settings)
-    assert "hypervolume=" in capfd.readouterr().err
+    last = re.split(r"[\r\n]+", shown.strip())[-1]
+    assert last.count("/s") + last.count("s/") == 1
+    assert "front=" not in last
+    several = vitas.evolve(model, score, objectives={"accuracy": "max", "flops": "min"}, **settings)
+    assert f"front={len(several.front)}" in capfd.readouterr().err
 
 
 def test_suggest_subnet_asks_for_live_choices_only(model):

@@ -16,32 +16,27 @@ class ProgressBar:
             from tqdm import tqdm
 
         self._archive = archive
-        done = len(archive.result().history)
-        self._bar = tqdm(total=total, initial=done, desc=name, unit="subnet")
-        self._started, self._before, self._shown = time.monotonic(), done, 0.0
+        self._bar = tqdm(total=total, initial=len(archive.result().history), desc=name, unit="subnet")
+        self._shown = 0.0
 
     def update(self) -> None:
         """Show how far the search is; at most twice a second."""
         now = time.monotonic()
-        if now - self._shown < 0.5:
-            return
-        self._shown = now
-        self._show(now)
+        if now - self._shown >= 0.5:
+            self._shown = now
+            self._show()
 
-    def _show(self, now: float) -> None:
+    def _show(self) -> None:
         result = self._archive.result()
         front = result.front
-        done = len(result.history)
-        facts = {"per minute": f"{60 * (done - self._before) / max(now - self._started, 1e-9):.0f}"}
         if front:
             name = next(iter(result.objectives))
-            facts = {f"best {name}": f"{front[0].scores[name]:.5g}", **facts}
-            if len(result.objectives) > 1:
-                facts["hypervolume"] = f"{result.hypervolume:.4g}"
-        self._bar.n = done
-        self._bar.set_postfix(facts)
+            best = {f"best {name}": f"{front[0].scores[name]:.5g}"}
+            self._bar.set_postfix({**best, "front": len(front)} if len(result.objectives) > 1 else best, refresh=False)
+        self._bar.n = len(result.history)
+        self._bar.refresh()
 
     def close(self) -> None:
         """Show the end and leave the line."""
-        self._show(time.monotonic())
+        self._show()
         self._bar.close()

@@ -70,7 +70,7 @@ def evolve(
         stale_after: A worker on another machine is taken for dead, and its evaluation done again, when that has taken this
             many seconds; None: ten times the longest evaluation so far, and at least a minute. Dead processes of this
             machine are noticed at once. 0: there is no other worker.
-        progress: Whether to show a progress bar: best score, hypervolume, evaluations a minute.
+        progress: Whether to show a progress bar: how fast, the best score, of several objectives the size of the front.
         fixed: Name of a choice or a glob -> the one value that it has, as in sample_subnet.
         only: Name or glob -> the values that it may have.
         initial: Subnets to be evaluated first, such as `[found.subnet for found in result.top(5)]`; each is evaluated once,
