@@ -7,13 +7,13 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from vitas.errors import FileError
 
 _LONGEST_LINE = 2**24
 _CREATE_STUDY, _CREATE_TRIAL, _END_TRIAL = 0, 4, 6
-_FIELDS = {
+_FIELDS: dict[int, dict[str, type]] = {
     0: {"study_name": str, "directions": list},
     1: {"study_id": int},
     2: {"study_id": int, "user_attr": dict},
@@ -107,7 +107,7 @@ def _read(line: bytes) -> Any:
         return None
 
 
-def _is_operation(log: Any) -> bool:
+def _is_operation(log: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a value is an operation of Optuna's with all that it takes to do it."""
     if not isinstance(log, dict) or type(log.get("op_code")) is not int or not isinstance(log.get("worker_id"), str):
         return False
