@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument(
         "--fashion", type=Path, help="folder of Fashion-MNIST's four files; without it scikit-learn's digits"
     )
-    parser.add_argument("--epochs", type=int, default=15, help="of the original; of a superformer; of a fine-tuning")
+    parser.add_argument("--epochs", type=int, default=40, help="of the original; of a superformer; of a fine-tuning")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--budgets", nargs="+", default=["50%", "30%"])
     parser.add_argument("--seeds", type=int, default=3)

@@ -102,8 +102,9 @@ def test_a_process_that_nobody_has_waited_for_is_gone():
 
 def test_whose_claims_are_given_up(tmp_path, monkeypatch):
     """Never one's own; those of processes that are gone; others' when they are old: 10 evaluations, at least a minute."""
-    path, now = tmp_path / "search.log", time.time()
-    monkeypatch.setattr(storage.time, "time", lambda: now)
+    path, now = tmp_path / "search.log", time.monotonic()
+    monkeypatch.setattr(storage.time, "monotonic", lambda: now)
+    monkeypatch.setattr(storage.time, "time", lambda: now)  # what other machines' clocks say does not count
 
     def states():
         return [claim.state for claim in ledger(path).news()]
@@ -111,11 +112,12 @@ def test_whose_claims_are_given_up(tmp_path, monkeypatch):
     def after(seconds, stale_after=None, longest=2.0):
         list(here.news())
         here.longest = longest
-        monkeypatch.setattr(storage.time, "time", lambda: now + seconds)
+        monkeypatch.setattr(storage.time, "monotonic", lambda: now + seconds)
         here.withdraw_dead(stale_after)
         return states()
 
     here, alive = ledger(path), ledger(path)
+    alive._process = ("elsewhere", 1, "1")
     here.claim(vitas.Subnet({"width": 2}), VALUES, {})
     alive.claim(vitas.Subnet({"width": 4}), VALUES, {})
     assert after(50) == ["RUNNING", "RUNNING"]
@@ -123,7 +125,7 @@ def test_whose_claims_are_given_up(tmp_path, monkeypatch):
     assert after(10**9, longest=0.0) == ["RUNNING", "RUNNING"]  # no evaluation has ended: nobody knows how long one takes
     assert after(61) == ["RUNNING", "PRUNED"]
     alive.claim(vitas.Subnet({"width": 6}), VALUES, {})
-    assert after(61 + 1e-3, stale_after=0) == ["RUNNING", "PRUNED", "PRUNED"]
+    assert after(61, stale_after=0) == ["RUNNING", "PRUNED", "PRUNED"]
     dead = ledger(path)
     dead._process = (*dead._process[:2], "another start")
     dead.claim(vitas.Subnet({"width": 6}), VALUES, {})

@@ -8,7 +8,9 @@
     result.py     what was found
     worker.py     one process of a search: claims, evaluates, stores
     ledger.py     claims on subnets in a study
-    storage.py    memory, journal file or database
+    storage.py    memory, journal file or database; one that is out of reach is tried again
+    journal.py    a journal file on a disk that may fail
+    timeout.py    a limit on the time of one evaluation
     progress.py   the progress bar
     suggest.py    subnets for an Optuna study of one's own
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitas.errors import SearchError, shown
-from vitas.search.storage import patiently
+from vitas.search.storage import patiently, persistently
 from vitas.space import Number, Subnet
 
 
@@ -29,65 +31,130 @@ class Claim(NamedTuple):
     attrs: Mapping[str, Any]
 
 
+class _Owner(NamedTuple):
+    """Whose a claim is, as it stands with it; older ones say less."""
+
+    token: str
+    claimed: float
+    machine: str
+    pid: int
+    started: str
+    thread: int | None = None
+    facts: str | None = None
+    """Under which name the study keeps what the search of this worker is made for."""
+
+
+_FACTS = "vitas"
+
+
 class Ledger:
     """The claims of one search.
+
+    Each worker states what its search is made for under a name of its own, and each claim says which. The first claim
+    decides, for a storage numbers claims one after the other: whoever searches for something else is then refused, and
+    the claims it may have made are passed over.
 
     Args:
         storage: What `open_storage` returned.
         name: Name of the study; made if it is not there.
         objectives: Name -> "max" or "min".
         facts: What the search is made for, JSON values; written into a new study.
+        patience: How many seconds a storage that is out of reach is tried again.
 
     Raises:
         SearchError: a study made for something else.
     """
 
-    def __init__(self, storage: Any, name: str, objectives: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        storage: Any,
+        name: str,
+        objectives: Mapping[str, str],
+        facts: Mapping[str, Any],
+        patience: float = 0.0,
+    ) -> None:
         import optuna
 
         self._optuna = optuna
-        self.storage = storage
+        self.storage, self.patience = storage, patience
         self.study = patiently(lambda: _open_study(storage, name, objectives), optuna.exceptions.StorageInternalError)
-        self._id = storage.get_study_id_from_name(name)
-        self._agree(facts)
+        self._id = self._done(storage.get_study_id_from_name, name)
+        self._facts: dict[str, Any] = json.loads(json.dumps(facts))
+        digest = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:16]
+        self._key = f"{_FACTS} {digest}"
+        self._agree()
         self.token = uuid.uuid4().hex
         """Tells the claims of this ledger from all others."""
         self._process = _this_process()
+        self._thread = threading.current_thread().ident
         self._seen = 0
-        self._open: dict[int, Any] = {}  # RUNNING, as last read
+        self._open: dict[int, tuple[Any, float]] = {}  # RUNNING, as last read, and since when this process knows
         self._distributions: dict[tuple[str, tuple[Number, ...]], Any] = {}
         self.longest = 0.0
         """Seconds that the longest evaluation so far took."""
 
-    def _agree(self, facts: Mapping[str, Any]) -> None:
-        trials = self.storage.get_all_trials(self._id, deepcopy=False)  # first: another worker states facts before it claims
-        attrs = self.storage.get_study_user_attrs(self._id)
-        if "vitas" not in attrs:
+    def _done(self, step: Any, *arguments: Any, **options: Any) -> Any:
+        """Return what a step on the storage returns, tried as long as there is patience."""
+        return persistently(lambda: step(*arguments, **options), self.patience)
+
+    def _trials(self) -> Sequence[Any]:
+        trials: Sequence[Any] = self._done(self.storage.get_all_trials, self._id, deepcopy=False)
+        return trials
+
+    def _agree(self) -> None:
+        trials = self._trials()  # first: another worker states facts before it claims
+        if not self._is_there(trials):
+            self._done(self.storage.set_study_user_attr, self._id, self._key, self._facts)
+            self._done(self.storage.set_study_system_attr, self._id, "study:metric_names", list(self._facts["objectives"]))
+            self._is_there(trials)  # another may have been quicker
+
+    def _is_there(self, trials: Sequence[Any]) -> bool:
+        """Whether the study states facts already.
+
+        Raises:
+            SearchError: others than those of this search.
+        """
+        attrs = self._done(self.storage.get_study_user_attrs, self._id)
+        stated = [key for key in attrs if key.partition(" ")[0] == _FACTS]
+        decisive = _owner(trials[0]).facts if trials and "claim" in trials[0].user_attrs else None
+        if decisive == self._key and decisive not in attrs:
+            return False  # a damaged journal has lost them; the claims still say the same
+        key = decisive if decisive in attrs else next(iter(stated), None)
+        if key is None:
             if trials:
                 raise SearchError(
                     f"storage: evolve did not make the study {shown(self.study.study_name)} that is there; give name="
                 )
-            self.storage.set_study_system_attr(self._id, "study:metric_names", list(facts["objectives"]))
-            self.storage.set_study_user_attr(self._id, "vitas", dict(facts))
-            attrs = self.storage.get_study_user_attrs(self._id)
-        there, here = attrs["vitas"], json.loads(json.dumps(facts))
+            return False
+        there, here = attrs[key], self._facts
         for what in {**there, **here}:
             if there.get(what) != here.get(what):
                 raise SearchError(
                     f"storage: the search {shown(self.study.study_name)} that is there differs in {what}"
                     f" ({_short(there.get(what))}, here {_short(here.get(what))}); go on with that, or give another name="
                 )
+        self._key = key
+        return True
 
     def news(self) -> Iterator[Claim]:
-        """Yield the claims that are new or have changed since the last call, in order of their numbers."""
-        trials = self.storage.get_all_trials(self._id, deepcopy=False)
+        """Yield the claims that are new or have changed since the last call, in order of their numbers.
+
+        Raises:
+            SearchError: the first claim of all is on a search for something else.
+        """
+        trials = self._trials()
+        if trials and not self._seen:
+            self._is_there(trials)
         changed = [number for number in self._open if trials[number].state.name != "RUNNING"]
         for number in sorted([*changed, *range(self._seen, len(trials))]):
             trial = trials[number]
-            if not trial.state.is_finished() and "claim" not in trial.user_attrs:
+            claimed = "claim" in trial.user_attrs
+            if not trial.state.is_finished() and not claimed:
                 raise SearchError(f"storage: trial {number} of the study {shown(self.study.study_name)} is not evolve's")
+            if claimed and _owner(trial).facts not in (self._key, None):
+                continue  # by a worker that was refused
             if trial.state.name == "RUNNING":
-                self._open[number] = trial
+                self._open[number] = trial, time.monotonic()
             else:
                 self._open.pop(number, None)
             if trial.state.name in ("COMPLETE", "FAIL") and trial.datetime_start is not None:
@@ -103,6 +170,7 @@ class Ledger:
             values: Name -> legal values, for Optuna's pictures.
             attrs: JSON values to be kept with it.
         """
+        owner = [*_Owner(self.token, time.time(), *self._process, self._thread, self._key)]
         template = self._optuna.trial.FrozenTrial(  # create_trial takes longer: it checks what is right by construction
             number=-1,
             trial_id=-1,
@@ -112,12 +180,20 @@ class Ledger:
             datetime_complete=None,
             params=dict(subnet),
             distributions={name: self._distribution(name, values[name]) for name in subnet},
-            user_attrs={"claim": [self.token, time.time(), *self._process], **attrs},
+            user_attrs={"claim": owner, **attrs},
             system_attrs={},
             intermediate_values={},
         )
-        trial_id = self.storage.create_new_trial(self._id, template)
-        return trial_id, self.storage.get_trial_number_from_id(trial_id)
+        tried: list[None] = []
+
+        def create() -> int:
+            made = [trial._trial_id for trial in self._trials() if trial.user_attrs.get("claim") == owner] if tried else []
+            tried.append(None)
+            trial_id: int = made[0] if made else self.storage.create_new_trial(self._id, template)
+            return trial_id  # made: the last try reached the storage, and only its answer was lost
+
+        trial_id = self._done(create)
+        return trial_id, self._done(self.storage.get_trial_number_from_id, trial_id)
 
     def _distribution(self, name: str, values: tuple[Number, ...]) -> Any:
         if (name, values) not in self._distributions:
@@ -156,32 +232,46 @@ class Ledger:
 
     def _write(self, write: Any, *arguments: Any) -> None:
         with suppress(self._optuna.exceptions.UpdateFinishedTrialError):  # it was taken for dead, its claim given up
-            write(*arguments)
+            self._done(write, *arguments)
 
     def withdraw_dead(self, stale_after: float | None) -> None:
         """Give up the claims of workers that died.
 
-        A process of this machine that is gone is dead; another is taken for dead when its claim is older than `stale_after`
-        seconds, None: than ten times the longest evaluation so far, and a minute.
+        A process or a thread of this machine that is gone is dead, and so is a claim that this very thread made for
+        an earlier search. Another is taken for dead when this ledger has known its claim for `stale_after` seconds, whatever
+        the clocks of machines say; None: for ten times the longest evaluation so far, and a minute.
         """
         if stale_after is None:
             stale_after = max(60.0, 10 * self.longest) if self.longest else float("inf")
-        for trial in self._open.values():
-            token, claimed, machine, pid, started = trial.user_attrs["claim"]
-            gone = machine == self._process[0] and _start_of(pid) != started
-            if token != self.token and (gone or time.time() - claimed > stale_after):
+        for trial, since in self._open.values():
+            owner = _owner(trial)
+            if owner.token != self.token and (self._is_gone(owner) or time.monotonic() - since >= stale_after):
                 self.withdraw(trial._trial_id)
+
+    def _is_gone(self, owner: _Owner) -> bool:
+        machine, pid, _ = self._process
+        if owner.machine != machine:
+            return False
+        if _start_of(owner.pid) != owner.started:
+            return True
+        if owner.pid != pid or owner.thread is None:
+            return False
+        return owner.thread == self._thread or owner.thread not in {thread.ident for thread in threading.enumerate()}
 
     def withdraw_own(self) -> None:
         """Give up the claims of this ledger that have no result."""
-        for trial in self.storage.get_all_trials(self._id, deepcopy=False):
-            if trial.state.name == "RUNNING" and trial.user_attrs["claim"][0] == self.token:
+        for trial in self._trials():
+            if trial.state.name == "RUNNING" and "claim" in trial.user_attrs and _owner(trial).token == self.token:
                 self.withdraw(trial._trial_id)
 
     @property
     def running(self) -> int:
         """How many claims were RUNNING when last read."""
         return len(self._open)
+
+
+def _owner(trial: Any) -> _Owner:
+    return _Owner(*trial.user_attrs["claim"])
 
 
 def _open_study(storage: Any, name: str, objectives: Mapping[str, str]) -> Any:

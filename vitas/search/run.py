@@ -39,6 +39,8 @@ def evolve(
     name: str = "vitas",
     max_failures: int = 20,
     stale_after: float | None = None,
+    timeout: float | None = None,
+    storage_timeout: float = 300.0,
     progress: bool = True,
     fixed: Mapping[str, Any] | None = None,
     only: Mapping[str, Any] | None = None,
@@ -67,9 +69,15 @@ def evolve(
         storage: None (memory), the path of a journal file, a URL that Optuna takes, or an Optuna storage.
         name: Name of the search in the storage, at most 500 characters.
         max_failures: After so many failed evaluations in a row the search stops.
-        stale_after: A worker on another machine is taken for dead, and its evaluation done again, when that has taken this
-            many seconds; None: ten times the longest evaluation so far, and at least a minute. Dead processes of this
-            machine are noticed at once. 0: there is no other worker.
+        stale_after: A worker on another machine is taken for dead, and its evaluation done again, when it has been seen at
+            it for this many seconds by the clock of this one; None: `timeout` and a minute, without a timeout ten times the
+            longest evaluation so far, and at least a minute. Dead processes of this machine, and searches of this thread
+            that ended early, are noticed at once. 0: there is no other worker.
+        timeout: Seconds that one evaluation may take; one that takes longer is recorded as failed. It is interrupted where
+            that can be done, which is in the main thread, not on Windows, and as soon as it runs Python code; elsewhere it
+            runs to its end, and no process can end a call that never comes back, so other workers take over from it.
+        storage_timeout: How many seconds a database or server that is out of reach is tried again before the search stops;
+            the result in hand is kept meanwhile and sent as soon as it answers. A full disk stops the search at once.
         progress: Whether to show a progress bar: how fast, the best score, of several objectives the size of the front.
         fixed: Name of a choice or a glob -> the one value that it has, as in sample_subnet.
         only: Name or glob -> the values that it may have.
@@ -79,10 +87,10 @@ def evolve(
     Raises:
         BudgetError: a budget that cannot be read, that no subnet meets, or that an `initial` one does not.
         ChoiceError: a model without choices; as `SearchSpace.restrict`; an `initial` subnet of another space.
-        FileError: a storage file that is not a journal.
+        FileError: a storage file that is not a journal, or one that lost lines; a disk that is full.
         SearchError: objectives, limits or numbers that cannot be used; a storage made for another space or part of it,
             window, objectives, limits, settings or weights; what `evaluate` returned is not a number or lacks an objective;
-            too many failures.
+            too many failures; a storage out of reach.
 
     Example:
         >>> result = vitas.evolve(model, vitas.accuracy(loader), flops="50%", storage="search.log")
@@ -94,6 +102,10 @@ def evolve(
         raise SearchError(f"name: {fault}")
     if stale_after is not None and not checked_number("stale_after", stale_after) >= 0:
         raise SearchError(f"stale_after: expected seconds, at least 0, got {shown(stale_after)}")
+    if timeout is not None and not checked_number("timeout", timeout) > 0:
+        raise SearchError(f"timeout: expected seconds, more than 0, got {shown(timeout)}")
+    if not checked_number("storage_timeout", storage_timeout) >= 0:
+        raise SearchError(f"storage_timeout: expected seconds, at least 0, got {shown(storage_timeout)}")
     total = as_count(population, "population", 2, ANY_INT, SearchError) * as_count(
         generations, "generations", 1, ANY_INT, SearchError
     )
@@ -112,8 +124,8 @@ def evolve(
         initial=initial,
     )
     facts = _facts(archive, model if storage is not None else None)
-    ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts)
-    worker = Worker(archive, ledger, total, stale_after)
+    ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts, storage_timeout)
+    worker = Worker(archive, ledger, total, stale_after, timeout)
     worker.work(model, evaluate, max_failures, ProgressBar(archive, total, name) if progress else None)
     result = archive.result()
     result.study = ledger.study

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitas.errors import FileError, SearchError, brief, needs, shown
+from vitas.search.journal import Journal
 
 try:
     import fcntl
@@ -89,10 +91,10 @@ def open_storage(where: Any) -> Any:
             raise FileError(f"storage: {path} cannot be written")
         lock = FileLock(str(path)) if fcntl is not None else None
         backend = JournalFileBackend(str(path), lock_obj=lock)  # type: ignore[arg-type]
-        return optuna.storages.JournalStorage(backend)
+        return optuna.storages.JournalStorage(Journal(path, backend))  # type: ignore[arg-type]
     except FileError:
         raise
-    except (ValueError, KeyError, AssertionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise FileError(f"storage: {path} is damaged: {brief(error)}") from error
     except OSError as error:
         raise FileError(f"storage: {shown(str(path))} cannot be opened: {error.strerror or error}") from error
@@ -118,6 +120,49 @@ def patiently(step: Callable[[], Any], *errors: type[Exception]) -> Any:
         except errors:
             time.sleep(pause)
     return step()
+
+
+_FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}
+
+
+def persistently(step: Callable[[], Any], seconds: float) -> Any:
+    """Do a step on a storage; again while what hinders it may pass: a connection that is lost, a server that restarts.
+
+    Raises:
+        FileError: a disk that is full or cannot be written.
+        SearchError: it did not pass within `seconds`.
+    """
+    pause, ends = 0.1, None
+    while True:
+        try:
+            return step()
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _FULL_OR_FORBIDDEN:
+                raise FileError(f"storage: cannot be written ({error.strerror or error})") from error
+            if not _may_pass(error):
+                raise
+            now = time.monotonic()
+            ends = now + seconds if ends is None else ends
+            if now >= ends:
+                cause = type(error.__cause__ or error).__name__  # not the whole text: it may hold a password
+                raise SearchError(
+                    f"storage: out of reach for {seconds:g} s ({cause}); the same call goes on where this one stopped,"
+                    " and storage_timeout= says how long to try"
+                ) from error
+        time.sleep(min(pause, ends - now))
+        pause = min(10.0, 2 * pause)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether an error says that a storage is out of reach, and not that it will never take this."""
+    from optuna.exceptions import StorageInternalError
+
+    if isinstance(error, StorageInternalError):
+        return not isinstance(error.__cause__, Exception) or _may_pass(error.__cause__)
+    library = type(error).__module__.partition(".")[0]
+    if library == "sqlalchemy":
+        return type(error).__name__ not in ("DataError", "IntegrityError", "ProgrammingError", "NotSupportedError")
+    return isinstance(error, OSError) or library in ("grpc", "redis")
 
 
 def _refuse_other_files(path: Path) -> None:

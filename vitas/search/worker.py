@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from torch import nn
 
-from vitas.errors import SearchError, brief
+from vitas.errors import FileError, SearchError, brief
 from vitas.search.archive import Archive
 from vitas.search.genetic import Codes
 from vitas.search.ledger import Claim, Ledger
 from vitas.search.progress import ProgressBar
 from vitas.search.result import Evaluation
+from vitas.search.timeout import within
 from vitas.space import Subnet
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
@@ -33,10 +35,21 @@ def _described(error: Exception | str | None) -> str:
 
 
 class Worker:
-    """One of the processes that work on a search: keeps its archive in step with the storage."""
+    """One of the processes that work on a search: keeps its archive in step with the storage.
 
-    def __init__(self, archive: Archive, ledger: Ledger, total: int, stale_after: float | None) -> None:
-        self.archive, self.ledger, self.total, self.stale_after = archive, ledger, total, stale_after
+    Args:
+        archive: What the search knows.
+        ledger: Claims in the storage.
+        total: How many evaluations there are to be.
+        stale_after: After how many seconds another's claim is given up, as in `evolve`.
+        timeout: Seconds that an evaluation may take, or None.
+    """
+
+    def __init__(
+        self, archive: Archive, ledger: Ledger, total: int, stale_after: float | None, timeout: float | None = None
+    ) -> None:
+        self.archive, self.ledger, self.total, self.timeout = archive, ledger, total, timeout
+        self.stale_after = timeout + 60.0 if stale_after is None and timeout is not None else stale_after
         self._values = {name: choice.values for name, choice in archive.space.choices.items()}
         self._holders: dict[bytes, set[int]] = {}  # subnet -> numbers of its claims that stand
         self._orphans: dict[bytes, Codes] = {}  # claimed once, given up, not claimed since
@@ -90,16 +103,25 @@ class Worker:
         except KeyboardInterrupt:
             pass  # what there is, is returned
         finally:
-            self.ledger.withdraw_own()  # interrupted, or a mistake in what evaluate returns: to be done again
-            self.read()
+            self._leave()
             if bar is not None:
                 bar.close()
+
+    def _leave(self) -> None:
+        """Give up what has no result, to be done again: after an interrupt, or a mistake in what evaluate returns.
+
+        Where the storage is out of reach that is left to whoever comes next, and the error that there is stays.
+        """
+        self.ledger.patience = 0.0
+        with suppress(FileError, SearchError):
+            self.ledger.withdraw_own()
+            self.read()
 
     def evaluate(self, model: nn.Module, evaluate: Evaluate, job: _Job) -> Exception | str | None:
         """Evaluate a claimed subnet and store what came of it; return the error if it failed."""
         try:
             with self.archive.space.use(job.subnet):
-                returned = evaluate(model)
+                returned = within(self.timeout, lambda: evaluate(model))
         except Exception as error:
             self.ledger.fail(job.trial_id, _described(error))
             return error
@@ -143,11 +165,11 @@ class Worker:
         return self.archive.candidate(salt)
 
     def _claim(self, code: Codes) -> _Job | None:
-        """Claim a subnet; None if another worker's claim on it is older, or if the search was full before."""
+        """Claim a subnet; None if another's claim is older, if the search was full before, or if it was given up since."""
         subnet, counts = self.archive.space.decode(code), self.archive.counts(code)
         trial_id, number = self.ledger.claim(subnet, self._values, counts)
         self.read()
-        if min(self._holders[code.tobytes()]) == number and not self._is_beyond(number):
+        if min(self._holders[code.tobytes()], default=None) == number and not self._is_beyond(number):
             return _Job(trial_id, subnet, counts)
         self.ledger.withdraw(trial_id)
         return None
