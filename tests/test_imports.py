@@ -112,9 +112,12 @@ def test_what_is_imported_is_declared_as_a_core_need_and_each_need_is_imported()
     }
     of_extras = {
         "vitas.measure.accuracy": {"tqdm"},
+        "vitas.measure.runners": {"onnxruntime"},
         "vitas.search.result": {"pandas"},
         "vitas.search.storage": {"optuna", "sqlalchemy"},
         "vitas.search.ledger": {"optuna"},
+        "vitas.search.suggest": {"optuna"},
+        "vitas.search.load": {"optuna"},
         "vitas.search.progress": {"tqdm"},
         "vitas.plot.pictures": {"matplotlib"},
         "vitas.train.report": {"matplotlib"},

@@ -10,12 +10,14 @@
     ledger.py     claims on subnets in a study
     storage.py    memory, journal file or database
     progress.py   the progress bar
+    load.py       load_search: a search opened to look at it
     suggest.py    subnets for an Optuna study of one's own
 
 Imports sample, plot and what stands before them; never train.
 """
 
 from vitas.search.evolution import Evolution
+from vitas.search.load import load_search
 from vitas.search.result import SearchResult
 from vitas.search.run import evolve
 from vitas.search.suggest import suggest_subnet
@@ -24,5 +26,6 @@ __all__ = [
     "Evolution",
     "SearchResult",
     "evolve",
+    "load_search",
     "suggest_subnet",
 ]

@@ -37,16 +37,22 @@ class Ledger:
         name: Name of the study; made if it is not there.
         objectives: Name -> "max" or "min".
         facts: What the search is made for, JSON values; written into a new study.
+        restart: Whether a search of that name is removed first.
 
     Raises:
-        SearchError: a study made for something else.
+        SearchError: a study made for something else, or not by `evolve`.
     """
 
-    def __init__(self, storage: Any, name: str, objectives: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, storage: Any, name: str, objectives: Mapping[str, str], facts: Mapping[str, Any], restart: bool = False
+    ) -> None:
         import optuna
 
         self._optuna = optuna
         self.storage = storage
+        if restart and name in names_in(storage):
+            facts_of(storage, name)
+            storage.delete_study(storage.get_study_id_from_name(name))
         self.study = patiently(lambda: _open_study(storage, name, objectives), optuna.exceptions.StorageInternalError)
         self._id = storage.get_study_id_from_name(name)
         self._agree(facts)
@@ -64,18 +70,18 @@ class Ledger:
         attrs = self.storage.get_study_user_attrs(self._id)
         if "vitas" not in attrs:
             if trials:
-                raise SearchError(
-                    f"storage: evolve did not make the study {shown(self.study.study_name)} that is there; give name="
-                )
+                raise SearchError(_not_ours(self.study.study_name))
             self.storage.set_study_system_attr(self._id, "study:metric_names", list(facts["objectives"]))
             self.storage.set_study_user_attr(self._id, "vitas", dict(facts))
             attrs = self.storage.get_study_user_attrs(self._id)
         there, here = attrs["vitas"], json.loads(json.dumps(facts))
         for what in {**there, **here}:
             if there.get(what) != here.get(what):
+                name = shown(self.study.study_name, 40)
+                search = f"search {name} of another model" if what in _OF_THE_MODEL else f"search {name}"
+                change = _change(there.get(what), here.get(what))
                 raise SearchError(
-                    f"storage: the search {shown(self.study.study_name)} that is there differs in {what}"
-                    f" ({_short(there.get(what))}, here {_short(here.get(what))}); go on with that, or give another name="
+                    f"storage: there is the {search}: it differs in {what}{change}; pass name= or restart=True"
                 )
 
     def news(self) -> Iterator[Claim]:
@@ -92,7 +98,7 @@ class Ledger:
                 self._open.pop(number, None)
             if trial.state.name in ("COMPLETE", "FAIL") and trial.datetime_start is not None:
                 self.longest = max(self.longest, (trial.datetime_complete - trial.datetime_start).total_seconds())
-            yield Claim(number, trial.state.name, trial.params, trial.values, trial.user_attrs)
+            yield _claim(trial)
         self._seen = len(trials)
 
     def claim(self, subnet: Subnet, values: Mapping[str, tuple[Number, ...]], attrs: Mapping[str, Any]) -> tuple[int, int]:
@@ -184,6 +190,15 @@ class Ledger:
         return len(self._open)
 
 
+def _claim(trial: Any) -> Claim:
+    return Claim(trial.number, trial.state.name, trial.params, trial.values, trial.user_attrs)
+
+
+def claims_of(storage: Any, name: str) -> list[Claim]:
+    """Return the claims of a search as they stand, joining nothing."""
+    return [_claim(trial) for trial in storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)]
+
+
 def _open_study(storage: Any, name: str, objectives: Mapping[str, str]) -> Any:
     import optuna
 
@@ -203,9 +218,34 @@ def _open_study(storage: Any, name: str, objectives: Mapping[str, str]) -> Any:
     return study
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+_OF_THE_MODEL = ("search space", "weights")
+
+
+def _change(there: Any, here: Any) -> str:
+    """Return two facts where a reader learns from them; hashes say nothing."""
+    said = f" ({json.dumps(there)}, here {json.dumps(here)})"
+    return said if len(said) <= 40 else ""
+
+
+def _not_ours(name: str) -> str:
+    return f"storage: evolve did not make the study {shown(name, 40)} that is there: pass another name="
+
+
+def names_in(storage: Any) -> list[str]:
+    """Return the names of the studies in a storage."""
+    return [study.study_name for study in storage.get_all_studies()]
+
+
+def facts_of(storage: Any, name: str) -> dict[str, Any]:
+    """Return what a search in a storage is made for.
+
+    Raises:
+        SearchError: a study that `evolve` did not make.
+    """
+    attrs = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+    if "vitas" not in attrs:
+        raise SearchError(_not_ours(name))
+    return dict(attrs["vitas"])
 
 
 def _this_process() -> tuple[str, int, str]:
