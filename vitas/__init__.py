@@ -22,7 +22,7 @@ from vitas.export import (
 )
 from vitas.measure import Latency, LatencyTable, accuracy, flop_analysis, latency_table, measure_latency, zero_cost
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
-from vitas.search import Evolution, SearchResult, evolve, suggest_subnet
+from vitas.search import Evolution, SearchResult, evolve, load_search, suggest_subnet
 from vitas.space import SearchSpace, Subnet, narrow, search_space, widen
 from vitas.superformer import create_superformer, list_published_subnets, list_superformers, published_subnet
 from vitas.wrapping import check_records, export_report, wrap
@@ -63,6 +63,7 @@ __all__ = [
     "latency_table",
     "list_published_subnets",
     "list_superformers",
+    "load_search",
     "load_subnet",
     "load_superformer",
     "measure_latency",

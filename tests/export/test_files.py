@@ -580,12 +580,37 @@ def test_a_file_in_place_of_its_folder_is_refused_with_the_folder(name, saved):
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_saved_network_is_replaced_when_asked_for_and_nothing_else_is(network, saved, tmp_path, monkeypatch):
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    save_subnet(other, saved, overwrite=True)
+    loaded = load_subnet(saved)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), other.parameters(), strict=True))
+    assert sorted(it.name for it in tmp_path.iterdir()) == [saved.name]  # nothing of the old one, nothing half done
+    save_subnet(network, tmp_path / "new", overwrite=True)
+    (saved / "notes.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for target in (saved, tmp_path / "empty", tmp_path / "file"):
+        with pytest.raises(FileError, match="is not a folder of save_subnet alone, so it is not replaced"):
+            save_subnet(network, target, overwrite=True)
+    assert (saved / "notes.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    before = {path: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    monkeypatch.setattr("vitas.export.network.save_file", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_subnet(other, tmp_path / "new", overwrite=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "new").iterdir()} == before
+    with pytest.raises(vitas.VitasError, match="overwrite: expected True or False, got 'yes'"):
+        save_subnet(network, tmp_path / "new", overwrite="yes")
+
+
 def test_a_folder_that_exists_is_refused_and_left_alone(network, saved, tmp_path):
     before = {path: path.read_bytes() for path in saved.iterdir()}
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("mine")
     for target in (saved, tmp_path / "empty", tmp_path / "file"):
-        with pytest.raises(FileError, match=f"{target.name}: exists already"):
+        with pytest.raises(FileError, match=f"{target.name}' exists already: pass overwrite=True, or another folder"):
             save_subnet(network, target)
     assert {path: path.read_bytes() for path in saved.iterdir()} == before
     with pytest.raises(FileError, match=r"cannot be written"):

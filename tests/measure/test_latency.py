@@ -13,6 +13,7 @@ from tests.contract import macs
 from vitas import (
     ChoiceError,
     Dim,
+    LatencyTable,
     VitasError,
     count_flops,
     create_superformer,
@@ -21,7 +22,7 @@ from vitas import (
     measure_latency,
     search_space,
 )
-from vitas.measure import latency, parts
+from vitas.measure import latency, parts, runners
 from vitas.nn.linear import CyclicLinear
 
 
@@ -41,8 +42,7 @@ def flags(model):
 
 def time_by(seconds, monkeypatch):
     """Let `seconds` stand for the clock, for whole networks and for parts."""
-    for module in (latency, parts):
-        monkeypatch.setattr(module, "seconds_of", seconds)
+    monkeypatch.setattr(latency, "seconds_of", seconds)
 
 
 # -- measure_latency ---------------------------------------------------------------------------------------------------
@@ -87,7 +87,9 @@ def test_latency_is_the_median_in_milliseconds_after_warm_up(clock):
     assert module.left == []
     assert dataclasses.astuple(measured) == pytest.approx((30, 30 - 4, 4, 7))  # median, between the quartiles, fastest
     assert float(measured) == measured.median
-    assert str(measured) == "30 ms (spread 26, fastest 4, 7 runs)"
+    assert measured.busy
+    busy = "the machine was busy: measure again"
+    assert str(measured) == f"median 30 ms, fastest 4 ms (7 runs, quartiles 26 ms apart); {busy}"
     with pytest.raises(dataclasses.FrozenInstanceError):
         measured.median = 0.0
 
@@ -97,6 +99,9 @@ def test_latency_of_runs_known_beforehand(monkeypatch):
     time_by(lambda *arguments: seconds.pop(), monkeypatch)
     measured = measure_latency(nn.Identity(), torch.zeros(1), runs=5)
     assert dataclasses.astuple(measured) == pytest.approx((4, 7 - 2, 1, 5))
+    steady = vitas.Latency(median=4.0, spread=1.0, fastest=3.5, runs=5)  # a quarter of the median is still believed
+    assert not steady.busy
+    assert str(steady) == "median 4 ms, fastest 3.5 ms (5 runs, quartiles 1 ms apart)"
 
 
 def test_tensors_are_moved_to_the_device_wherever_they_stand():
@@ -169,14 +174,19 @@ def test_numbers_of_runs_are_checked(name, number):
 # -- latency_table: with a clock that counts, everything is exact ------------------------------------------------------
 
 
-def counted_seconds(module, args, kwargs, device):
+def counted_seconds(run, device):
     """A clock that shows a nanosecond for each multiply-add of a call."""
 
     class Call(nn.Module):
         def forward(self, x):
-            return module(*args, **kwargs)
+            return run()
 
     return macs(Call(), None) / 1e9
+
+
+def is_whole(run):
+    """Whether a whole network is run, of which the runner called "torch" makes a partial function."""
+    return isinstance(run.func, vitas.plain.VisionTransformer)
 
 
 @pytest.fixture
@@ -245,17 +255,19 @@ def test_equal_parts_are_measured_once(counting):
     patches, widths, heads, inner, hidden = 2, 5, 2, 3, 4
     attention, mlp = patches * widths * heads * inner, patches * widths * hidden
     norm, patch_embed, head = patches * widths, patches * widths, widths
-    assert table.configurations == attention + mlp + norm + patch_embed + head
-    assert repr(table) == f"LatencyTable of {len(table.space)} choices, {table.configurations} configurations measured"
+    n = table.measured.configurations
+    assert n == attention + mlp + norm + patch_embed + head
+    how = f"median of 1 runs in torch, {torch.get_num_threads()} thread(s)?, {n} configurations"
+    assert re.fullmatch(rf"LatencyTable of {len(table.space)} choices: {how}", repr(table))
 
 
 def test_equal_parts_that_were_each_compiled_are_measured_once(counting):
     model = micro()
     x = torch.randn(1, 1, 8, 8)
-    expected = latency_table(model, x, warmup=0, runs=1, calibrate=0).configurations
+    expected = latency_table(model, x, warmup=0, runs=1, calibrate=0).measured.configurations
     for block in model.blocks:  # what block.mlp.compile() does, with a function that leaves the code as it is
         block.mlp._compiled_call_impl = lambda x, mlp=block.mlp: mlp._call_impl(x)
-    assert latency_table(model, x, warmup=0, runs=1, calibrate=0).configurations == expected
+    assert latency_table(model, x, warmup=0, runs=1, calibrate=0).measured.configurations == expected
 
 
 def test_parts_that_differ_in_a_setting_only_are_measured_apart(clock):
@@ -355,7 +367,10 @@ def test_parts_are_timed_as_they_run_in_use(amp):
 def test_indices_stay_indices():
     """Random floats may stand for an image, but nothing random for the rows of a table."""
     model = nn.Sequential(nn.Embedding(1, 3), CyclicLinear(3, Dim([1, 2])))
-    assert latency_table(model, torch.zeros(2, dtype=torch.int64), warmup=0, runs=1, calibrate=0).configurations == 1 + 2
+    assert (
+        latency_table(model, torch.zeros(2, dtype=torch.int64), warmup=0, runs=1, calibrate=0).measured.configurations
+        == 1 + 2
+    )
 
 
 def test_a_large_part_is_taken_apart(counting):
@@ -373,9 +388,8 @@ def test_a_large_part_is_taken_apart(counting):
 def test_a_line_is_fitted_to_whole_subnets(monkeypatch):
     """Parts read 1 ns a multiply-add; whole networks take 1.5 ns and 7 us on top."""
 
-    def seconds(module, args, kwargs, device):
-        whole = isinstance(module, vitas.plain.VisionTransformer)
-        return counted_seconds(module, args, kwargs, device) * (1.5 if whole else 1) + (7e-6 if whole else 0)
+    def seconds(run, device):
+        return 1.5 * counted_seconds(run, device) + 7e-6 if is_whole(run) else counted_seconds(run, device)
 
     time_by(seconds, monkeypatch)
     model = small(depth=2)
@@ -385,12 +399,16 @@ def test_a_line_is_fitted_to_whole_subnets(monkeypatch):
         assert table.by_module(subnet)[""] * 1e6 == pytest.approx(7000, rel=1e-2)
 
 
-@pytest.mark.parametrize(("calibrate", "factor"), [(0, 1), (2, 2)])
-def test_of_a_part_the_fastest_run_counts_and_of_a_whole_subnet_the_median(calibrate, factor, monkeypatch):
+@pytest.mark.parametrize("calibrate", [0, 2])
+@pytest.mark.parametrize(("statistic", "factor"), [("median", 2), ("fastest", 1)])
+def test_parts_and_whole_subnets_are_told_by_the_same_statistic(statistic, factor, calibrate, monkeypatch):
     slower = itertools.cycle([3, 1, 2])
     time_by(lambda *arguments: next(slower) * counted_seconds(*arguments), monkeypatch)
     model = small(depth=2)
-    table = latency_table(model, torch.randn(1, 1, 8, 8), warmup=0, runs=3, calibrate=calibrate)
+    table = latency_table(model, torch.randn(1, 1, 8, 8), warmup=0, runs=3, calibrate=calibrate, statistic=statistic)
+    assert f": {statistic} of 3 runs in torch" in repr(table)
+    assert table.measured.busy  # a clock that goes at 1 to 3 times its pace is no steady one
+    assert repr(table).endswith(f"the machine was busy in {table.measured.busy} of them")
     for subnet in (table.space.smallest(), table.space.largest()):
         assert table.latency_ms(subnet) * 1e6 == pytest.approx(factor * count_flops(model, subnet).total, rel=1e-4)
 
@@ -404,9 +422,9 @@ def test_the_line_has_the_least_relative_errors(time_of, is_line, monkeypatch):
     """Over the smallest subnet, the largest and those drawn; one through nought where it would fall or start below."""
     wholes = {}
 
-    def seconds(module, *arguments):
-        counted = counted_seconds(module, *arguments)
-        if not isinstance(module, vitas.plain.VisionTransformer):
+    def seconds(run, device):
+        counted = counted_seconds(run, device)
+        if not is_whole(run):
             return counted
         number = round(counted * 1e9)
         wholes[number] = time_of(number)
@@ -444,9 +462,8 @@ def test_a_lone_layer_and_the_offset_share_a_place(monkeypatch):
 
 
 def test_a_negative_offset_is_not_believed(monkeypatch):
-    def seconds(module, args, kwargs, device):
-        whole = isinstance(module, vitas.plain.VisionTransformer)
-        return counted_seconds(module, args, kwargs, device) - (1e-5 if whole else 0)
+    def seconds(run, device):
+        return counted_seconds(run, device) - (1e-5 if is_whole(run) else 0)
 
     time_by(seconds, monkeypatch)
     model = small(depth=2)
@@ -495,6 +512,138 @@ def test_what_cannot_be_tabulated_is_refused():
         table.latency_ms({"depth": 3})
     with pytest.raises(ChoiceError, match="codes: expected"):
         table.latency_ms([[0.5]])
+
+
+# -- runners -----------------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A runner that notes what it is given, and whose functions take no time."""
+
+    def __init__(self):
+        self.given = []
+
+    def __call__(self, module, inputs):
+        self.given.append((module, inputs))
+        return lambda: None
+
+
+def test_a_runner_of_ones_own_gets_exported_parts_and_their_tensors():
+    model = Own()
+    runner = Recorder()
+    table = latency_table(model, batch_for(model), warmup=0, runs=1, calibrate=1, runner=runner)
+    assert "runs in <tests" in repr(table)
+    for module, inputs in runner.given:
+        assert not any(type(part).__module__.startswith("vitas.nn") for part in module.modules())
+        assert not module.training
+        assert all(isinstance(tensor, torch.Tensor) for tensor in inputs)
+        assert isinstance(module(*inputs), torch.Tensor)
+    assert [type(module) for module, _ in runner.given[-3:]] == [Own] * 3  # the smallest, the largest, a drawn one
+
+    def outlined(module, inputs):
+        return lambda: None
+
+    table = latency_table(model, batch_for(model), warmup=0, runs=1, calibrate=0, runner=outlined)
+    assert "outlined, " in repr(table)
+    measured = measure_latency(nn.Identity(), torch.zeros(2), runs=3, runner=outlined)
+    assert measured.runs == 3
+
+
+def test_configurations_that_come_to_one_shape_are_timed_once():
+    """Two MLPs whose hidden widths have one value in common, and an input that both get."""
+    one, other = Dim([2, 3], name="one"), Dim([3, 5], name="other")
+    model = nn.Sequential(
+        nn.Sequential(CyclicLinear(4, one), CyclicLinear(one, 4)),
+        nn.Sequential(CyclicLinear(4, other), CyclicLinear(other, 4)),
+    )
+    runner = Recorder()
+    table = latency_table(model, torch.randn(1, 4), warmup=0, runs=1, calibrate=0, runner=runner)
+    assert table.measured.configurations == len(runner.given) == 2 * 3  # widths 2, 3 and 5, in and out
+
+
+def test_what_is_not_a_tensor_is_bound_to_the_module():
+    class Scaled(nn.Module):
+        def forward(self, x, by, *, plus):
+            return x * by + plus["tensor"]
+
+    runner = Recorder()
+    run = runners.prepared(runner, Scaled(), (torch.ones(2), 3), {"plus": {"tensor": torch.ones(2)}})
+    assert run() is None
+    ((module, inputs),) = runner.given
+    assert torch.equal(module(*inputs), torch.full((2,), 4.0))
+    assert torch.equal(module(torch.zeros(2), torch.zeros(2)), torch.zeros(2))
+
+
+def test_torch_compile_runs_each_part_compiled_for_its_shapes(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda module, *, dynamic: seen.append((module, dynamic)) or module)
+    layer = nn.Linear(3, 2)
+    run = runners.compiled(layer, (torch.ones(1, 3),))
+    assert torch.equal(run(), layer(torch.ones(1, 3)))
+    assert seen == [(layer, False)]
+
+
+@pytest.mark.extras
+def test_onnx_runtime_computes_what_the_parts_compute():
+    pytest.importorskip("onnxruntime")
+    model = small(depth=2, embed_dim=32, qkv_dim=32, mlp_dim=[48, 96], patch_size=4)
+    x = torch.randn(2, 1, 8, 8)
+    ran = []
+
+    def checked(module, inputs):
+        run = runners.in_onnxruntime(module, inputs)
+        torch.testing.assert_close(torch.from_numpy(run()[0]), module(*inputs), rtol=1e-4, atol=1e-5)
+        ran.append(module)
+        return run
+
+    latency_table(model, x, warmup=0, runs=1, calibrate=1, runner=checked)
+    assert len(ran) > 3
+    assert measure_latency(export_subnet(model), x, runs=1, runner="onnxruntime").median > 0
+
+
+def test_other_runners_and_statistics_are_refused():
+    x = torch.zeros(1, 3)
+    model = CyclicLinear(3, Dim([1, 2]))
+    with pytest.raises(VitasError, match="nearest: onnxruntime"):
+        latency_table(model, x, runner="onnx-runtime")
+    with pytest.raises(VitasError, match=r"runner: expected one of torch, torch\.compile, onnxruntime, a function"):
+        measure_latency(nn.Identity(), x, runner=3)
+    with pytest.raises(VitasError, match="statistic: expected one of median, fastest, got 'mean'"):
+        latency_table(model, x, statistic="mean")
+    with pytest.raises(VitasError, match="runner: expected it to return a function without arguments, got Tensor"):
+        measure_latency(nn.Identity(), x, runner=lambda module, inputs: module(*inputs))
+
+
+# -- a table that travels ----------------------------------------------------------------------------------------------
+
+
+def test_a_table_travels_as_json_to_the_same_model_made_again(counting):
+    model = small()
+    table = latency_table(model, torch.randn(1, 1, 8, 8), warmup=0, runs=1, calibrate=0)
+    again = small()
+    read = LatencyTable.from_json(table.to_json(), again)
+    assert repr(read) == repr(table)
+    space = search_space(again)
+    for subnet in (space.smallest(), space.largest(), space.sample()):
+        assert read.latency_ms(subnet) == table.latency_ms(subnet)
+        assert read.by_module(subnet) == table.by_module(subnet)
+        for it in (read, table):
+            cost = it.nanoseconds(space)
+            assert cost.at(space.indices(subnet)) == round(table.latency_ms(subnet) * 1e6)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"choices": {}, "measured": {}, "nanoseconds": []}', "[" * 10**5])
+def test_another_text_is_no_table(text):
+    with pytest.raises(vitas.errors.FileError, match="latency table: expected what to_json returned"):
+        LatencyTable.from_json(text, small())
+
+
+def test_the_table_of_another_model_is_refused(counting):
+    table = latency_table(small(), torch.randn(1, 1, 8, 8), warmup=0, runs=1, calibrate=0)
+    other = small(mlp_dim=[48, 64])
+    for use in (lambda: table.nanoseconds(search_space(other)), lambda: LatencyTable.from_json(table.to_json(), other)):
+        with pytest.raises(VitasError, match="of another model: its choices differ"):
+            use()
 
 
 def test_serves_as_a_measured_value_of_a_search():

@@ -95,6 +95,13 @@ class Cost:
             placed._add(f"{path}.{inner}" if inner else path, operator, bases, table)
         return placed
 
+    def over(self, others: Mapping[Choice[Any], Choice[Any]]) -> Cost:
+        """Return the same tables over other choices of the same values: those of a copy of the model."""
+        moved = Cost()
+        for (path, operator, bases), table in self.terms.items():
+            moved._add(path, operator, tuple(others[base] for base in bases), table)
+        return moved
+
     def merged(self) -> dict[Bases, NDArray[np.int64]]:
         """Return the same total as few tables: a table over some choices is added into one that has them all."""
         tables: dict[Bases, NDArray[np.int64]] = {}

@@ -148,7 +148,7 @@ def check_header(
 
 @contextmanager
 def complete_or_not_at_all(target: Path) -> Iterator[Path]:
-    """Yield a path to write to, beside `target`; renamed when done, removed on any error."""
+    """Yield a path to write to, beside `target`; renamed when done, removed on any error. It takes the place of a folder."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -156,7 +156,15 @@ def complete_or_not_at_all(target: Path) -> Iterator[Path]:
         raise FileError(f"{target}: cannot be written ({brief(error)})") from None
     try:
         yield scratch / target.name
-        os.replace(scratch / target.name, target)
+        before = scratch / "before"
+        if target.is_dir():
+            os.replace(target, before)
+        try:
+            os.replace(scratch / target.name, target)
+        except OSError:
+            if before.is_dir():
+                os.replace(before, target)
+            raise
     except (OSError, SafetensorError, KeyError) as error:  # a KeyError for a type that safetensors does not know
         raise FileError(f"{target}: cannot be written ({brief(error)})") from None
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vitas.checks import as_flag
 from vitas.errors import ExportError, FileError, brief, listed, shown
 from vitas.export import origins
 from vitas.export.files import (
@@ -36,7 +37,13 @@ FORMAT, VERSION = "vitas-subnet", 1
 _MOST_CONFIG_BYTES = 2**20
 
 
-def save_subnet(module: nn.Module, folder: AnyPath, *, source: tuple[str, Mapping[str, Any]] | None = None) -> None:
+def save_subnet(
+    module: nn.Module,
+    folder: AnyPath,
+    *,
+    source: tuple[str, Mapping[str, Any]] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write a plain network to a new folder: `config.json` (what it is made of, dtypes, hash) and `model.safetensors`.
 
     Where the constructor of its library builds the network alone, the folder is also one that
@@ -44,15 +51,17 @@ def save_subnet(module: nn.Module, folder: AnyPath, *, source: tuple[str, Mappin
 
     Args:
         module: An export; a network with classes of your own is saved too, and loads with `into=`.
-        folder: Must not exist; it appears complete or not at all.
+        folder: Must not exist, unless `overwrite`; it appears complete or not at all.
         source: Name and arguments with which `timm.create_model` builds what was wrapped, where timm does not tell: before
             1.0.31 it forgets the arguments.
+        overwrite: Whether a network that `save_subnet` wrote there before is replaced, when the new one is complete.
 
     Raises:
+        ChoiceError: an `overwrite` that is not a bool.
         FileError: a searchable module, a folder that exists, a disk that is full; a network that was changed so that it
             cannot be described, or a `source` that does not make it.
     """
-    module = unwrap(module)
+    module, overwrite = unwrap(module), as_flag(overwrite, "overwrite")
     if any(holders(module)):
         raise FileError(f"{type(module).__name__} is searchable: save what export_subnet returns, or use save_superformer")
     try:
@@ -73,11 +82,23 @@ def save_subnet(module: nn.Module, folder: AnyPath, *, source: tuple[str, Mappin
     config["hash"] = _hash(config)
     folder = as_path(folder)
     if folder.exists():
-        raise FileError(f"{folder}: exists already")
+        _refuse_to_replace(folder, overwrite)
     with complete_or_not_at_all(folder) as draft:
         draft.mkdir()
         (draft / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         save_file(tensors, draft / "model.safetensors", {"format": "pt"})
+
+
+def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that exists, unless it holds a saved network and nothing else, and may be replaced."""
+    if not overwrite:
+        raise FileError(f"{shown(str(folder))} exists already: pass overwrite=True, or another folder")
+    names = sorted(it.name for it in folder.iterdir()) if folder.is_dir() else []
+    if names != ["config.json", "model.safetensors"]:
+        raise FileError(
+            f"{shown(str(folder))} is not a folder of save_subnet alone, so it is not replaced: name another one"
+        )
+    read_config(folder)
 
 
 def _told(module: nn.Module, source: tuple[str, Mapping[str, Any]] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     accuracy.py        the fraction of images that it classifies right
     zero_cost.py       an indicator that needs no training
+    runners.py         what times are measured in: torch, torch.compile, ONNX Runtime, a function of one's own
     latency.py         the time of a network, measured
     parts.py           the parts of a model that are timed one by one
     latency_table.py   the time of any subnet, predicted from those of its parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from vitas.checks import as_count
 from vitas.errors import VitasError, shown
+from vitas.measure.runners import Runner, as_runner, prepared
 from vitas.space import arguments_of, device_of, eval_mode
 
 
@@ -33,15 +34,31 @@ class Latency:
     fastest: float
     runs: int
 
+    @property
+    def busy(self) -> bool:
+        """Whether the machine was too busy to believe the times: the quartiles are over a quarter of the median apart.
+
+        Source: where torch.utils.benchmark warns of significant environmental influence (torch 2.14).
+        """
+        return self.spread > 0.25 * self.median
+
     def __float__(self) -> float:
         return self.median
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ms (spread {self.spread:.2g}, fastest {self.fastest:.3g}, {self.runs} runs)"
+        runs = f"{self.runs} runs, quartiles {self.spread:.2g} ms apart"
+        busy = "; the machine was busy: measure again" if self.busy else ""
+        return f"median {self.median:.3g} ms, fastest {self.fastest:.3g} ms ({runs}){busy}"
 
 
 def measure_latency(
-    module: nn.Module, inputs: Tensor | tuple[Any, ...], *, warmup: int = 5, runs: int = 30, amp: bool = False
+    module: nn.Module,
+    inputs: Tensor | tuple[Any, ...],
+    *,
+    warmup: int = 5,
+    runs: int = 30,
+    amp: bool = False,
+    runner: str | Runner = "torch",
 ) -> Latency:
     """Return how many milliseconds a module takes for one batch, in eval mode and without gradients.
 
@@ -54,19 +71,27 @@ def measure_latency(
         warmup: Runs that are not timed.
         runs: Runs that are timed.
         amp: Whether to run under torch's autocast.
+        runner: What it runs in, as in `latency_table`.
 
     Raises:
-        VitasError: no module, or one on the meta device; inputs without a tensor, `warmup` below 0, `runs` below 1.
+        VitasError: no module, or one on the meta device; inputs without a tensor, `warmup` below 0, `runs` below 1; another
+            runner, or one that is not installed.
     """
     if not isinstance(module, nn.Module):
         raise VitasError(f"module: expected a torch.nn.Module, got {shown(module)}")
     warmup, runs = as_count(warmup, "warmup", 0, error=VitasError), as_count(runs, "runs", error=VitasError)
+    runner = as_runner(runner)
     device = device_of(module)
     arguments = batch_arguments(inputs, device)
     with eval_mode(module), torch.no_grad(), torch.autocast(device.type, enabled=amp):
-        for _ in range(warmup):
-            module(*arguments)
-        seconds = [seconds_of(module, arguments, {}, device) for _ in range(runs)]
+        return timed(prepared(runner, module, arguments, {}), device, warmup, runs)
+
+
+def timed(run: Callable[[], object], device: torch.device, warmup: int, runs: int) -> Latency:
+    """Call a function and return how long that took."""
+    for _ in range(warmup):
+        run()
+    seconds = [seconds_of(run, device) for _ in range(runs)]
     low, median, high = (float(1000 * q) for q in np.quantile(seconds, [0.25, 0.5, 0.75]))
     return Latency(median, high - low, 1000 * min(seconds), runs)
 
@@ -76,11 +101,11 @@ def batch_arguments(inputs: Any, device: torch.device) -> tuple[Any, ...]:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), arguments_of(inputs))  # type: ignore[no-any-return]
 
 
-def seconds_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> float:
-    """Run a module once and return how long that took, the device's work included."""
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Call a function once and return how long that took, the device's work included."""
     _wait_for(device)
     start = time.perf_counter()
-    module(*args, **kwargs)
+    run()
     _wait_for(device)
     return time.perf_counter() - start
 

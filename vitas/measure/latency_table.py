@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,40 @@ from vitas.checks import as_count
 from vitas.cost import Cost, params_of, stated_cost
 from vitas.cost.model import Codes, TableSum
 from vitas.cost.watch import Stated, Watch
-from vitas.errors import VitasError
-from vitas.measure.latency import batch_arguments, measure_latency
-from vitas.measure.parts import Parts, PartTimer
+from vitas.errors import FileError, VitasError, brief, is_one_of, one_of
+from vitas.measure.latency import batch_arguments
+from vitas.measure.parts import STATISTICS, Parts, PartTimer
+from vitas.measure.runners import Runner, as_runner
 from vitas.nn.layer import exported
 from vitas.space import Number, SearchSpace, StatesCost, device_of, eval_mode, needs_tokens, search_space, unwrap
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How the times of a table came about.
+
+    Attributes:
+        statistic: Which of the runs counts, "median" or "fastest", of parts and of whole subnets alike.
+        runs: How many runs of each were timed.
+        runner: What they ran in.
+        threads: How many threads torch had, and ONNX Runtime with it.
+        configurations: How many configurations of parts were measured; those that share a shape count once.
+        busy: In how many of these, or of the whole subnets, the machine was too busy to believe the times.
+    """
+
+    statistic: str
+    runs: int
+    runner: str
+    threads: int
+    configurations: int
+    busy: int
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        busy = f", the machine was busy in {self.busy} of them" if self.busy else ""
+        return (
+            f"{self.statistic} of {self.runs} runs in {self.runner}, {threads}, {self.configurations} configurations{busy}"
+        )
 
 
 class LatencyTable:
@@ -28,11 +60,12 @@ class LatencyTable:
     Attributes:
         space: The search space.
         cost: The table as a Cost in nanoseconds: a sum of tables over the choices that each part depends on.
-        configurations: How many configurations of parts were measured.
+        measured: How the times came about: statistic, runs, runner, threads, configurations, and how often the machine was
+            busy.
     """
 
-    def __init__(self, space: SearchSpace, cost: Cost, configurations: int, watch: Watch | None = None) -> None:
-        self.space, self.cost, self.configurations, self._watch = space, cost, configurations, watch
+    def __init__(self, space: SearchSpace, cost: Cost, measured: Measured, watch: Watch | None = None) -> None:
+        self.space, self.cost, self.measured, self._watch = space, cost, measured, watch
         self._nanoseconds = TableSum(space, cost)
 
     def latency_ms(self, codes: Codes) -> Any:
@@ -64,8 +97,69 @@ class LatencyTable:
                 times[path] = times.get(path, 0.0) + amount / 1e6
         return times
 
+    def nanoseconds(self, space: SearchSpace) -> Cost:
+        """Return the table over the choices of a space: the one that was measured, or that of another copy of the model.
+
+        Raises:
+            VitasError: the space of another model; the model has changed since it was measured.
+        """
+        if self._watch is not None:
+            self._watch.check()
+        here, there = self.space.choices, space.choices
+        if _values(here) != _values(there):
+            raise VitasError(
+                "the latency table is of another model: its choices differ; make one by latency_table(model, inputs)"
+            )
+        return self.cost.over({here[name]: there[name] for name in here})
+
+    def to_json(self) -> str:
+        """Return the table as text, for a search in another process or on another machine; see `from_json`."""
+        name_of = {choice: name for name, choice in self.space.choices.items()}
+        terms = [
+            [path, [name_of[base] for base in bases], table.tolist()] for (path, _, bases), table in self.cost.terms.items()
+        ]
+        return json.dumps({"choices": _values(self.space.choices), "measured": asdict(self.measured), "nanoseconds": terms})
+
+    @classmethod
+    def from_json(cls, text: str, model: nn.Module) -> LatencyTable:
+        """Read what `to_json` wrote, for the same model made again.
+
+        Args:
+            text: What `to_json` returned.
+            model: A model with the same choices, for images of the size that was measured: the table does not know it.
+
+        Raises:
+            ChoiceError: a model without choices.
+            FileError: another text.
+            VitasError: the table of another model.
+        """
+        space = search_space(model)
+        try:
+            told = json.loads(text)
+            choices, measured = told["choices"], Measured(**told["measured"])
+            terms = [(str(path), list(names), np.array(table, dtype=np.int64)) for path, names, table in told["nanoseconds"]]
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+            raise FileError(
+                f"latency table: expected what to_json returned ({type(error).__name__}: {brief(error, 60)})"
+            ) from None
+        if choices != _values(space.choices):
+            raise VitasError(
+                "the latency table is of another model: its choices differ; make one by latency_table(model, inputs)"
+            )
+        cost = Cost()
+        for path, names, table in terms:
+            bases = tuple(space.choices[name] for name in names)
+            if table.shape != tuple(len(base.values) for base in bases):
+                raise FileError(f"latency table: expected a time for each value of {', '.join(names)}, got {table.shape}")
+            cost._add(path, "", bases, table)
+        return cls(space, cost, measured, _watch_of(unwrap(model)))
+
     def __repr__(self) -> str:
-        return f"LatencyTable of {len(self.space)} choices, {self.configurations} configurations measured"
+        return f"LatencyTable of {len(self.space)} choices: {self.measured}"
+
+
+def _values(choices: Mapping[str, Any]) -> dict[str, list[Number]]:
+    return {name: list(choice.values) for name, choice in choices.items()}
 
 
 def latency_table(
@@ -77,12 +171,15 @@ def latency_table(
     calibrate: int = 8,
     most: int = 5000,
     amp: bool = False,
+    runner: str | Runner = "torch",
+    statistic: str = "median",
 ) -> LatencyTable:
     """Measure the parts of a superformer once, to predict the milliseconds of any of its subnets for a batch like `inputs`.
 
     A part is an elastic layer (attention, MLP, norm, patch embedding) or a layer without choices. Each is exported and timed
     at every configuration that occurs: the values of the choices that it holds, and of those that change the shape of its
-    input, which is found by running the model. Equal parts (functions that they hold have to be the same) are measured once.
+    input, which is found by running the model. Equal parts, and configurations that come to the same layers and shapes, are
+    measured once (functions that they hold have to be the same).
     What belongs to no part (residual adds, tokens, pooling, calls) is put right by a line, offset + factor * sum, fitted to
     whole subnets. The model's active subnet and training mode come back, the state of the random numbers too.
 
@@ -90,39 +187,59 @@ def latency_table(
     choices that a layer's time depends on, and the fitted line, are ours.
 
     Args:
-        model: A model with choices, possibly wrapped by DDP or torch.compile; it is timed as exported, not compiled.
+        model: A model with choices, possibly wrapped by DDP or torch.compile; it is timed as exported.
         inputs: A batch, or a tuple of arguments, of the shapes to predict for.
         warmup: Runs of each part that are not timed.
-        runs: Runs that are timed: of a part the fastest counts, of a whole subnet the median.
+        runs: Runs that are timed.
         calibrate: How many whole subnets are timed, drawn from the prior with a fixed seed, besides the smallest and the
             largest; 0: no line is fitted and the sum stands as it is.
         most: Most configurations of a part; a part with more is taken apart into its children.
         amp: Whether to run under torch's autocast.
+        runner: What parts and whole subnets run in: "torch"; "torch.compile", which takes seconds a configuration;
+            "onnxruntime" (extra `onnx`), on the CPU, with as many threads as torch has; or a function of one's own that gets
+            an exported part and a tuple of its tensors, and returns a function without arguments that runs it once.
+        statistic: Which of the runs counts, of parts and of whole subnets: "median", as float(measure_latency(...)), or
+            "fastest", which other work on the machine changes least.
 
     Raises:
         ChoiceError: a model without choices.
-        VitasError: a model on the meta device; inputs without a tensor; numbers out of range.
+        VitasError: a model on the meta device; inputs without a tensor; numbers out of range; another runner or statistic; a
+            runner that is not installed.
+
+    Example:
+        >>> table = vitas.latency_table(model, images[:1], runner="onnxruntime")
+        >>> result = vitas.evolve(model, vitas.accuracy(loader), latency=(table, 8.0))
     """
     warmup, runs = as_count(warmup, "warmup", 0, error=VitasError), as_count(runs, "runs", error=VitasError)
     calibrate, most = as_count(calibrate, "calibrate", 0, error=VitasError), as_count(most, "most", error=VitasError)
+    if not is_one_of([*STATISTICS], statistic):
+        raise VitasError(f"statistic: {one_of([*STATISTICS], statistic)}")
     model = unwrap(model)
     space = search_space(model)
     state = space.state()
-    timer = PartTimer(device_of(model), warmup, runs, amp)
+    timer = PartTimer(device_of(model), warmup, runs, amp, as_runner(runner), statistic)
     arguments = batch_arguments(inputs, timer.device)
     try:
         with eval_mode(model), torch.no_grad():
             parts = Parts(model, space, arguments, timer, most)
             cost = sum(parts.visit(model, (), ()), Cost())
+            configurations = timer.timed
             if calibrate:
                 cost = _fitted(cost, model, space, arguments, timer, calibrate)
     finally:
         state.put_back()
+    named = runner.__qualname__ if isinstance(runner, FunctionType) else str(runner)
+    measured = Measured(statistic, runs, named, torch.get_num_threads(), configurations, timer.busy)
+    return LatencyTable(space, cost, measured, _watch_of(model))
+
+
+def _watch_of(model: nn.Module) -> Watch:
+    """Return what notices that the model is another one than was measured."""
     stated = [Stated(partial(params_of, model), params_of(model))]
     if isinstance(model, StatesCost) and not needs_tokens(model):
         with suppress(VitasError):  # a part that states none
             stated.append(Stated(partial(stated_cost, model), stated_cost(model)))
-    return LatencyTable(space, cost, parts.configurations, Watch(model, "latency_table", stated))
+    return Watch(model, "latency_table", stated)
 
 
 def _fitted(
@@ -134,8 +251,8 @@ def _fitted(
     sums, measured = np.zeros(len(subnets)), np.zeros(len(subnets))
     for number, subnet in enumerate(subnets):
         space.activate(subnet)
-        latency = measure_latency(exported(model), arguments, warmup=timer.warmup, runs=timer.runs, amp=timer.amp)
-        sums[number], measured[number] = cost.at(space.indices(subnet)), latency.median * 1e6
+        sums[number] = cost.at(space.indices(subnet))
+        measured[number] = 1e6 * timer.milliseconds(exported(model).eval(), arguments, {})
     relative = np.stack([1 / measured, sums / measured], axis=1)
     offset, factor = np.linalg.lstsq(relative, np.ones(len(subnets)), rcond=None)[0]
     if offset < 0 or factor <= 0:

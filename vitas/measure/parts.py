@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from vitas import plain
 from vitas.cost import Cost
-from vitas.measure.latency import seconds_of
+from vitas.measure.latency import Latency, timed
+from vitas.measure.runners import Runner, prepared
 from vitas.nn.layer import exported, is_layer
 from vitas.space import AnyChoice, Gate, SearchSpace, gated_children, held, holders, unwrap
 
@@ -34,11 +35,20 @@ _IDLE = (nn.Identity, nn.Dropout, plain.DropPath)
 
 
 class PartTimer:
-    """Times calls of modules on a device, with random tensors of given shapes."""
+    """Times modules on a device, with random tensors of given shapes; what is of one make and shape is timed once.
 
-    def __init__(self, device: torch.device, warmup: int, runs: int, amp: bool) -> None:
+    Attributes:
+        statistic: Which of the runs counts.
+        timed: How often something was timed: the configurations that share no shape.
+        busy: In how many of these the machine was too busy to believe the times.
+    """
+
+    def __init__(self, device: torch.device, warmup: int, runs: int, amp: bool, runner: Runner, statistic: str) -> None:
         self.device, self.warmup, self.runs, self.amp = device, warmup, runs, amp
+        self.runner, self.statistic = runner, statistic
+        self.timed = self.busy = 0
         self.tensors: dict[Shape, Tensor] = {}
+        self.known: dict[str, float] = {}
         self.generator = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay as they are
 
     def tensor(self, shape: Shape) -> Tensor:
@@ -48,15 +58,30 @@ class PartTimer:
         return self.tensors[shape]
 
     def nanoseconds(self, module: nn.Module, calls: Sequence[Call]) -> int:
-        """Return the fastest run's time, summed over all calls of the module in one forward pass."""
+        """Return the time of a part without choices, summed over all its calls in one forward pass."""
+        work = repr(_work(module, {}))
         total = 0.0
-        with torch.autocast(self.device.type, enabled=self.amp):
-            for call in calls:
+        for call in calls:
+            key = f"{work} {call}"
+            if key not in self.known:
                 args, kwargs = pytree.tree_map_only(Shape, self.tensor, call, is_leaf=lambda leaf: isinstance(leaf, Shape))
-                for _ in range(self.warmup):
-                    module(*args, **kwargs)
-                total += min(seconds_of(module, args, kwargs, self.device) for _ in range(self.runs))
-        return round(total * 1e9)
+                self.known[key] = self.milliseconds(module, args, kwargs)
+            total += self.known[key]
+        return round(total * 1e6)
+
+    def milliseconds(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        """Return the time of one call, measured now."""
+        with torch.autocast(self.device.type, enabled=self.amp):
+            found = timed(prepared(self.runner, module, args, kwargs), self.device, self.warmup, self.runs)
+        self.timed += 1
+        self.busy += found.busy
+        return STATISTICS[self.statistic](found)
+
+
+STATISTICS: dict[str, Callable[[Latency], float]] = {
+    "median": lambda latency: latency.median,
+    "fastest": lambda latency: latency.fastest,
+}
 
 
 class Parts:
@@ -71,7 +96,6 @@ class Parts:
         self.arguments = arguments
         self.known_calls: dict[tuple[int, ...], dict[nn.Module, list[Call]]] = {}
         self.known_times: dict[str, NDArray[np.int64]] = {}
-        self.configurations = 0
         self.visited: set[nn.Module] = set()
 
     def visit(self, module: nn.Module, path: tuple[str, ...], gates: tuple[Gate, ...]) -> Iterator[Cost]:
@@ -143,7 +167,6 @@ class Parts:
             for index, made in calls.items():
                 self.activate(_changed(part.base, dict(zip(part.axes, index, strict=True))))
                 times[index] = self.timer.nanoseconds(exported(module), made)
-                self.configurations += 1
         cost = Cost()
         cost._add("", "", tuple(self.choices[k] for k in part.axes), self.known_times[same])
         for gate in gates:

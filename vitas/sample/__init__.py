@@ -12,18 +12,19 @@
     outermost.py    the least and the greatest cost inside a window
     nearest.py      what can be reached beside an empty window
 
-Letters: M measures (FLOPs, parameters), N nodes before a step of the chain, V values that the step decides, n draws.
+Letters: M measures (FLOPs, parameters, nanoseconds), N nodes before a step of the chain, V values that it decides, n draws.
 
 Asks a model for its space and its cost, and knows no layer. Imports cost and what stands before it.
 """
 
-from vitas.sample.budget import Window, window_of
+from vitas.sample.budget import MEASURES, Window, window_of
 from vitas.sample.chain import Chain
 from vitas.sample.lattice import extremes
 from vitas.sample.sampler import SubnetSampler
 from vitas.sample.subnet import activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
 
 __all__ = [
+    "MEASURES",
     "Chain",
     "SubnetSampler",
     "Window",

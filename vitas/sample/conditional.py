@@ -22,7 +22,7 @@ from vitas.sample.chain import Chain
 from vitas.sample.decisions import Ints
 from vitas.sample.lattice import ends_of, narrowed
 
-BINS = {1: 4096, 2: 96}
+BINS = {1: 4096, 2: 96, 3: 24}
 """How many bins a node has along each measure, by the number of measures."""
 
 
@@ -32,7 +32,7 @@ class Conditional:
     Args:
         chain: The decisions and their costs.
         windows: One for each measure of the chain.
-        bins: How many bins a node may have along each measure; None: 4,096 for one measure, 96 for two.
+        bins: How many bins a node may have along each measure; None: as many as BINS says.
         memory: How many bounds may be kept in all.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitas.sample.budget import Window
+from vitas.sample.budget import MEASURES, Window
 from vitas.sample.chain import Chain
 from vitas.sample.conditional import Conditional
 from vitas.sample.lattice import extremes
@@ -47,12 +47,14 @@ def explain_empty(chain: Chain, windows: Mapping[str, Window]) -> str:
 
 
 def _said(name: str, window: Window, found: Beside, several: bool, held: bool) -> str:
-    wanted = f"of at least {window.low:,}" if window.low > found.high else f"from {window}"
+    measure = MEASURES[name]
+    wanted = f"of at least {measure.said(window.low)}" if window.low > found.high else measure.span(window)
     inside = ", inside the other budget" if several else ""
-    costs = [f"{cost:,} {where}" for cost, where in ((found.below, "below"), (found.above, "above")) if cost is not None]
+    sides = (found.below, "below"), (found.above, "above")
+    costs = [f"{measure.said(cost)} {where}" for cost, where in sides if cost is not None]
     reached = f", {'nearest' if found.exact else 'near'}: {' and '.join(costs)}" if costs else " none"
     subnets = "the subnets that fixed and only leave" if held else "the subnets"
-    return f"{name} {wanted}: {subnets} reach from {found.low:,} to {found.high:,}{inside}{reached}"
+    return f"{name} {wanted}: {subnets} reach {measure.span(Window(found.low, found.high))}{inside}{reached}"
 
 
 def beside(chain: Chain, windows: Sequence[Window], measure: int) -> Beside:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from torch import nn
 
 from vitas.checks import ANY_INT, as_count
 from vitas.choice import SIDES
-from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
+from vitas.cost import Cost, count_flops, params_of, stated_cost
+from vitas.cost.model import TableSum
 from vitas.cost.watch import Stated, Watch
 from vitas.errors import BudgetError, ChoiceError, VitasError, shown
-from vitas.sample.budget import Window, window_of
+from vitas.sample.budget import MEASURES, Budget, Window, budgets_of, window_of
 from vitas.sample.chain import Chain, TooManyNodes
 from vitas.sample.conditional import BINS, Conditional
 from vitas.sample.lattice import extremes
@@ -58,6 +59,7 @@ class SubnetSampler:
         model: A model with choices, possibly wrapped by DDP or torch.compile.
         flops: As in sample_subnet.
         params: As in sample_subnet.
+        latency: As in sample_subnet.
         seed: Any int of at least 0.
         inputs: As in sample_subnet.
         fixed: As in sample_subnet.
@@ -66,12 +68,13 @@ class SubnetSampler:
     Attributes:
         model: The model, without DDP or torch.compile.
         space: The search space, restricted to what `fixed` and `only` leave.
-        windows: Measure -> (low, high), both included, of the budgets given.
+        budgets: Measure -> what was asked, and what subnets cost.
+        windows: Measure -> (low, high), both included, of the budgets given; of a latency in nanoseconds.
 
     Raises:
         ChoiceError: a model without choices, a seed that is not such an int, or as `SearchSpace.restrict`.
         BudgetError: a malformed budget, or an empty window.
-        VitasError: a FLOPs budget for a model that states no cost, without `inputs`.
+        VitasError: a FLOPs budget for a model that states no cost, without `inputs`; a latency table of another model.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class SubnetSampler:
         *,
         flops: Any = None,
         params: Any = None,
+        latency: Any = None,
         seed: int = 0,
         inputs: Any = None,
         fixed: Mapping[str, Any] | None = None,
@@ -88,24 +92,26 @@ class SubnetSampler:
         self.seed = as_count(seed, "seed", 0, ANY_INT)
         self.space = search_space(model).restrict(fixed, only)
         self.model = unwrap(model)
-        budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
+        self.budgets = budgets = budgets_of(self.model, self.space, flops=flops, params=params, latency=latency)
         states_cost = isinstance(self.model, StatesCost) and not needs_tokens(self.model)
         self._traced = inputs if "flops" in budgets and not states_cost else None
         self._conditional: Conditional | None = None
         self._watch: Watch | None = None
+        self._tables: dict[str, TableSum] = {}
         self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 0), dtype=np.int64))
         self.windows: dict[str, Window] = {}
         if not budgets:
             return
-        costs = None if self._traced is not None else [cost_of_measure(self.model, name) for name in budgets]
+        costs = {name: budget.cost() for name, budget in budgets.items() if name != "flops" or self._traced is None}
+        self._tables = {name: TableSum(self.space.whole, cost) for name, cost in costs.items()}
         self._watch = _watch_of(self.model, budgets, costs)
-        whole = _chain(self.space.whole, costs)
+        whole = _chain(self.space.whole, list(costs.values())) if self._traced is None else None
         if whole is not None:
             greatest = dict(zip(budgets, extremes(whole)[1].tolist(), strict=True))
         else:
             largest = self.space.whole.encode(self.space.whole.largest())[None]
             greatest = {name: int(self._measure(name, largest)[0]) for name in budgets}
-        self.windows = {name: window_of(budget, name, greatest[name]) for name, budget in budgets.items()}
+        self.windows = {name: window_of(budget.typed, name, greatest[name]) for name, budget in budgets.items()}
         if whole is not None:
             self._conditional = conditional_of(whole.restricted(self.space), self.windows)
 
@@ -169,9 +175,13 @@ class SubnetSampler:
         return codes[self.contains(codes)]
 
     def _not_found(self, proposed: int, arrived: int) -> str:
-        asked = " and ".join(f"{name} from {window}" for name, window in self.windows.items())
+        asked = self.wanted()
         share = f"; at most {self._conditional.bound:.1e} of the prior lies there" if self._conditional else ""
         return f"{asked}: {arrived} subnets found in {proposed:,} proposals{share}; widen the budget"
+
+    def wanted(self) -> str:
+        """Return the windows as messages show them."""
+        return " and ".join(f"{name} {MEASURES[name].span(window)}" for name, window in self.windows.items())
 
     def contains(self, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which encoded subnets, (n, choices), are inside the budget and have values that are left, (n,).
@@ -189,7 +199,9 @@ class SubnetSampler:
         return inside
 
     def costs(self, codes: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-        """Return what encoded subnets, (n, choices), cost: "flops" where the model states it, and "params", (n,) each.
+        """Return what encoded subnets, (n, choices), cost, (n,) each.
+
+        That is "flops" where the model states it, "params", and "latency" in nanoseconds where a table was given.
 
         Raises:
             ChoiceError: not encoded subnets of the space.
@@ -197,6 +209,7 @@ class SubnetSampler:
         """
         self._check()
         names = ["flops", "params"] if self._traced is not None or self._stated is not None else ["params"]
+        names += [name for name in self._tables if name not in names]
         return {name: self._measure(name, codes) for name in names}
 
     @cached_property
@@ -206,15 +219,12 @@ class SubnetSampler:
         except VitasError:  # a module that states none, or a layer, whose cost depends on its tokens
             return None
 
-    @cached_property
-    def _costs(self) -> CostModel:
-        return CostModel(self.space.whole, self._stated or Cost(), params_of(self.model))
-
     def _measure(self, name: str, codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        if name == "params":
-            return self._costs.params(codes)  # type: ignore[no-any-return]
-        if self._traced is None:
-            return self._costs.flops(codes)  # type: ignore[no-any-return]
+        if name != "flops" or self._traced is None:
+            if name not in self._tables:
+                cost = self._stated or Cost() if name == "flops" else params_of(self.model)
+                self._tables[name] = TableSum(self.space.whole, cost)
+            return self._tables[name].of(codes)  # type: ignore[no-any-return]
         subnets = [self.space.whole.decode(code) for code in codes]
         return np.array([int(count_flops(self.model, subnet, inputs=self._traced)) for subnet in subnets], np.int64)
 
@@ -222,23 +232,17 @@ class SubnetSampler:
 _PROPOSALS_BY_RUNNING = 500
 
 
-def cost_of_measure(model: nn.Module, measure: str) -> Cost:
-    """Return what a model states of "flops" or "params"."""
-    return stated_cost(model) if measure == "flops" else params_of(model)
-
-
-def _watch_of(model: nn.Module, measures: Iterable[str], costs: Sequence[Cost] | None) -> Watch | None:
+def _watch_of(model: nn.Module, budgets: Mapping[str, Budget], costs: Mapping[str, Cost]) -> Watch | None:
     """Return what notices that costs are old; None where every draw is counted by running the model as it is."""
-    if costs is None:
+    if not costs:
         return None
-    stated = [Stated(partial(cost_of_measure, model, name), cost) for name, cost in zip(measures, costs, strict=True)]
-    return Watch(model, "SubnetSampler", stated)
+    return Watch(model, "SubnetSampler", [Stated(budgets[name].cost, cost) for name, cost in costs.items()])
 
 
-def _chain(space: SearchSpace, costs: Sequence[Cost] | None) -> Chain | None:
-    """Return a space as a chain of decisions; None where it is none, or a cost (None) is only known by running the model."""
+def _chain(space: SearchSpace, costs: Sequence[Cost]) -> Chain | None:
+    """Return a space as a chain of decisions; None where it is none."""
     try:
-        return None if costs is None else Chain(space, costs)
+        return Chain(space, costs)
     except TooManyNodes:
         return None
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from vitas.errors import BudgetError, ChoiceError, is_one_of, one_of, shown
-from vitas.sample.budget import window_of
+from vitas.sample.budget import budgets_of, window_of
 from vitas.sample.chain import Chain
 from vitas.sample.counting import SubnetCount, count_inside
 from vitas.sample.lattice import extremes
-from vitas.sample.sampler import SubnetSampler, cost_of_measure, decoded, draw_from_prior
+from vitas.sample.sampler import SubnetSampler, decoded, draw_from_prior
 from vitas.space import Number, Subnet, search_space, unwrap
 
 
@@ -24,6 +24,7 @@ def sample_subnet(
     *,
     flops: Any = None,
     params: Any = None,
+    latency: Any = None,
     generator: torch.Generator | None = None,
     policy: str = "random",
     activate: bool = True,
@@ -40,8 +41,11 @@ def sample_subnet(
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile.
         flops: Budget in multiply-adds for one image: an upper bound, (low, high) of which either may be None, or
-            percentages such as "60%" or ("40%", "60%") of the costliest subnet, whatever is held. Bounds are included.
-        params: Budget in parameters, spelled likewise; with both, both hold.
+            percentages such as "60%" or ("40%", "60%") of the costliest subnet, whatever is held; text such as "1.3G" or
+            "5e6" is read too. Bounds are included.
+        params: Budget in parameters, spelled likewise; budgets that are given together all hold.
+        latency: (table, budget): what `latency_table(model, inputs)` returned, and milliseconds, spelled likewise:
+            (table, 8.0), (table, ("4 ms", "8 ms")), (table, "50%"). Exact as to the table.
         generator: Source of randomness; None: torch's default one.
         policy: "random", "largest" or "smallest"; the latter two take no budget.
         activate: Whether to activate the subnet.
@@ -54,7 +58,7 @@ def sample_subnet(
     Raises:
         ChoiceError: a model without choices, or another policy; as `SearchSpace.restrict`.
         BudgetError: a malformed budget; an empty window, with the nearest costs that can be reached.
-        VitasError: a FLOPs budget for a model that states no cost, without `inputs`.
+        VitasError: a FLOPs budget for a model that states no cost, without `inputs`; a latency table of another model.
 
     Example:
         >>> sampler = vitas.SubnetSampler(model, flops="50%")  # in a training loop: once, before it
@@ -62,10 +66,12 @@ def sample_subnet(
     """
     if not is_one_of(["random", "largest", "smallest"], policy):
         raise ChoiceError(f"policy: {one_of(['random', 'largest', 'smallest'], policy)}")
-    if policy != "random" and (flops is not None or params is not None):
+    budgets = {"flops": flops, "params": params, "latency": latency}
+    budgeted = any(budget is not None for budget in budgets.values())
+    if policy != "random" and budgeted:
         raise BudgetError(f"policy {shown(policy)} takes no budget; draw at random, or leave the budget out")
-    if flops is not None or params is not None:
-        sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs, fixed=fixed, only=only)
+    if budgeted:
+        sampler = SubnetSampler(model, **budgets, inputs=inputs, fixed=fixed, only=only)
         rng = np.random.default_rng(_word(generator))
         return decoded(sampler.space, sampler.draw(1, rng)[0], rng, activate)
     space = search_space(model).restrict(fixed, only)
@@ -90,6 +96,7 @@ def count_subnets(
     *,
     flops: Any = None,
     params: Any = None,
+    latency: Any = None,
     fixed: Mapping[str, Any] | None = None,
     only: Mapping[str, Any] | None = None,
 ) -> SubnetCount:
@@ -99,6 +106,7 @@ def count_subnets(
         model: A model with choices that states its cost, possibly wrapped by DDP or torch.compile.
         flops: As in sample_subnet.
         params: As in sample_subnet.
+        latency: As in sample_subnet.
         fixed: As in sample_subnet.
         only: As in sample_subnet.
 
@@ -112,11 +120,11 @@ def count_subnets(
     """
     space = search_space(model).restrict(fixed, only)
     model = unwrap(model)
-    budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
-    costs = [cost_of_measure(model, name) for name in budgets]
+    budgets = budgets_of(model, space, flops=flops, params=params, latency=latency)
+    costs = [budget.cost() for budget in budgets.values()]
     whole = Chain(space.whole, costs, counting=True)
     tops = extremes(whole)[1].tolist()
-    windows = [window_of(budget, name, top) for (name, budget), top in zip(budgets.items(), tops, strict=True)]
+    windows = [window_of(budget.typed, name, top) for (name, budget), top in zip(budgets.items(), tops, strict=True)]
     ends = extremes(whole.restricted(space))
     binding = [k for k, w in enumerate(windows) if w.low > ends[0][k] or w.high < ends[1][k]]
     if not binding:

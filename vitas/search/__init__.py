@@ -12,12 +12,14 @@
     journal.py    a journal file on a disk that may fail
     timeout.py    a limit on the time of one evaluation
     progress.py   the progress bar
+    load.py       load_search: a search opened to look at it
     suggest.py    subnets for an Optuna study of one's own
 
 Imports sample, plot and what stands before them; never train.
 """
 
 from vitas.search.evolution import Evolution
+from vitas.search.load import load_search
 from vitas.search.result import SearchResult
 from vitas.search.run import evolve
 from vitas.search.suggest import suggest_subnet
@@ -26,5 +28,6 @@ __all__ = [
     "Evolution",
     "SearchResult",
     "evolve",
+    "load_search",
     "suggest_subnet",
 ]

@@ -40,7 +40,7 @@ class Aims:
         self.limits = {name: _bounds(name, bounds) for name, bounds in (limits or {}).items()}
         self._signs = np.array([-1.0 if direction == "max" else 1.0 for direction in self.objectives.values()])
 
-    def read(self, returned: Any, counts: Mapping[str, int]) -> dict[str, float]:
+    def read(self, returned: Any, counts: Mapping[str, float]) -> dict[str, float]:
         """Return what `evaluate` returned as names and floats, with the model's own counts.
 
         A number is that one objective or limited value which is not counted. In a mapping a name that is counted too

@@ -11,7 +11,7 @@ from torch import nn
 
 from vitas.checks import ANY_INT, are_several, as_count
 from vitas.errors import BudgetError, ChoiceError, SearchError, shown
-from vitas.sample import SubnetSampler
+from vitas.sample import MEASURES, SubnetSampler
 from vitas.search.aims import Aims
 from vitas.search.genetic import Codes, Floats, Genome, crossover, mutate, ranked, repair
 from vitas.search.result import Evaluation, SearchResult
@@ -34,6 +34,7 @@ class Archive:
         *,
         flops: Any = None,
         params: Any = None,
+        latency: Any = None,
         inputs: Any = None,
         limits: Mapping[str, Any] | None = None,
         objectives: Mapping[str, str] | None = None,
@@ -46,7 +47,9 @@ class Archive:
         self.aims = Aims({"accuracy": "max"} if objectives is None else objectives, limits)
         self.population = as_count(population, "population", 2, error=SearchError)
         self.seed = as_count(seed, "seed", 0, ANY_INT, SearchError)
-        self.sampler = SubnetSampler(model, flops=flops, params=params, inputs=inputs, fixed=fixed, only=only)
+        self.sampler = SubnetSampler(
+            model, flops=flops, params=params, latency=latency, inputs=inputs, fixed=fixed, only=only
+        )
         self.space: SearchSpace = self.sampler.space
         self.best: list[tuple[bytes, Floats, float]] = []
         self._genome = Genome.of(self.space)
@@ -76,9 +79,9 @@ class Archive:
         """Whether an evaluation of a subnet was recorded."""
         return self._evaluations.get(code.tobytes()) is not None
 
-    def counts(self, code: Codes) -> dict[str, int]:
-        """Return what a subnet costs, as far as the model states it."""
-        return {name: int(counts[0]) for name, counts in self.sampler.costs(code[None]).items()}
+    def counts(self, code: Codes) -> dict[str, int | float]:
+        """Return what a subnet costs, as far as the model states it, in the units in which budgets are typed."""
+        return {name: MEASURES[name].value(costs[0]) for name, costs in self.sampler.costs(code[None]).items()}
 
     def record(self, code: Codes, evaluation: Evaluation) -> None:
         """Take an evaluation; without an error, the subnet may become a parent."""
@@ -112,9 +115,8 @@ class Archive:
             except ChoiceError as error:
                 raise ChoiceError(f"initial: subnet {number}: {error}") from None
             if not self.sampler.contains(code[None])[0]:
-                costs, windows = self.counts(code), self.sampler.windows.items()
-                wanted = " and ".join(f"{name} from {window}" for name, window in windows)
-                raise BudgetError(f"initial: subnet {number}: expected {wanted}, got {costs}")
+                costs = ", ".join(f"{name} {self.counts(code)[name]:,}" for name in self.sampler.windows)
+                raise BudgetError(f"initial: subnet {number}: expected {self.sampler.wanted()}, got {costs}")
             codes.append(code)
         return codes
 

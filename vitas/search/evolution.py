@@ -30,6 +30,7 @@ class Evolution:
         model: A model with choices, possibly wrapped by DDP or torch.compile.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the costliest subnet as strings.
         params: Budget of parameters, likewise.
+        latency: (table, budget): a `latency_table` and milliseconds, likewise, as in sample_subnet.
         inputs: For a FLOPs budget of a model that states no cost: what it is run on to be counted, see `count_flops`.
         limits: Name of a measured value -> an upper bound or (low, high), either may be None.
         objectives: Name -> "max" or "min". "flops" and "params" need not be measured.
@@ -52,6 +53,7 @@ class Evolution:
         *,
         flops: Any = None,
         params: Any = None,
+        latency: Any = None,
         inputs: Any = None,
         limits: Mapping[str, Any] | None = None,
         objectives: Mapping[str, str] | None = None,
@@ -65,6 +67,7 @@ class Evolution:
             model,
             flops=flops,
             params=params,
+            latency=latency,
             inputs=inputs,
             limits=limits,
             objectives=objectives,

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 from vitas.errors import FileError
 
 _LONGEST_LINE = 2**24
-_CREATE_STUDY, _CREATE_TRIAL, _END_TRIAL = 0, 4, 6
+_CREATE_STUDY, _DELETE_STUDY, _CREATE_TRIAL, _END_TRIAL = 0, 1, 4, 6
 _FIELDS: dict[int, dict[str, type]] = {
     0: {"study_name": str, "directions": list},
     1: {"study_id": int},
@@ -121,7 +121,7 @@ class _Replay:
     """What the lines so far say of studies and trials, as far as later lines have to fit."""
 
     def __init__(self) -> None:
-        self._studies: list[str] = []
+        self._studies: list[str | None] = []  # names; None: removed
         self._owners: list[str | None] = []  # of each trial, the token of its claim
         self._claims: set[bytes] = set()  # digests of their lines
         self._tokens: dict[str, set[str | None]] = {}  # of each writer, those that claimed by it; several: it is a proxy
@@ -145,6 +145,8 @@ class _Replay:
             return None
         if "study_id" in log and not 0 <= log["study_id"] < len(self._studies):
             return f"is of a study {log['study_id']} that is not there"
+        if kind == _DELETE_STUDY:
+            self._studies[log["study_id"]] = None
         if kind == _CREATE_TRIAL:
             token = (_claim(log) or [None])[0]
             self._owners.append(token)

@@ -60,9 +60,10 @@ class Ledger:
         objectives: Name -> "max" or "min".
         facts: What the search is made for, JSON values; written into a new study.
         patience: How many seconds a storage that is out of reach is tried again.
+        restart: Whether a search of that name is removed first.
 
     Raises:
-        SearchError: a study made for something else.
+        SearchError: a study made for something else, or not by `evolve`.
     """
 
     def __init__(
@@ -72,11 +73,15 @@ class Ledger:
         objectives: Mapping[str, str],
         facts: Mapping[str, Any],
         patience: float = 0.0,
+        restart: bool = False,
     ) -> None:
         import optuna
 
         self._optuna = optuna
         self.storage, self.patience = storage, patience
+        if restart and name in names_in(storage):
+            facts_of(storage, name)
+            storage.delete_study(storage.get_study_id_from_name(name))
         self.study = patiently(lambda: _open_study(storage, name, objectives), optuna.exceptions.StorageInternalError)
         self._id = self._done(storage.get_study_id_from_name, name)
         self._facts: dict[str, Any] = json.loads(json.dumps(facts))
@@ -115,23 +120,21 @@ class Ledger:
             SearchError: others than those of this search.
         """
         attrs = self._done(self.storage.get_study_user_attrs, self._id)
-        stated = [key for key in attrs if key.partition(" ")[0] == _FACTS]
-        decisive = _owner(trials[0]).facts if trials and "claim" in trials[0].user_attrs else None
-        if decisive == self._key and decisive not in attrs:
+        said, key = _decisive(attrs, trials)
+        if said == self._key and said not in attrs:
             return False  # a damaged journal has lost them; the claims still say the same
-        key = decisive if decisive in attrs else next(iter(stated), None)
         if key is None:
             if trials:
-                raise SearchError(
-                    f"storage: evolve did not make the study {shown(self.study.study_name)} that is there; give name="
-                )
+                raise SearchError(_not_ours(self.study.study_name))
             return False
         there, here = attrs[key], self._facts
         for what in {**there, **here}:
             if there.get(what) != here.get(what):
+                name = shown(self.study.study_name, 40)
+                search = f"search {name} of another model" if what in _OF_THE_MODEL else f"search {name}"
+                change = _change(there.get(what), here.get(what))
                 raise SearchError(
-                    f"storage: the search {shown(self.study.study_name)} that is there differs in {what}"
-                    f" ({_short(there.get(what))}, here {_short(here.get(what))}); go on with that, or give another name="
+                    f"storage: there is the {search}: it differs in {what}{change}; pass name= or restart=True"
                 )
         self._key = key
         return True
@@ -159,7 +162,7 @@ class Ledger:
                 self._open.pop(number, None)
             if trial.state.name in ("COMPLETE", "FAIL") and trial.datetime_start is not None:
                 self.longest = max(self.longest, (trial.datetime_complete - trial.datetime_start).total_seconds())
-            yield Claim(number, trial.state.name, trial.params, trial.values, trial.user_attrs)
+            yield _claim(trial)
         self._seen = len(trials)
 
     def claim(self, subnet: Subnet, values: Mapping[str, tuple[Number, ...]], attrs: Mapping[str, Any]) -> tuple[int, int]:
@@ -274,6 +277,45 @@ def _owner(trial: Any) -> _Owner:
     return _Owner(*trial.user_attrs["claim"])
 
 
+def _claim(trial: Any) -> Claim:
+    return Claim(trial.number, trial.state.name, trial.params, trial.values, trial.user_attrs)
+
+
+def _decisive(attrs: Mapping[str, Any], trials: Sequence[Any]) -> tuple[str | None, str | None]:
+    """Return under which name the first claim says that the facts of a study stand, and under which they do."""
+    said = _owner(trials[0]).facts if trials and "claim" in trials[0].user_attrs else None
+    stated = [key for key in attrs if key.partition(" ")[0] == _FACTS]
+    return said, said if said in attrs else next(iter(stated), None)
+
+
+def names_in(storage: Any) -> list[str]:
+    """Return the names of the studies in a storage."""
+    return [study.study_name for study in storage.get_all_studies()]
+
+
+def facts_of(storage: Any, name: str) -> dict[str, Any]:
+    """Return what a search in a storage is made for.
+
+    Raises:
+        SearchError: a study that `evolve` did not make.
+    """
+    study_id = storage.get_study_id_from_name(name)
+    attrs = storage.get_study_user_attrs(study_id)
+    _, key = _decisive(attrs, storage.get_all_trials(study_id, deepcopy=False))
+    if key is None:
+        raise SearchError(_not_ours(name))
+    return dict(attrs[key])
+
+
+def claims_of(storage: Any, name: str) -> list[Claim]:
+    """Return the claims of a search as they stand, without those of workers that were refused, joining nothing."""
+    study_id = storage.get_study_id_from_name(name)
+    trials = storage.get_all_trials(study_id, deepcopy=False)
+    said, key = _decisive(storage.get_study_user_attrs(study_id), trials)
+    ours = (trial for trial in trials if "claim" not in trial.user_attrs or _owner(trial).facts in (said, key, None))
+    return [_claim(trial) for trial in ours]
+
+
 def _open_study(storage: Any, name: str, objectives: Mapping[str, str]) -> Any:
     import optuna
 
@@ -293,9 +335,17 @@ def _open_study(storage: Any, name: str, objectives: Mapping[str, str]) -> Any:
     return study
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+_OF_THE_MODEL = ("search space", "weights")
+
+
+def _change(there: Any, here: Any) -> str:
+    """Return two facts where a reader learns from them; hashes say nothing."""
+    said = f" ({json.dumps(there)}, here {json.dumps(here)})"
+    return said if len(said) <= 40 else ""
+
+
+def _not_ours(name: str) -> str:
+    return f"storage: evolve did not make the study {shown(name, 40)} that is there: pass another name="
 
 
 def _this_process() -> tuple[str, int, str]:

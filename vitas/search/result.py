@@ -31,15 +31,15 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        space: The search space.
+        space: The search space; None from `load_search`.
         objectives: Name -> "max" or "min".
-        windows: Measure -> (low, high), both included, of the budgets given.
+        windows: Measure -> (low, high), both included, of the budgets given; of a latency in nanoseconds.
     """
 
     def __init__(
         self,
         history: list[Evaluation],
-        space: SearchSpace,
+        space: SearchSpace | None,
         aims: Aims,
         population: int,
         windows: Mapping[str, tuple[int, int]],
@@ -145,7 +145,7 @@ class SearchResult:
         names = list(self.objectives)
         scored = [evaluation for evaluation in self.history if evaluation.error is None]
         good = np.array([self._aims.violation(evaluation.scores) == 0 for evaluation in scored], dtype=bool)
-        cost = next((name for name in ("flops", "params") if scored and name in scored[0].scores), None)
+        cost = next((name for name in ("latency", "flops", "params") if scored and name in scored[0].scores), None)
         across = names[1] if len(names) > 1 else cost
         figure = pictures.figure(3 if across is not None else 2)
         axes = list(figure.axes)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitas.checks import ANY_INT, LONGEST_NAME, as_count
+from vitas.checks import ANY_INT, LONGEST_NAME, as_count, as_flag
 from vitas.errors import SearchError, fault_of_name, shown
+from vitas.sample import SubnetSampler
 from vitas.search.aims import checked_number
 from vitas.search.archive import Archive
 from vitas.search.ledger import Ledger
@@ -29,6 +30,7 @@ def evolve(
     *,
     flops: Any = None,
     params: Any = None,
+    latency: Any = None,
     inputs: Any = None,
     limits: Mapping[str, Any] | None = None,
     objectives: Mapping[str, str] | None = None,
@@ -37,6 +39,7 @@ def evolve(
     seed: int = 0,
     storage: Any = None,
     name: str = "vitas",
+    restart: bool = False,
     max_failures: int = 20,
     stale_after: float | None = None,
     timeout: float | None = None,
@@ -59,15 +62,19 @@ def evolve(
             in it replace the counts. If it raises or returns NaN the evaluation is recorded as failed, the search goes on.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the costliest subnet as strings.
         params: Budget of parameters, likewise.
+        latency: (table, budget): a `latency_table` and milliseconds, likewise, as in sample_subnet.
         inputs: For a FLOPs budget of a model that states no cost: what it is run on to be counted, see `count_flops`.
         limits: Name of a measured value -> an upper bound or (low, high), either may be None: {"latency_ms": (None, 12)}.
-        objectives: Name -> "max" or "min"; None: {"accuracy": "max"}. "flops" and "params" need not be measured.
+        objectives: Name -> "max" or "min"; None: {"accuracy": "max"}. "flops" and "params" need not be measured, nor
+            "latency", in milliseconds, where a table is given.
         population: How many of the best subnets may be parents; also how many are drawn at random first.
         generations: population * generations evaluations are done in all, failed ones included. A search that is done
             goes on with a larger number.
         seed: Any int of at least 0. Same seed, same search, with one worker.
         storage: None (memory), the path of a journal file, a URL that Optuna takes, or an Optuna storage.
         name: Name of the search in the storage, at most 500 characters.
+        restart: Whether a search of that name in the storage is removed first, with all that it found. Of several workers
+            only the first one says so.
         max_failures: After so many failed evaluations in a row the search stops.
         stale_after: A worker on another machine is taken for dead, and its evaluation done again, when it has been seen at
             it for this many seconds by the clock of this one; None: `timeout` and a minute, without a timeout ten times the
@@ -110,10 +117,12 @@ def evolve(
         generations, "generations", 1, ANY_INT, SearchError
     )
     as_count(max_failures, "max_failures", 1, ANY_INT, SearchError)
+    restart = as_flag(restart, "restart", SearchError)
     archive = Archive(
         model,
         flops=flops,
         params=params,
+        latency=latency,
         inputs=inputs,
         limits=limits,
         objectives=objectives,
@@ -124,7 +133,7 @@ def evolve(
         initial=initial,
     )
     facts = _facts(archive, model if storage is not None else None)
-    ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts, storage_timeout)
+    ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts, storage_timeout, restart)
     worker = Worker(archive, ledger, total, stale_after, timeout)
     worker.work(model, evaluate, max_failures, ProgressBar(archive, total, name) if progress else None)
     result = archive.result()
@@ -142,11 +151,23 @@ def _facts(archive: Archive, model: nn.Module | None) -> dict[str, Any]:
         "objectives": archive.aims.objectives,
         "limits": {name: [_finite(low), _finite(high)] for name, (low, high) in archive.aims.limits.items()},
         "budget": {name: [int(bound) for bound in window] for name, window in archive.sampler.windows.items()},
+        "latency table": _digest(archive.sampler) if "latency" in archive.sampler.budgets else None,
         "values left": left or None,  # None: as in searches that were made before there was such a fact
         "population": archive.population,
         "seed": archive.seed,
         "weights": fingerprint(model) if model is not None else None,
     }
+
+
+def _digest(sampler: SubnetSampler) -> str:
+    """Return a hash of the latency table under which a search goes on."""
+    name_of = {choice: name for name, choice in sampler.space.choices.items()}
+    digest = hashlib.sha256()
+    for (path, _, bases), table in sampler.budgets["latency"].cost().terms.items():
+        names = [name_of[base] for base in bases]
+        order = sorted(range(len(names)), key=names.__getitem__)  # a cost keeps its choices in an order of its own
+        digest.update(json.dumps([path, sorted(names), table.transpose(order).tolist()]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _finite(number: float) -> float | None:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from torch import nn
 
 from vitas.errors import FileError, SearchError, brief
+from vitas.sample import MEASURES
+from vitas.search.aims import Aims
 from vitas.search.archive import Archive
 from vitas.search.genetic import Codes
 from vitas.search.ledger import Claim, Ledger
@@ -27,11 +29,21 @@ class _Job(NamedTuple):
 
     trial_id: int
     subnet: Subnet
-    counts: Mapping[str, int]
+    counts: Mapping[str, float]
 
 
 def _described(error: Exception | str | None) -> str:
     return f"{type(error).__name__}: {brief(error, 1500)}" if isinstance(error, Exception) else str(error)
+
+
+def evaluation_of(claim: Claim, subnet: Subnet, aims: Aims) -> Evaluation:
+    """Return what is stored of a claim that came to an end."""
+    counts = {name: claim.attrs[name] for name in MEASURES if name in claim.attrs}
+    if claim.state == "FAIL":
+        return Evaluation(subnet, counts, claim.attrs.get("error", "no error was stored"))
+    more = {name: math.nan if value is None else value for name, value in claim.attrs.get("scores", {}).items()}
+    objectives = dict(zip(aims.objectives, claim.values or (), strict=True))
+    return Evaluation(subnet, {**counts, **more, **objectives})
 
 
 class Worker:
@@ -76,13 +88,7 @@ class Worker:
                 archive.record(code, self._evaluation(claim, code))
 
     def _evaluation(self, claim: Claim, code: Codes) -> Evaluation:
-        subnet = self.archive.space.decode(code)
-        counts = {name: claim.attrs[name] for name in ("flops", "params") if name in claim.attrs}
-        if claim.state == "FAIL":
-            return Evaluation(subnet, counts, claim.attrs.get("error", "no error was stored"))
-        more = {name: math.nan if value is None else value for name, value in claim.attrs.get("scores", {}).items()}
-        objectives = dict(zip(self.archive.aims.objectives, claim.values or (), strict=True))
-        return Evaluation(subnet, {**counts, **more, **objectives})
+        return evaluation_of(claim, self.archive.space.decode(code), self.archive.aims)
 
     def work(self, model: nn.Module, evaluate: Evaluate, max_failures: int, bar: ProgressBar | None) -> None:
         """Evaluate subnets until the search is over or is interrupted.

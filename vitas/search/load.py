@@ -1,0 +1,56 @@
+"""A search that runs or is done, opened to look at it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vitas.errors import FileError, SearchError, one_of, shown
+from vitas.sample import Window
+from vitas.search.aims import Aims
+from vitas.search.ledger import claims_of, facts_of, names_in
+from vitas.search.result import Evaluation, SearchResult
+from vitas.search.storage import open_storage
+from vitas.search.worker import evaluation_of
+from vitas.space import Subnet
+
+
+def load_search(storage: Any, name: str = "vitas") -> SearchResult:
+    """Return what a search in a storage has found so far, whether it is running or done; it joins and changes nothing.
+
+    Args:
+        storage: What `evolve` was given: a path, a URL or an Optuna storage.
+        name: Name of the search.
+
+    Returns:
+        A SearchResult whose `space` is None, since there is no model.
+
+    Raises:
+        FileError: there is no such file, or it is not a journal.
+        SearchError: no search of that name; a study that `evolve` did not make; no storage.
+
+    Example:
+        >>> vitas.load_search("search.log").best
+    """
+    if storage is None:
+        raise SearchError("storage: expected the path or URL of a search, got None")
+    if isinstance(storage, (str, os.PathLike)) and "://" not in os.fspath(storage) and not Path(storage).exists():
+        raise FileError(f"storage: there is no file {shown(os.fspath(storage))}")
+    opened = open_storage(storage)
+    names = names_in(opened)
+    if name not in names:
+        there = one_of(names, name) if names else f"there is none, got {shown(name)}"
+        raise SearchError(f"storage: no search of that name: {there}")
+    facts = facts_of(opened, name)
+    aims = Aims(facts["objectives"], {limited: tuple(bounds) for limited, bounds in facts["limits"].items()})
+    history: dict[Subnet, Evaluation] = {}
+    for claim in claims_of(opened, name):
+        if claim.state in ("COMPLETE", "FAIL"):
+            subnet = Subnet(claim.params)
+            history.setdefault(subnet, evaluation_of(claim, subnet, aims))
+    windows = {measure: Window(*window) for measure, window in facts["budget"].items()}
+    import optuna
+
+    study = optuna.load_study(study_name=name, storage=opened, sampler=optuna.samplers.RandomSampler())
+    return SearchResult(list(history.values()), None, aims, facts["population"], windows, study)
