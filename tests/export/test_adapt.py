@@ -15,6 +15,7 @@ from tests.space.test_change import FOLLOWING, assert_same, draws
 from tests.superformer.test_deit import small
 from vitas import load_superformer, save_superformer, search_space
 from vitas.errors import FileError
+from vitas.export.adapt import Adapted
 
 
 @pytest.mark.parametrize("sharing", PATTERNS)
@@ -31,7 +32,7 @@ def test_what_both_have_computes_what_it_did(options, sharing, tmp_path):
     shared = vitas.SubnetSampler(old, seed=1, only={"embed_dim": [5, 8], "depth": [1, 3]})
     assert_same(old, new, [shared.sample(step, activate=False) for step in range(4)], torch.randn(2, 2, 8, 8))
     save_superformer(new, tmp_path / "again")
-    assert load_superformer(copy.deepcopy(new), tmp_path / "again") == ({}, {})
+    assert load_superformer(copy.deepcopy(new), tmp_path / "again") == Adapted({}, {})
 
 
 def test_a_narrowed_and_a_widened_model_come_back(tmp_path):
@@ -39,7 +40,7 @@ def test_a_narrowed_and_a_widened_model_come_back(tmp_path):
     vitas.narrow(vitas.widen(model, {"embed_dim": [7]}), only={"embed_dim": [5, 7, 8], "blocks.*.mlp_dim": [3, 8]})
     save_superformer(model, tmp_path / "model")
     x, built = torch.randn(2, 2, 8, 8), small(embed_dim=[5, 7, 8], mlp_dim=[3, 8]).eval()
-    assert load_superformer(built, tmp_path / "model", adapt=True) == ({}, {})
+    assert load_superformer(built, tmp_path / "model", adapt=True) == Adapted({}, {})
     assert search_space(built).description() == search_space(model).description()
     assert_same(model, built, draws(model), x)
     again = vitas.widen(small(embed_dim=[4, 5, 6, 8]), {"embed_dim": [7]})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,8 @@ from vitas.export.files import check
 from vitas.space import Number, SearchSpace, held
 
 
-class Adapted(NamedTuple):
+@dataclass(frozen=True)
+class Adapted:
     """How the values of a model differ from those of the file that it has loaded; nothing in it: not at all.
 
     Attributes:
