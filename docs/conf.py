@@ -79,6 +79,7 @@ BESIDE = {
     "Sampling and budgets": ["vitas.sample.counting.SubnetCount"],
     "Scores and latency": ["vitas.measure.accuracy.Accuracy", "vitas.measure.latency_table.Measured"],
     "Searching": ["vitas.search.result.Evaluation"],
+    "Exporting, saving, loading": ["vitas.export.adapt.Adapted"],
     "Wrapping timm": ["vitas.wrapping.report.ExportReport"],
     "vitas.nn": ["vitas.choice.take", "vitas.nn.layer.filled"],
 }

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitas import Choice, ChoiceError, Dim
-from vitas.sharing import coverage
+from vitas.sharing import coverage, run_of_new
 
 TENTHS = [i / 10 for i in range(1, 11)]
 
@@ -275,3 +275,24 @@ def test_a_pattern_that_is_neither_a_name_nor_a_rule_is_refused(sharing):
 def test_an_array_is_no_pattern():
     with pytest.raises(ChoiceError, match="sharing: expected one of"):
         Dim([1, 2], sharing=np.zeros((2, 2)))
+
+
+# -- widths that join later --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sharing", "sides", "width", "run"),
+    [
+        ("ordinal", [[(0, 4), (0, 8)]], 6, ((0, 6),)),
+        ("bilateral", [[(0, 4), (0, 8)], [(4, 4), (0, 8)]], 6, ((0, 6), (2, 6))),
+        ("cyclic-paired", [[(3, 5), (0, 8)]], 3, ((0, 3),)),  # beside its complement
+        ("cyclic-paired", [[(3, 5), (0, 8)]], 2, ((0, 2),)),  # which has none
+        ("cyclic", [[(1, 4), (0, 8)]], 3, ((5, 3),)),  # channels 5, 6, 7, 0 serve one width less
+        ("cyclic", [[(1, 4), (0, 8)]], 4, ((5, 4),)),  # around the end
+        ("cyclic", [[(0, 8)]], 4, ((0, 4),)),  # the first of equal ones
+        ("mine", [[(0, 4), (4, 4), (0, 8)]], 4, ((4, 4),)),  # (0, 4) is used more often
+    ],
+)
+def test_where_a_width_that_joins_comes_to_stand(sharing, sides, width, run):
+    p = [0.5, 0.2, 0.3] if sharing == "mine" else [1 / len(sides[0])] * len(sides[0])
+    assert run_of_new(sharing, width, sides, p) == run

@@ -608,3 +608,45 @@ def test_tensors_without_an_axis_are_not_several(several):
         Choice([1, 2], p=several)
     with pytest.raises(ChoiceError, match="expected several fractions"):
         Dim.fractions(8, several)
+
+
+# -- values that leave or join -------------------------------------------------------------------------------------------
+
+
+def test_values_that_join_leave_runs_and_the_active_value_as_they_are():
+    dim = Dim([2, 4, 6, 8])
+    double, times = dim * 2, Choice([1, 2], name="times") * dim
+    before = [dict(zip(d.values, d.sides[0], strict=True)) for d in (dim, double, times)]
+    dim.active = 4
+    dim.add([3, 4, 5])
+    assert dim.values == (2, 3, 4, 5, 6, 8)
+    assert (dim.active, double.active, times.active) == (4, 8, 8)
+    for d, runs in zip((dim, double, times), before, strict=True):
+        assert {width: run for width, run in zip(d.values, d.sides[0], strict=True) if width in runs} == runs
+        assert all(run[1] == width for width, run in zip(d.values, d.sides[0], strict=True))
+    assert [(start * 2, length * 2) for start, length in dim.sides[0]] == list(double.sides[0])
+    dim.active = 3
+    assert (double.active, times.active) == (6, 6)
+    assert double.run == tuple(2 * number for number in dim.run)
+
+
+def test_runs_are_taken_over_and_others_laid_around_them():
+    dim = Dim([2, 4, 8])
+    follows, between = dim * 3, Choice([1, 2]) * dim
+    dim.adopt({2: [(7, 2)]})
+    assert dim.sides[0][0] == (7, 2)
+    assert follows.sides[0][0] == (21, 6)
+    assert dim.sides[0][1] == (1, 4)  # away from channels 7 and 0
+    assert between.values == (2, 4, 8, 16)
+    for runs, message in (
+        ({2: [(8, 2)]}, "on a ring of 8"),
+        ({2: [(0, 3)]}, "1 run of 2"),
+        ({2: [(0, 2)] * 2}, "1 run of 2"),
+    ):
+        with pytest.raises(ChoiceError, match=message):
+            dim.adopt(runs)
+    with pytest.raises(ChoiceError, match=r"Dim \* 3: 6 channels use those of Dim"):
+        follows.adopt({6: [(0, 6)]})
+    for change in (lambda: follows.add([9]), lambda: follows.leave([0])):
+        with pytest.raises(ChoiceError, match="follows its factors"):
+            change()

@@ -112,11 +112,10 @@ def test_a_database_is_opened_too(tmp_path):
 
 
 def test_a_search_that_was_begun_anew_is_read_again_from_the_file(tmp_path):
-    model = vitas.create_superformer("deit_micro", num_classes=4, img_size=8)
-    settings = {"population": 2, "generations": 2, "progress": False, "storage": tmp_path / "log"}
-    vitas.evolve(model, lambda m: 0.0, name="other", **settings)
-    vitas.evolve(model, lambda m: 1.0, **settings)
-    vitas.evolve(model, lambda m: 2.0, restart=True, **settings)
-    again = vitas.evolve(model, lambda m: 3.0, **{**settings, "generations": 3})  # reads what the removal left
-    assert [evaluation.scores["accuracy"] for evaluation in again.history] == [2.0] * 4 + [3.0] * 2
-    assert len(vitas.load_search(tmp_path / "log").history) == 6
+    model, settings = micro(), {**OPTIONS, "storage": tmp_path / "log"}
+    evolve(model, lambda m: 0.0, name="other", **settings)
+    evolve(model, lambda m: 1.0, **settings)
+    evolve(model, lambda m: 2.0, restart=True, **settings)
+    again = evolve(model, lambda m: 3.0, **{**settings, "generations": 3})  # reads what the removal left
+    assert [evaluation.scores["accuracy"] for evaluation in again.history] == [2.0] * 6 + [3.0] * 3
+    assert len(load_search(tmp_path / "log").history) == 9

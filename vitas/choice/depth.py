@@ -48,6 +48,11 @@ class Depth(Choice[int]):
         order = [*map(int, first), *(slot for slot in reversed(range(n)) if slot not in first)]
         self.turns = tuple(n - 1 - order.index(slot) for slot in range(n))
 
+    def uses(self) -> tuple[Sequence[Any], ...]:
+        """Return the depths, and the slots that run at each."""
+        slots = range(len(self.turns))
+        return self.values, tuple(tuple(slot for slot in slots if self.turns[slot] < depth) for depth in self.values)
+
     @property
     def from_the_end(self) -> bool:
         """Whether the last blocks leave first, as they do where nothing else was said."""

@@ -132,6 +132,10 @@ class Choice(Active[V]):
             product.recount()
         self.restore(state)
 
+    def uses(self) -> tuple[Sequence[Any], ...]:
+        """Return the values, and for each side what of the shared weights each of them uses; nothing where all use all."""
+        return ()
+
     @property
     def products(self) -> "tuple[_Product, ...]":
         """The Dims that are products of this choice and others."""
@@ -224,6 +228,9 @@ class Dim(Choice[int]):
         name = options.get("name")
         what = name if is_name(name) else cls._kind
         return cls(fractions_of(largest, fractions, what), **options)
+
+    def uses(self) -> tuple[Sequence[Any], ...]:
+        return self.values, *self.sides
 
     def _make_marks(self) -> tuple[list[Mark[int]], ...]:
         return tuple([Mark(length, start, fixed=self.fixed) for start, length in side] for side in self.sides)

@@ -96,10 +96,12 @@ class TableSum:
         """Return the sums of encoded subnets, (n, choices) -> (n,) int64, or of one Subnet as an int.
 
         Raises:
-            ChoiceError: not a subnet of the space; an array of another width, of no ints, or with numbers out of range.
+            ChoiceError: not a subnet of the space; an array of another width, of no ints, or with numbers out of range; a
+                space that is old.
         """
         if isinstance(codes, (Mapping, Row)):
             return self.one([max(number, 0) for number in self.space.encoding.code(self.space.read(codes))])
+        self.space.check()
         codes = codes_of(codes, len(self.space), "codes")
         most = np.array([len(choice.values) for choice in self.space.choices.values()])
         least = np.minimum(self._smallest, 0)  # -1 for choices that are not live in some subnet

@@ -2,6 +2,7 @@
 
     subnet.py        export_subnet and build_subnet
     network.py       plain networks as folders: save_subnet, load_subnet
+    adapt.py       a superformer's file in a model of other values
     checkpoint.py    superformers as files: save_superformer, load_superformer
     formats.py       what formats of networks have in common: a description that says all, and can be built
     plain_format.py  networks of vitas.plain; their descriptions stand there

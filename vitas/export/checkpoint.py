@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from vitas.checks import check_flags
 from vitas.choice import Dim
 from vitas.errors import FileError, listed, shown
+from vitas.export.adapt import Adapted, adapt_choices, adapt_products
 from vitas.export.files import (
     AnyPath,
     as_path,
@@ -24,7 +26,7 @@ from vitas.export.files import (
 )
 from vitas.export.network import VERSION
 from vitas.export.positions import is_size, resampled_positions
-from vitas.space import held, holders, search_space, unwrap
+from vitas.space import all_or_nothing, held, holders, search_space, unwrap
 
 SUPERFORMER = "vitas-superformer"
 
@@ -57,17 +59,27 @@ def save_superformer(model: nn.Module, path: AnyPath) -> None:
         save_file(tensors, draft, metadata)
 
 
-def load_superformer(model: nn.Module, path: AnyPath) -> None:
+def load_superformer(model: nn.Module, path: AnyPath, *, adapt: bool = False) -> Adapted:
     """Read weights that `save_superformer` wrote into a model of the same space; positions follow its image size.
+
+    With `adapt=True` the model may have other values than the file's: each value that both have uses what it used in the
+    file's model, so that equal subnets compute the same. Names and shapes have to be those of the file: where they are not,
+    build the file's model, load it and `vitas.narrow` it.
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile. A file of a module around it will do.
         path: File.
+        adapt: Whether the model may have other values.
+
+    Returns:
+        `new` and `gone`, name -> values: those that only the model has, which the weights were not trained with and whose
+        channels are chosen as in `vitas.widen`, and those that only the file has. Both are empty for equal spaces.
 
     Raises:
         FileError: a file that is missing, cut short or of another version; another space; a tensor's name, shape or type
-            that does not fit. The model is then unchanged.
+            that does not fit; with `adapt` what of the space cannot be kept. The model is then unchanged.
     """
+    check_flags(adapt=adapt)
     whole, path = unwrap(model), as_path(path)
     own, inner = _searchable_part(whole)
     refuse_meta(whole, f"{path}")
@@ -84,7 +96,28 @@ def load_superformer(model: nn.Module, path: AnyPath) -> None:
             f"{path}: its choices stand at {shown(at)}, here at {shown(own)}; load it into the part that was written"
         )
     below = at[: len(at) - len(own)] if own or not at else f"{at}."  # where the names of this model begin in the file
-    _check_space(inner, metadata, path)
+    with all_or_nothing(search_space(inner).choices.values()):
+        adapted = Adapted({}, {})
+        if adapt:
+            adapted = _adapted(whole, inner, metadata, path, below)
+        else:
+            _check_space(inner, metadata, path)
+        tensors = _fitting_tensors(whole, inner, own, metadata, path, below)
+        _check_fixed(whole, metadata, path, below)
+        if not adapt:
+            _check_derived(whole, metadata, path, below)
+        whole.load_state_dict(tensors)
+    return adapted
+
+
+def _fitting_tensors(
+    whole: nn.Module, inner: Any, own: str, metadata: Mapping[str, str], path: Path, below: str
+) -> dict[str, Tensor]:
+    """Return the tensors of a file for a model, of which `inner` at `own` holds the choices; positions as its images want.
+
+    Raises:
+        FileError: names, shapes or types that do not fit.
+    """
     state = whole.state_dict()
     old, new = read_json(metadata.get("img_size", "null"), path), _img_size(inner)
     check(old == new or (new is not None and is_size(old)), f"{path}: img_size", "two ints", old)
@@ -94,14 +127,13 @@ def load_superformer(model: nn.Module, path: AnyPath) -> None:
     tables = {name for name in state if name.removeprefix(start).split(".")[0] == "pos_embed" and old != new}
     wanted = {below + name: (tuple(tensor.shape), dtype_name(tensor)) for name, tensor in state.items()}
     check_header(path, wanted, {below + name for name in tables}, below)
-    _check_unsearched(whole, metadata, path, below)
     tensors = {name.removeprefix(below): it for name, it in load_file(path).items() if name.startswith(below)}
     for name in tables:
         patch, width, shape = _patch_of(inner, name.removeprefix(start)), state[name].shape[-1], tuple(tensors[name].shape)
         if len(shape) != 3 or (shape[0], shape[2]) != (1, width):
             raise FileError(f"{path}: {name}: expected shape (1, positions, {width}), got {shown(shape)}")
         tensors[name] = resampled_positions(tensors[name], old, new, patch, inner.num_prefix_tokens, path)
-    whole.load_state_dict(tensors)
+    return tensors
 
 
 def _check_space(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> None:
@@ -114,11 +146,27 @@ def _check_space(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> N
     check(isinstance(saved, dict), f"{path}: space", "an object", saved)
     if saved != own:
         differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
-        raise FileError(f"{path}: another search space; different in {listed(differing)}")
+        raise FileError(
+            f"{path}: another search space; different in {listed(differing)}; with adapt=True the values that both have keep"
+            " what they used"
+        )
 
 
-def _check_unsearched(model: nn.Module, metadata: Mapping[str, str], path: Path, below: str) -> None:
-    """Compare values that are not searched and runs that follow others, which neither space nor shapes tell.
+def _adapted(whole: nn.Module, inner: nn.Module, metadata: Mapping[str, str], path: Path, below: str) -> Adapted:
+    """Let the values that a model and a file have use what they used in the file's model.
+
+    Raises:
+        FileError: what cannot be kept.
+    """
+    saved = read_json(metadata.get("space", ""), path)
+    check(isinstance(saved, dict), f"{path}: space", "an object", saved)
+    adapted = adapt_choices(search_space(inner), saved, path)
+    adapt_products(whole, _derived(metadata, path, below), path)
+    return adapted
+
+
+def _check_fixed(model: nn.Module, metadata: Mapping[str, str], path: Path, below: str) -> None:
+    """Compare values that are not searched, which neither space nor shapes tell.
 
     Raises:
         FileError: they differ.
@@ -127,12 +175,26 @@ def _check_unsearched(model: nn.Module, metadata: Mapping[str, str], path: Path,
     check(isinstance(fixed, dict), f"{path}: fixed", "an object", fixed)
     for name, value in _fixed_values(model).items():  # equal shapes do not tell how many heads there are
         check(fixed.get(below + name) == value, f"{path}: {below}{name}", str(value), fixed.get(below + name))
-    derived, here = read_json(metadata.get("derived", "null"), path), _derived_runs(model)  # null: an older file
-    if derived is not None:
-        check(isinstance(derived, dict), f"{path}: derived", "an object", derived)
-        there = {name.removeprefix(below): runs for name, runs in derived.items() if name.startswith(below)}
-        if differing := [name for name in {**here, **there} if here.get(name) != there.get(name)]:
-            raise FileError(f"{path}: widths that follow others use other channels in {listed(differing)}")
+
+
+def _check_derived(model: nn.Module, metadata: Mapping[str, str], path: Path, below: str) -> None:
+    """Compare runs that follow other choices, which neither space nor shapes tell.
+
+    Raises:
+        FileError: they differ.
+    """
+    here, there = _derived_runs(model), _derived(metadata, path, below)
+    if there is not None and (differing := [name for name in {**here, **there} if here.get(name) != there.get(name)]):
+        raise FileError(f"{path}: widths that follow others use other channels in {listed(differing)}")
+
+
+def _derived(metadata: Mapping[str, str], path: Path, below: str) -> dict[str, Any] | None:
+    """Return the runs of widths that follow others in a file, by the paths of this model; None: an older file."""
+    derived = read_json(metadata.get("derived", "null"), path)
+    if derived is None:
+        return None
+    check(isinstance(derived, dict), f"{path}: derived", "an object", derived)
+    return {name.removeprefix(below): runs for name, runs in derived.items() if name.startswith(below)}
 
 
 def _searchable_part(model: nn.Module) -> tuple[str, Any]:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from vitas import plain
-from vitas.choice import Choice, Dim, take
+from vitas.choice import Choice, Depth, Dim, take
 from vitas.cost import Cost, cost_of, params_of, product_of
 from vitas.errors import ExportError, ShapeError, VitasError, listed, shown
 from vitas.nn.kept import TORCHS_OWN, is_data, refuse_patches
+from vitas.nn.same import ADVICE, differing, note_uses
 from vitas.space import held, holders, unwrap
 
 M = TypeVar("M", bound=nn.Module)
@@ -89,6 +90,24 @@ class Elastic(nn.Module):
         except (AttributeError, IndexError, ShapeError, TypeError):
             checked_axes(self)  # says which axis it is
             raise
+
+    def _using(self) -> dict[str, Choice[Any]]:
+        """Return the choices, by attribute, whose values use some channels of the weights or some blocks."""
+        dims = [dim.dim if isinstance(dim, Stack) else dim for axes in self.axes().values() for dim in axes]
+        choices = {name: choice for name, choice in held(self) if not choice.fixed}
+        return {name: choice for name, choice in choices.items() if isinstance(choice, Depth) or choice in dims}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if (metadata := getattr(destination, "_metadata", None)) is not None:
+            note_uses(self._using(), metadata.setdefault(prefix[:-1], {}))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing: Any, extra: Any, errors: list[str]
+    ) -> None:
+        if new := [error for error in differing(self._using(), local_metadata, prefix) if error not in errors]:
+            errors += new if ADVICE in errors else [*new, ADVICE]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, extra, errors)
 
     def cost(self, tokens: Cost) -> Cost:
         """Return what the children cost; a layer that holds weights itself has to state more.

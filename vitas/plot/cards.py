@@ -150,7 +150,7 @@ def space_card(model: nn.Module) -> Card:
     space = search_space(model)
     groups: dict[tuple[str, tuple[Any, ...], tuple[float, ...]], int] = {}
     for name, choice in space.choices.items():
-        key = (pattern_of(name), choice.values, choice.p)
+        key = (pattern_of(name), space.values[name], tuple(choice.p[number] for number in choice.left))
         groups[key] = groups.get(key, 0) + 1
     rows = [
         [

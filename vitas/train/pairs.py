@@ -55,7 +55,7 @@ def complementary(model: nn.Module) -> Iterator[Subnet]:
         ChoiceError: a model without choices, or no width of any Dim has a complement.
     """
     space = search_space(model)
-    if not any(complement(choice, value) for choice in space.choices.values() for value in choice.values):
+    if not any(_complement(space, name, value) for name, values in space.values.items() for value in values):
         raise ChoiceError(
             f"complementary: no width of this {type(model).__name__} has a complement; use sharing='bilateral' or"
             " 'cyclic-paired'"
@@ -64,10 +64,16 @@ def complementary(model: nn.Module) -> Iterator[Subnet]:
 
 
 def _pair(space: SearchSpace, subnet: Subnet) -> Iterator[Subnet]:
-    other = {name: complement(space.choices[name], value) or value for name, value in subnet.items()}
+    other = {name: _complement(space, name, value) or value for name, value in subnet.items()}
     for side, one in zip(SIDES, (subnet, space.subnet(other)), strict=True):
         space.activate(one, side=side if space.bilateral else None)
         yield one
+
+
+def _complement(space: SearchSpace, name: str, value: float) -> int | None:
+    """Return the complement of a width where the space has it."""
+    width = complement(space.choices[name], value)
+    return width if width in space.values[name] else None
 
 
 def complement(choice: Choice[int] | Choice[float], value: float) -> int | None:
