@@ -559,7 +559,7 @@ def test_a_plain_superformer_has_no_choices():
 def test_two_choices_of_one_name_are_refused():
     model = nn.Sequential(CyclicLinear(3, Dim([2, 4], name="width")), CyclicLinear(3, Dim([2, 4], name="width")))
     with pytest.raises(
-        ChoiceError, match=r"two choices are called 'width', at 0\.out_dim and at 1\.out_dim; call with one of the models"
+        ChoiceError, match=r"two choices are called 'width', at 0\.out_dim and at 1\.out_dim; give one another name="
     ):
         search_space(model)
 

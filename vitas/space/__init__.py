@@ -19,6 +19,7 @@ Knows no layer: whoever holds a Choice is found by walking. Imports choice and w
 
 from vitas.space.change import all_or_nothing, narrow, widen
 from vitas.space.codes import codes_of
+from vitas.space.left import named
 from vitas.space.model import StatesCost, arguments_of, device_of, eval_mode, logits_of, needs_tokens, unwrap
 from vitas.space.space import BASE_LAYER, SearchSpace, search_space
 from vitas.space.state import State
@@ -45,6 +46,7 @@ __all__ = [
     "held",
     "holders",
     "logits_of",
+    "named",
     "narrow",
     "needs_tokens",
     "readable_amount",

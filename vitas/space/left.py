@@ -68,14 +68,18 @@ def spoken_of(what: str, asked: Any, choices: Mapping[str, AnyChoice]) -> list[t
                 raise ChoiceError(f"{what}: {shown(pattern)}: expected at most {MOST_VALUES} values, got more")
             if not values:
                 raise ChoiceError(f"{what}: {shown(pattern)}: expected at least one value, got none")
-        found += [(name, pattern, values) for name in _named(what, pattern, list(choices))]
+        found += [(name, pattern, values) for name in named(what, pattern, list(choices))]
     return found
 
 
-def _named(what: str, pattern: Any, names: list[str]) -> list[str]:
-    """Return the names that a name or a glob stands for."""
+def named(what: str, pattern: Any, names: list[str], kind: str = "choice") -> list[str]:
+    """Return the names that a name or a glob stands for, whose star also stands for dots.
+
+    Raises:
+        ChoiceError: neither a name nor a glob of any, with the nearest.
+    """
     if not isinstance(pattern, str):
-        raise ChoiceError(f"{what}: expected the name of a choice or a glob, got {shown(pattern)}")
+        raise ChoiceError(f"{what}: expected the name of a {kind} or a glob, got {shown(pattern)}")
     if pattern in names:
         return [pattern]
     matching = [name for name in names if fnmatchcase(name, pattern)]
@@ -83,8 +87,8 @@ def _named(what: str, pattern: Any, names: list[str]) -> list[str]:
         return matching
     if any(sign in pattern for sign in "*?["):
         globs = list(dict.fromkeys(pattern_of(name) for name in names))
-        raise ChoiceError(f"{what}: no choice matches this glob: {one_of(globs, pattern)}")
-    raise ChoiceError(f"{what}: unknown choice: {one_of(names, pattern)}")
+        raise ChoiceError(f"{what}: no {kind} matches this glob: {one_of(globs, pattern)}")
+    raise ChoiceError(f"{what}: unknown {kind}: {one_of(names, pattern)}")
 
 
 def _number(where: str, choice: AnyChoice, left: Sequence[int], value: Any) -> int:

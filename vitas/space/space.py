@@ -20,7 +20,7 @@ from vitas.space.codes import Encoding
 from vitas.space.left import Left, restricted
 from vitas.space.liveness import Liveness, conditions_of, gates_first, weakest
 from vitas.space.model import StatesCost, needs_tokens, unwrap
-from vitas.space.naming import claim_for_model, refuse_broken_ties, refuse_equal_names, shortest_path
+from vitas.space.naming import claim_for_model, names_of
 from vitas.space.state import State
 from vitas.space.subnet import Number, Row, Subnet, as_subnet
 from vitas.space.table import readable_costs, space_html, space_text
@@ -351,7 +351,8 @@ def search_space(model: nn.Module) -> SearchSpace:
     """Return the search space of a model: one walk over its modules finds every choice and names it.
 
     A choice is called by its `name`, else by the shortest attribute path to a module that holds it; wrappers (DDP, compile,
-    EMA) leave no trace in names.
+    EMA) leave no trace in names. Where whole models stand side by side, such as a student and its teacher in a ModuleDict,
+    the names of each begin with its path: "student.depth". Called with one of them, all functions use its own names.
 
     Raises:
         ChoiceError: no choices; two of one name; a copy that lost its tie; a choice that stands in another model too.
@@ -367,10 +368,8 @@ def search_space(model: nn.Module) -> SearchSpace:
             f"{type(model).__name__} has no choices: build it from vitas.nn layers with Choices and Dims of several values, "
             "or make a timm model searchable by vitas.wrap"
         )
-    refuse_broken_ties(paths)
+    names = names_of(model, paths)
     gates = {choice: weakest(alternatives) for choice, alternatives in gates.items()}
-    names = {choice: choice.name or shortest_path(at) for choice, at in paths.items()}
-    refuse_equal_names(names, paths)
     for choice in paths:
         claim_for_model(choice, model, names[choice])
     ordered = gates_first(gates)

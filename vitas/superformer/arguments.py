@@ -1,17 +1,23 @@
 """What the arguments of superformers become: one value is fixed, several make a choice."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vitas.checks import MOST_VALUES, are_several
 from vitas.choice import Choice, Dim, as_choice
-from vitas.errors import ChoiceError, is_one_of, one_of, shown
+from vitas.errors import ChoiceError, is_one_of, listed, one_of, shown
 from vitas.sharing import Sharing
+from vitas.space import named
 
 Count = int | Iterable[int] | Choice[int]
 Width = int | Iterable[int] | Dim
 Ratio = float | Iterable[float] | Choice[float]
+Counts = Count | Sequence[Count] | Mapping[str, Count]
+Widths = Width | None | Sequence[Width | None] | Mapping[str, Width | None]
+Ratios = Ratio | Sequence[Ratio] | Mapping[str, Ratio]
+"""The same for all blocks, or for each, see `for_each_block`."""
+
 Patterns = Sharing | Mapping[str, Sharing]
 KINDS = ("embed_dim", "qkv_dim", "num_heads", "mlp_dim")
 MOST_BLOCKS = 1024
@@ -74,3 +80,66 @@ def depths_of(depth: int | Iterable[int], name: str = "depth") -> tuple[int, int
 def reusable(values: T) -> T:
     """Return a list in place of an iterator, since every block reads it; more values than a choice takes are cut off."""
     return list(islice(values, MOST_VALUES + 1)) if are_several(values) else values  # type: ignore[return-value]
+
+
+def for_each_block(what: str, given: Any, blocks: Sequence[str], word: str) -> list[Any]:
+    """Return what each block is given: all the same, an entry of a list each, or from a mapping what first matches its name.
+
+    Args:
+        what: Name of the argument.
+        given: Values; a list of which some entry is not one value, an entry for each block; or a mapping from names and
+            globs of blocks to values.
+        blocks: Names of the blocks, such as "stages.1.blocks.0".
+        word: Last word of the names of their choices, with which a block may be named too.
+
+    Raises:
+        ChoiceError: more entries or fewer than blocks, a name of no block, a name that comes too late, a block that is left.
+    """
+    if isinstance(given, Mapping):
+        return _matched(what, given, blocks, word)
+    given = reusable(given)
+    if not are_several(given) or not any(map(_is_entry, given)):
+        return [given] * len(blocks)
+    entries = [reusable(entry) for entry in given]
+    if len(entries) != len(blocks):
+        raise ChoiceError(
+            f"{what}: expected one entry for each of the {len(blocks)} blocks, or values for all, got {len(entries)}"
+        )
+    return entries
+
+
+def for_blocks_of_stages(what: str, given: Mapping[Any, Any], blocks: Sequence[Sequence[str]], word: str) -> list[Any]:
+    """Return, for each stage, what a mapping says of each of its blocks; see `for_each_block`, whose mapping this is.
+
+    Args:
+        what: Name of the argument.
+        given: From names and globs of blocks to values.
+        blocks: The names of the blocks of each stage.
+        word: Last word of the names of their choices.
+
+    Raises:
+        ChoiceError: as `for_each_block`.
+    """
+    each = iter(_matched(what, given, [block for own in blocks for block in own], word))
+    return [{block: next(each) for block in own} for own in blocks]
+
+
+def _is_entry(value: object) -> bool:
+    auto = isinstance(value, str) and value == "auto"
+    return auto or value is None or isinstance(value, Choice) or are_several(value)
+
+
+def _matched(what: str, given: Mapping[Any, Any], blocks: Sequence[str], word: str) -> list[Any]:
+    names = [*blocks, *(f"{block}.{word}" for block in blocks)]
+    found: dict[str, Any] = {}
+    for pattern, values in given.items():
+        values = reusable(values)
+        own = {name.removesuffix(f".{word}"): values for name in named(what, pattern, names, "block")}
+        if own.keys() <= found.keys():
+            raise ChoiceError(
+                f"{what}: {shown(pattern)} comes after names of the same blocks; the first that matches counts"
+            )
+        found = {**own, **found}
+    if left := [block for block in blocks if block not in found]:
+        raise ChoiceError(f"{what}: nothing is said of {listed(left)}; end on the rest, such as {{..., '*': values}}")
+    return [found[block] for block in blocks]

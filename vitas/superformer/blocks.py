@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from vitas import plain
-from vitas.checks import as_flag
+from vitas.checks import are_several, as_flag
 from vitas.choice import Choice, Dim
 from vitas.errors import ChoiceError
 from vitas.fields import check_field
@@ -22,7 +22,7 @@ from vitas.nn import (
     ShiftableIdentity,
 )
 from vitas.sharing import Sharing
-from vitas.superformer.arguments import Count, Ratio, Width, choice_of, depths_of, dim_of, reusable
+from vitas.superformer.arguments import Count, Ratio, Width, choice_of, depths_of, dim_of, for_each_block
 
 _ALLOWED: dict[str, Any] = {
     "norm_eps": plain.Eps,
@@ -53,6 +53,7 @@ class BlockOptions:
     qk_norm: bool = False
     init_values: float | None = None
     head_dim: int | None = None
+    several_heads: bool = False  # whether some block has: one with a single head count then has no private copies
 
     def __post_init__(self) -> None:
         as_flag(self.qk_norm, "qk_norm")
@@ -69,11 +70,23 @@ class BlockValues(NamedTuple):
     mlp_dim: Width | None
     mlp_ratio: Ratio
 
-    def reusable(self) -> "BlockValues":
-        """Return values that every block can read."""
-        return BlockValues(
-            reusable(self.num_heads), reusable(self.qkv_dim), reusable(self.mlp_dim), reusable(self.mlp_ratio)
-        )
+
+def values_of(blocks: Sequence[str], **given: Any) -> list[BlockValues]:
+    """Return what the choices of each block are made of.
+
+    Args:
+        blocks: Names of the blocks.
+        given: Arguments in the order of BlockValues' fields, see `for_each_block`.
+    """
+    words = zip(given.items(), BlockValues._fields, strict=True)
+    columns = [for_each_block(what, values, blocks, word) for (what, values), word in words]
+    return [BlockValues(*row) for row in zip(*columns, strict=True)]
+
+
+def several_heads(blocks: Iterable[BlockValues]) -> bool:
+    """Say whether some block has several head counts."""
+    heads = (values.num_heads for values in blocks)
+    return any(not own.fixed if isinstance(own, Choice) else are_several(own) and len([*own]) > 1 for own in heads)
 
 
 def token_block(name: str, width: Dim, values: BlockValues, options: BlockOptions) -> plain.Block:
@@ -84,7 +97,7 @@ def token_block(name: str, width: Dim, values: BlockValues, options: BlockOption
         heads,
         head_dim=options.head_dim,
         qkv_dim=qkv_dim,
-        private=options.private,
+        private=_private_of(heads, options),
         qkv_bias=options.qkv_bias,
         qk_norm=options.qk_norm,
         attn_drop=options.attn_drop_rate,
@@ -99,13 +112,18 @@ def map_block(
 ) -> plain.Block:
     """Return a block (B, H, W, D) -> (B, H, W, D), which attends inside windows or, without, to a coarser map."""
     heads, qkv_dim = _heads_of(name, values, options)
-    drops: dict[str, Any] = {"attn_drop": options.attn_drop_rate, "proj_drop": options.proj_drop_rate}
+    common: dict[str, Any] = {"qkv_dim": qkv_dim, "private": _private_of(heads, options)}
+    common |= {"attn_drop": options.attn_drop_rate, "proj_drop": options.proj_drop_rate}
     attention: nn.Module
     if window is not None:
-        attention = ElasticWindowAttention(width, heads, window, qkv_dim=qkv_dim, private=options.private, **drops)
+        attention = ElasticWindowAttention(width, heads, window, **common)
     else:
-        attention = ElasticSubsampledAttention(width, heads, sr_ratio, qkv_dim=qkv_dim, private=options.private, **drops)
+        attention = ElasticSubsampledAttention(width, heads, sr_ratio, **common)
     return _block(name, width, attention, values, options)
+
+
+def _private_of(heads: Dim, options: BlockOptions) -> str | None:
+    return None if heads.fixed and options.several_heads else options.private
 
 
 def _heads_of(name: str, values: BlockValues, options: BlockOptions) -> tuple[Dim, Dim | None]:

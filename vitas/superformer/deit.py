@@ -15,9 +15,20 @@ from vitas.nn import CyclicLinear, ElasticLayerNorm, ElasticPatchEmbed
 from vitas.nn.layer import exported, like
 from vitas.nn.patches import check_patches, patch_count, pixels
 from vitas.nn.tokens import Table, active_table, make_table
-from vitas.superformer.arguments import Count, Patterns, Ratio, Width, choice_of, dim_of, patterns_of
+from vitas.superformer.arguments import (
+    Count,
+    Counts,
+    Patterns,
+    Ratios,
+    Width,
+    Widths,
+    choice_of,
+    depths_of,
+    dim_of,
+    patterns_of,
+)
 from vitas.superformer.base import Superformer
-from vitas.superformer.blocks import BlockOptions, BlockValues, row_of, token_block
+from vitas.superformer.blocks import BlockOptions, row_of, several_heads, token_block, values_of
 
 
 class DeiTSuperformer(Superformer, plain.VisionTransformer):
@@ -26,6 +37,10 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     Wherever several values are given, a choice is made: one for the whole model for `embed_dim`, `patch_size` and `depth`,
     one for each block for the others. A Choice or Dim object is used as it is, by every block alike. With plain ints this
     is timm's model: same outputs, same checkpoint keys.
+
+    What is said of blocks (`num_heads`, `qkv_dim`, `mlp_dim`, `mlp_ratio`) may also be a list with an entry for each slot,
+    of which some entry is not one value, [[2, 4], [4], ...]; or a mapping from names and globs of blocks to values, of
+    which the first that matches counts: {"blocks.[0-5]": [2, 4], "*": [4]}.
 
     Shapes: (B, C, H, W) -> (B, classes); while training a distilled model with `distilled_training`, a pair of them.
     Cost: patches, blocks and classifier of the active subnet in MACs; see `cost`.
@@ -44,7 +59,7 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
         head_dim: Channels of each head, where `qkv_dim` is None; None: the largest width over the most heads.
         mlp_dim: Hidden width of the MLP; None: from `mlp_ratio`.
         mlp_ratio: Hidden width as int(embed_dim * ratio), where `mlp_dim` is None.
-        private: None, "qk" or "v": which of q, k, v have a copy for each head count.
+        private: None, "qk" or "v": which of q, k, v have a copy for each head count, in blocks that have several.
         qkv_bias: Whether q, k, v have a bias.
         qk_norm: Whether each head's q and k pass a layer norm.
         init_values: Starting gain of LayerScale; None: no LayerScale.
@@ -75,12 +90,12 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
         global_pool: str = "token",
         embed_dim: Width = 768,
         depth: int | Iterable[int] = 12,
-        num_heads: Count = 12,
+        num_heads: Counts = 12,
         *,
-        qkv_dim: Width | None = None,
+        qkv_dim: Widths = None,
         head_dim: int | None = None,
-        mlp_dim: Width | None = None,
-        mlp_ratio: Ratio = 4.0,
+        mlp_dim: Widths = None,
+        mlp_ratio: Ratios = 4.0,
         private: str | None = None,
         qkv_bias: bool = True,
         qk_norm: bool = False,
@@ -98,12 +113,15 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     ) -> None:
         patterns = patterns_of(sharing, qkv_dim, mlp_dim)
         _check(num_classes, global_pool, distilled, fc_norm, final_norm_eps, shift)
+        names = [f"blocks.{slot}" for slot in range(depths_of(depth)[1])]
+        values = values_of(names, num_heads=num_heads, qkv_dim=qkv_dim, mlp_dim=mlp_dim, mlp_ratio=mlp_ratio)
         rates = proj_drop_rate, attn_drop_rate, drop_path_rate
-        options = BlockOptions(patterns, private, norm_eps, *rates, qkv_bias, qk_norm, init_values, head_dim)
+        options = BlockOptions(
+            patterns, private, norm_eps, *rates, qkv_bias, qk_norm, init_values, head_dim, several_heads(values)
+        )
         width, patch = dim_of(embed_dim, "embed_dim", patterns["embed_dim"]), choice_of(patch_size, "patch_size")
-        values = BlockValues(num_heads, qkv_dim, mlp_dim, mlp_ratio).reusable()
         patch_embed = ElasticPatchEmbed(img_size, patch, in_chans, width)
-        blocks = row_of(lambda slot: token_block(f"blocks.{slot}", width, values, options), depth, depth_p, shift)
+        blocks = row_of(lambda slot: token_block(names[slot], width, values[slot], options), depth, depth_p, shift)
         blocks.lay_drop_path(drop_path_rate)
         heads = [CyclicLinear(width, int(num_classes)) if num_classes else None for _ in range(2 if distilled else 1)]
         super().__init__(

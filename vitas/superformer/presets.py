@@ -194,7 +194,8 @@ def create_superformer(
         sharing: Which channels a width uses, see vitas.sharing; or a mapping from "embed_dim", "qkv_dim", "num_heads" and
             "mlp_dim" to patterns, where what it does not name is "cyclic".
         overrides: Other arguments of DeiTSuperformer or TwinsSuperformer in place of the named space's; `mlp_ratio` also
-            replaces its `mlp_dim`, `head_dim` its `qkv_dim`, and the other way round.
+            replaces its `mlp_dim`, `head_dim` its `qkv_dim`, and the other way round. Of heads and widths inside blocks each
+            may have its own: `num_heads={"blocks.[0-5]": [2, 4], "*": [4]}`, see there.
 
     Raises:
         ChoiceError: an unknown name or argument, or values that do not fit together.

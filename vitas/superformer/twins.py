@@ -1,6 +1,6 @@
 """The Twins family as one searchable model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -16,9 +16,23 @@ from vitas.nn import CyclicLinear, ElasticConv2d, ElasticLayerNorm, ShiftableIde
 from vitas.nn.depth import lay_drop_path
 from vitas.nn.layer import rebuilt
 from vitas.nn.patches import pixels
-from vitas.superformer.arguments import Count, Patterns, Ratio, Width, choice_of, dim_of, patterns_of, reusable
+from vitas.superformer.arguments import (
+    Count,
+    Counts,
+    Patterns,
+    Ratio,
+    Ratios,
+    Width,
+    Widths,
+    choice_of,
+    depths_of,
+    dim_of,
+    for_blocks_of_stages,
+    patterns_of,
+    reusable,
+)
 from vitas.superformer.base import Superformer
-from vitas.superformer.blocks import BlockOptions, BlockValues, map_block, row_of
+from vitas.superformer.blocks import BlockOptions, BlockValues, map_block, row_of, several_heads, values_of
 
 _MOST_STAGES = 16  # each halves the sides of the map, at the least
 
@@ -32,6 +46,10 @@ class TwinsSuperformer(Superformer, plain.Twins):
     Every argument in the plural has one entry for each stage. Wherever an entry is several values, a choice is made: one
     for the stage for `embed_dims`, `depths` and `wss`, one for each block for the others. A Choice or Dim object is used
     as it is. With plain ints this is timm's model: same outputs, same checkpoint keys.
+
+    What is said of blocks (`num_heads`, `qkv_dims`, `mlp_dims`, `mlp_ratios`) may also be a mapping from names and globs of
+    blocks to values, of which the first that matches counts: {"stages.2.blocks.[0-5]": [8, 16], "stages.2.*": 16, ...}.
+    An entry of a stage may be such a mapping too, or a list with an entry for each of its slots.
 
     Blocks alternate: even slots attend inside windows, odd ones to a coarser map; without windows all do the latter. The
     kind belongs to the slot. Identities are shifted to the tail of their stage; depths in steps of 2, such as
@@ -57,7 +75,7 @@ class TwinsSuperformer(Superformer, plain.Twins):
         qkv_dims: Width of q, k and v each, regrouped into the active heads; None: the largest width of the stage over
             the most heads, for each head.
         mlp_dims: Hidden width of the MLP; None: from `mlp_ratios`.
-        private: None, "qk" or "v": which of q, k, v have a copy for each head count.
+        private: None, "qk" or "v": which of q, k, v have a copy for each head count, in blocks that have several.
         drop_rate: Dropout before the classifier.
         pos_drop_rate: Dropout after each merging of patches.
         proj_drop_rate: Dropout after the projections of attention and MLP.
@@ -83,14 +101,14 @@ class TwinsSuperformer(Superformer, plain.Twins):
         num_classes: int = 1000,
         global_pool: str = "avg",
         embed_dims: Sequence[Width] = (64, 128, 256, 512),
-        num_heads: Sequence[Count] = (2, 4, 8, 16),
-        mlp_ratios: float | Sequence[Ratio] = 4.0,
+        num_heads: Sequence[Counts] | Mapping[str, Count] = (2, 4, 8, 16),
+        mlp_ratios: float | Sequence[Ratios] | Mapping[str, Ratio] = 4.0,
         depths: Sequence[int | Iterable[int]] = (2, 2, 10, 4),
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
         wss: Sequence[Count] | None = (7, 7, 7, 7),
         *,
-        qkv_dims: Sequence[Width] | None = None,
-        mlp_dims: Sequence[Width] | None = None,
+        qkv_dims: Sequence[Widths] | Mapping[str, Width | None] | None = None,
+        mlp_dims: Sequence[Widths] | Mapping[str, Width | None] | None = None,
         private: str | None = None,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
@@ -107,12 +125,14 @@ class TwinsSuperformer(Superformer, plain.Twins):
         as_flag(shift, "shift")
         in_chans, patch_size = as_count(in_chans, "in_chans"), as_count(patch_size, "patch_size")
         patterns = patterns_of(sharing, qkv_dims, mlp_dims)
-        options = BlockOptions(patterns, private, norm_eps, proj_drop_rate, attn_drop_rate, drop_path_rate)
         widths = enumerate(_listed(embed_dims, "embed_dims"))
         dims = [dim_of(d, f"stages.{k}.embed_dim", patterns["embed_dim"]) for k, d in widths]
         ratios = mlp_ratios if are_several(mlp_ratios) else [mlp_ratios] * len(dims)
-        lists = {"num_heads": num_heads, "qkv_dims": qkv_dims, "mlp_dims": mlp_dims, "mlp_ratios": ratios}
-        stages = _stages(dims, **lists, depths=depths, sr_ratios=sr_ratios, wss=wss)
+        given = {"num_heads": num_heads, "qkv_dims": qkv_dims, "mlp_dims": mlp_dims, "mlp_ratios": ratios}
+        stages = _stages(dims, given, depths, sr_ratios, wss)
+        rates = proj_drop_rate, attn_drop_rate, drop_path_rate
+        several = several_heads(values for stage in stages for values in stage.values)
+        options = BlockOptions(patterns, private, norm_eps, *rates, several_heads=several)
         rows = [stage.row(options, depth_p, shift) for stage in stages]
         lay_drop_path(drop_path_rate, rows)
         channels: list[int | Dim] = [in_chans, *dims]
@@ -189,7 +209,7 @@ class _Stage(NamedTuple):
 
     name: str
     dim: Dim
-    values: BlockValues
+    values: Sequence[BlockValues]
     depth: int | Iterable[int]
     sr_ratio: int
     window: Count | None
@@ -200,7 +220,7 @@ class _Stage(NamedTuple):
 
         def block(slot: int) -> plain.Block:
             name, own_window = f"{self.name}.blocks.{slot}", None if slot % 2 else window
-            return map_block(name, self.dim, self.values, options, own_window, self.sr_ratio)
+            return map_block(name, self.dim, self.values[slot], options, own_window, self.sr_ratio)
 
         return row_of(block, self.depth, depth_p, shift, self.name)
 
@@ -209,22 +229,55 @@ def _merging(before: int | Dim, dim: int | Dim, patch: int) -> plain.PatchMergin
     return plain.PatchMerging(ElasticConv2d(before, dim, patch, patch), ElasticLayerNorm(dim))
 
 
-def _stages(dims: Sequence[Dim], **arguments: Any) -> list[_Stage]:
-    """Return a stage for each width; the arguments have an entry for each or, some, are None.
+def _stages(
+    dims: Sequence[Dim],
+    given: Mapping[str, Any],
+    depths: Sequence[int | Iterable[int]],
+    sr_ratios: Sequence[int],
+    wss: Sequence[Count] | None,
+) -> list[_Stage]:
+    """Return a stage for each width; `given` says of the blocks what BlockValues hold, in their order."""
+    n = len(dims)
+    rows = [reusable(depth) for depth in _for_each_stage("depths", depths, n)]
+    names = [
+        [f"stages.{k}.blocks.{slot}" for slot in range(depths_of(depth, f"stages.{k}.depth")[1])]
+        for k, depth in enumerate(rows)
+    ]
+    columns = {
+        what: _of_blocks(what, values, names, word) for (what, values), word in zip(given.items(), _WORDS, strict=True)
+    }
+    ratios, windows = _for_each_stage("sr_ratios", sr_ratios, n), _for_each_stage("wss", wss, n)
+    return [
+        _Stage(
+            f"stages.{k}",
+            dims[k],
+            values_of(names[k], **{what: column[k] for what, column in columns.items()}),
+            rows[k],
+            ratios[k],
+            reusable(windows[k]),
+        )
+        for k in range(n)
+    ]
 
-    Their order is that of BlockValues, then of _Stage.
-    """
-    columns = []
-    for what, values in arguments.items():
-        missing = values is None and what in ("wss", "qkv_dims", "mlp_dims")
-        given = [None] * len(dims) if missing else _listed(values, what)
-        if len(given) != len(dims):
-            raise ChoiceError(
-                f"{what}: expected one entry for each of the {len(dims)} stages (as embed_dims has), got {len(given)}"
-            )
-        columns.append([reusable(value) for value in given])
-    entries = enumerate(zip(dims, *columns, strict=True))
-    return [_Stage(f"stages.{k}", dim, BlockValues(*entry[:4]), *entry[4:]) for k, (dim, *entry) in entries]
+
+_WORDS = BlockValues._fields
+
+
+def _of_blocks(what: str, values: Any, names: Sequence[Sequence[str]], word: str) -> list[Any]:
+    """Return what is said of the blocks of each stage."""
+    if isinstance(values, Mapping):
+        return for_blocks_of_stages(what, values, names, word)
+    return _for_each_stage(what, values, len(names))
+
+
+def _for_each_stage(what: str, values: Any, n: int) -> list[Any]:
+    """Return the entry of each of `n` stages; None where nothing is given and nothing has to be."""
+    if values is None and what in ("wss", "qkv_dims", "mlp_dims"):
+        return [None] * n
+    given = _listed(values, what)
+    if len(given) != n:
+        raise ChoiceError(f"{what}: expected one entry for each of the {n} stages (as embed_dims has), got {len(given)}")
+    return given
 
 
 def cost_of_stages(model: nn.Module, maps: Sequence[Map]) -> Cost:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf, nextafter
 from typing import Any, NamedTuple
 
 from vitas.checks import are_several, as_count, as_number, as_percentage, is_int
 from vitas.errors import ChoiceError, shown
-from vitas.superformer.arguments import reusable
+from vitas.superformer.arguments import for_blocks_of_stages, for_each_block, reusable
 
 Values = Any
 """None, "auto", or several numbers and percentages such as "50%"."""
@@ -18,6 +18,26 @@ class Settled(NamedTuple):
     """What each choice is to be, by its name; any other is the model's own: for a subnet that is known beforehand."""
 
     values: Mapping[str, Any]
+
+
+class EachBlock(NamedTuple):
+    """What each block of a stage is given."""
+
+    values: tuple[Values, ...]
+
+
+def for_blocks(what: str, given: Values, blocks: Sequence[Sequence[str]], word: str) -> list[EachBlock]:
+    """Return, for each stage, what each of its blocks is given, see `for_each_block`.
+
+    Args:
+        what: Name of the argument.
+        given: The same for all, an entry for each stage, or a mapping from names and globs of blocks.
+        blocks: The names of the blocks of each stage.
+        word: Last word of the names of their choices.
+    """
+    mapping = isinstance(given, Mapping)
+    stages = for_blocks_of_stages(what, given, blocks, word) if mapping else for_each_stage(what, given, len(blocks))
+    return [EachBlock(tuple(for_each_block(what, own, names, word))) for own, names in zip(stages, blocks, strict=True)]
 
 
 def constructor_arguments(own: Any, gates: bool = True) -> dict[str, int | float]:

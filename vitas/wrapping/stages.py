@@ -11,7 +11,7 @@ from torch import nn
 from vitas.choice import Depth, Dim
 from vitas.errors import ChoiceError, WrapError, shown
 from vitas.sharing import Sharing
-from vitas.wrapping.arguments import Settled, block_numbers, counts_of, hidden_of, widths_of
+from vitas.wrapping.arguments import EachBlock, Settled, block_numbers, counts_of, hidden_of, widths_of
 from vitas.wrapping.model import Block, Features, Model, Stage, TimmModel
 from vitas.wrapping.narrow import Narrowed, Shape, made
 from vitas.wrapping.plan import Letters, Plan, Step, supported_parts
@@ -65,6 +65,18 @@ def _place(model: nn.Module, record: Record, stage: int) -> Place:
     return Place(owner, attribute, parent, name, row, tuple(part for part in parts if isinstance(part, nn.Module)))
 
 
+def block_names(places: Sequence[Place]) -> list[list[str]]:
+    """Return the names of the blocks of each stage."""
+    return [
+        [f"{_prefix(place, stage)}blocks.{number}" for number in range(len(place.row._modules))]
+        for stage, place in enumerate(places)
+    ]
+
+
+def _prefix(place: Place, stage: int) -> str:
+    return f"stages.{stage}." if place.parts else ""
+
+
 def planned(
     model: Any,
     places: Sequence[Place],
@@ -89,7 +101,7 @@ def planned(
     record = plan.record_of(model)
     assert record is not None
     stages = tuple(
-        _stage(plan, model, place, i if place.parts else None, own, sharing, record.fixed)
+        _stage(plan, model, place, i, own, sharing, record.fixed)
         for i, (place, own) in enumerate(zip(places, given, strict=True))
     )
     widths = [stage.width for stage in stages]
@@ -143,14 +155,14 @@ def _stage(
     plan: Plan,
     model: nn.Module,
     place: Place,
-    number: int | None,
+    number: int,
     given: Mapping[str, Any],
     sharing: Sharing,
     fixed: Sequence[str],
 ) -> Stage:
-    prefix = "" if number is None else f"stages.{number}."
+    prefix = _prefix(place, number)
     own = _width_of(plan, place.row, "w" in fixed)
-    unit = _unit_of(plan, model if number is None else place.owner)
+    unit = _unit_of(plan, place.owner if place.parts else model)
     for letter, what in (("w", "embed_dim"), ("n", "depth")):
         if letter in fixed and given[what] is not None:
             raise ChoiceError(f"{what}: in this model it cannot be searched; expected None, got {shown(given[what])}")
@@ -210,7 +222,10 @@ def _blocks(
     searched = block_numbers(f"{stage.prefix}blocks", given["blocks"], len(place.row._modules))
     blocks = []
     for number, block in enumerate(place.row.children()):
-        own = given if number in searched else dict.fromkeys(given)
+        own = {
+            what: (values.values[number] if isinstance(values, EachBlock) else values) if number in searched else None
+            for what, values in given.items()
+        }
         width = stage.width.largest if "w" in letters else _width_of(plan, block, True)
         choices = _Choices(f"{stage.prefix}blocks.{number}", width, own, sharing, {}, {})
         plan.visit(block, "", letters, choices.settle, Slot, _depth=stage.depth)

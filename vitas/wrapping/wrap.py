@@ -12,7 +12,7 @@ from vitas.checks import check_flags
 from vitas.errors import ChoiceError, WrapError, shown
 from vitas.sharing import Sharing
 from vitas.space import holders, unwrap
-from vitas.wrapping.arguments import Values, for_each_stage
+from vitas.wrapping.arguments import Values, for_blocks, for_each_stage
 from vitas.wrapping.model import Stage
 from vitas.wrapping.narrow import Narrowed
 from vitas.wrapping.order import check_importance, check_order, put_in_order, scores_of
@@ -20,7 +20,7 @@ from vitas.wrapping.plan import Plan, apply, refuse_adapters, refuse_unfit, refu
 from vitas.wrapping.record import part_at
 from vitas.wrapping.records import RECORDS
 from vitas.wrapping.slots import name_of
-from vitas.wrapping.stages import places_of, planned
+from vitas.wrapping.stages import block_names, places_of, planned
 
 
 def wrap(
@@ -58,6 +58,9 @@ def wrap(
 
     Stages are alike in what they are given, ["50%", "100%"] say, or get an entry each: a list of which
     some entry is None, "auto" or several values, such as [None, "auto", [128, 192, 256], ["50%", "100%"]].
+
+    In the same way `num_heads` and `mlp_ratio` take an entry for each block (of a stage); or a mapping from names and
+    globs of blocks, of which the first that matches counts: {"blocks.[0-5]": "auto", "*": None}.
 
     Source: timm's models, 1.0.23 to 1.0.31, and transformers', 5.20 to 5.24; making them searchable is ours.
 
@@ -102,10 +105,12 @@ def wrap(
     places = places_of(model, Plan(known))
     if any(parameter.is_meta for parameter in model.parameters()):
         raise WrapError("the model is on the meta device and has no weights; build it on a real one")
-    arguments = {"embed_dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "depth": depth}
-    arguments |= {"leave": leave, "blocks": blocks}
-    given = [for_each_stage(what, values, len(places)) for what, values in arguments.items()]
-    per_stage = [dict(zip(arguments, values, strict=True)) for values in zip(*given, strict=True)]
+    arguments = {"embed_dim": embed_dim, "depth": depth, "leave": leave, "blocks": blocks}
+    given: dict[str, Any] = {what: for_each_stage(what, values, len(places)) for what, values in arguments.items()}
+    names = block_names(places)
+    given |= {"num_heads": for_blocks("num_heads", num_heads, names, "num_heads")}
+    given |= {"mlp_ratio": for_blocks("mlp_ratio", mlp_ratio, names, "mlp_dim")}
+    per_stage = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
     plan, stages = planned(model, places, per_stage, sharing, known)
     importance = order if isinstance(order, Mapping) else {}
     if order is not None:
