@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from vitas.checks import ANY_INT, as_count
 from vitas.choice import SIDES
-from vitas.cost import Cost, CostModel, count_flops, params_of, stated_cost
+from vitas.cost import Cost, CostModel, count_flops, learned_cost, params_of, stated_cost
 from vitas.cost.watch import Stated, Watch
 from vitas.errors import BudgetError, ChoiceError, VitasError, shown
 from vitas.sample.budget import Window, window_of
@@ -89,16 +90,18 @@ class SubnetSampler:
         self.space = search_space(model).restrict(fixed, only)
         self.model = unwrap(model)
         budgets = {name: budget for name, budget in (("flops", flops), ("params", params)) if budget is not None}
-        states_cost = isinstance(self.model, StatesCost) and not needs_tokens(self.model)
-        self._traced = inputs if "flops" in budgets and not states_cost else None
+        self._inputs = None if isinstance(self.model, StatesCost) and not needs_tokens(self.model) else inputs
+        flops_cost = cost_of_measure(self.model, "flops", self._inputs) if "flops" in budgets else None
+        self._traced = "flops" in budgets and flops_cost is None
         self._conditional: Conditional | None = None
         self._watch: Watch | None = None
         self._block: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 0), dtype=np.int64))
         self.windows: dict[str, Window] = {}
         if not budgets:
             return
-        costs = None if self._traced is not None else [cost_of_measure(self.model, name) for name in budgets]
-        self._watch = _watch_of(self.model, budgets, costs)
+        found = {"flops": flops_cost, "params": params_of(self.model)}
+        costs = None if self._traced else [Cost(found[name] or 0) for name in budgets]
+        self._watch = _watch_of(self.model, budgets, costs, self._inputs)
         whole = _chain(self.space.whole, costs)
         if whole is not None:
             greatest = dict(zip(budgets, extremes(whole)[1].tolist(), strict=True))
@@ -145,7 +148,9 @@ class SubnetSampler:
             raise ChoiceError(f"rng: expected a numpy.random.Generator, got {shown(rng)}")
         found: list[NDArray[np.int64]] = [np.empty((0, len(self.space)), dtype=np.int64)]
         arrived, proposed, batch = 0, 0, n
-        most = _PROPOSALS_BY_RUNNING if self._traced is not None else 10**6 + 1000 * n
+        if self._traced:
+            return self._draw_by_running(n, rng)
+        most = 10**6 + 1000 * n
         while arrived < n:
             if proposed >= most:
                 raise BudgetError(self._not_found(proposed, arrived))
@@ -165,7 +170,7 @@ class SubnetSampler:
         if self._conditional is not None:
             codes, _ = self._conditional.propose(n, rng)
             return self.space.encoding.completed(codes, self._conditional.chain.free, rng)
-        codes = self.space.encoding.completed(np.zeros((n, len(self.space)), dtype=np.int64), range(len(self.space)), rng)
+        codes = self._from_prior(n, rng)
         return codes[self.contains(codes)]
 
     def _not_found(self, proposed: int, arrived: int) -> str:
@@ -196,13 +201,13 @@ class SubnetSampler:
             VitasError: the model has changed, and its costs with it.
         """
         self._check()
-        names = ["flops", "params"] if self._traced is not None or self._stated is not None else ["params"]
+        names = ["flops", "params"] if self._traced or self._stated is not None else ["params"]
         return {name: self._measure(name, codes) for name in names}
 
     @cached_property
     def _stated(self) -> Cost | None:
         try:
-            return stated_cost(self.model)
+            return cost_of_measure(self.model, "flops", self._inputs)
         except VitasError:  # a module that states none, or a layer, whose cost depends on its tokens
             return None
 
@@ -213,25 +218,102 @@ class SubnetSampler:
     def _measure(self, name: str, codes: NDArray[np.int64]) -> NDArray[np.int64]:
         if name == "params":
             return self._costs.params(codes)  # type: ignore[no-any-return]
-        if self._traced is None:
+        if not self._traced:
             return self._costs.flops(codes)  # type: ignore[no-any-return]
-        subnets = [self.space.whole.decode(code) for code in codes]
-        return np.array([int(count_flops(self.model, subnet, inputs=self._traced)) for subnet in subnets], np.int64)
+        different, places = np.unique(codes, axis=0, return_inverse=True)
+        subnets = [self.space.whole.decode(code) for code in different]
+        counts = [int(count_flops(self.model, subnet, inputs=self._inputs)) for subnet in subnets]
+        return np.array(counts, np.int64)[places.reshape(-1)]
+
+    def _draw_by_running(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return `n` subnets inside the budget, each of which was run; among them some more than once where few were seen.
+
+        Half of the proposals are from the prior. Of what they missed, the nearest below and above the window are crossed.
+
+        Raises:
+            BudgetError: none was seen, with the range of what was.
+        """
+        ends = [self.space.encode(subnet) for subnet in (self.space.smallest(), self.space.largest())]
+        seen: dict[bytes, tuple[NDArray[np.int64], bool, dict[str, int]]] = {}
+        inside: list[NDArray[np.int64]] = []
+
+        def run(codes: NDArray[np.int64]) -> None:
+            new = [code for code in codes if code.tobytes() not in seen]
+            costs = {name: self._measure(name, np.array(new)) for name in self.windows} if new else {}
+            for k, code in enumerate(new):
+                own = {name: int(amounts[k]) for name, amounts in costs.items()}
+                fits = all(low <= own[name] <= high for name, (low, high) in self.windows.items())
+                seen[code.tobytes()] = (code, fits, own)
+            inside.extend(code for code in codes if seen[code.tobytes()][1])
+
+        for _ in range(_PROPOSALS_BY_RUNNING // (2 * _RUNS)):
+            run(self._from_prior(_RUNS, rng))
+            if len(inside) >= n:
+                return np.array(inside[:n])
+        if not inside:
+            run(np.array(ends))
+        for _ in range(_PROPOSALS_BY_RUNNING // (2 * _RUNS)):
+            if inside:
+                break
+            run(self._crossed(list(seen.values()), rng))
+        if not inside:
+            raise BudgetError(self._not_seen([own for _, _, own in seen.values()]))
+        return np.array(inside)[np.arange(n) % len(inside)] if n else np.empty((0, len(self.space)), dtype=np.int64)
+
+    def _from_prior(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        return self.space.encoding.completed(np.zeros((n, len(self.space)), dtype=np.int64), range(len(self.space)), rng)
+
+    def _crossed(self, seen: Sequence[tuple[Any, bool, dict[str, int]]], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return children of those that are the nearest below and above the windows: each gene of either, or drawn anew."""
+        below = sorted(seen, key=lambda one: self._distance(one[2], above=False))[:4]
+        above = sorted(seen, key=lambda one: self._distance(one[2], above=True))[:4]
+        children = self._from_prior(_RUNS, rng)
+        for child in children:
+            mother, father = (side[int(rng.integers(len(side)))][0] for side in (below, above))
+            genes = np.where(rng.random(len(child)) < 0.5, mother, father)
+            keep = (genes >= 0) & (rng.random(len(child)) > 1 / len(child))
+            child[keep] = genes[keep]
+        return np.array([self.space.encode(self.space.decode(child)) for child in children])
+
+    def _distance(self, costs: Mapping[str, int], above: bool) -> float:
+        """Return how far costs lie outside the windows, relative to these; those on the other side are farthest."""
+        far = 0.0
+        for name, (low, high) in self.windows.items():
+            gap = costs[name] - high if costs[name] > high else costs[name] - low if costs[name] < low else 0
+            far += abs(gap) / max(high, 1) if not gap or (gap > 0) == above else inf
+        return far
+
+    def _not_seen(self, costs: Sequence[Mapping[str, int]]) -> str:
+        asked = " and ".join(f"{name} from {window}" for name, window in self.windows.items())
+        ends = {name: (min(own[name] for own in costs), max(own[name] for own in costs)) for name in self.windows}
+        reach = " and ".join(f"{name} from {low:,} to {high:,}" for name, (low, high) in ends.items())
+        near = min(costs, key=lambda own: min(self._distance(own, False), self._distance(own, True)))
+        nearest = " and ".join(f"{name} {amount:,}" for name, amount in near.items())
+        return f"{asked}: none of {len(costs):,} networks that were run; they reach {reach}, the nearest {nearest}"
 
 
-_PROPOSALS_BY_RUNNING = 500
+_PROPOSALS_BY_RUNNING = 512
+_RUNS = 16
 
 
-def cost_of_measure(model: nn.Module, measure: str) -> Cost:
-    """Return what a model states of "flops" or "params"."""
-    return stated_cost(model) if measure == "flops" else params_of(model)
+def cost_of_measure(model: nn.Module, measure: str, inputs: Any = None) -> Cost | None:
+    """Return what a model states of "flops" or "params"; with `inputs`, what runs on them tell of its FLOPs, if they do.
+
+    Raises:
+        VitasError: a model that states no cost, without `inputs`.
+    """
+    if measure == "params":
+        return params_of(model)
+    return stated_cost(model) if inputs is None else learned_cost(model, inputs)
 
 
-def _watch_of(model: nn.Module, measures: Iterable[str], costs: Sequence[Cost] | None) -> Watch | None:
+def _watch_of(model: nn.Module, measures: Iterable[str], costs: Sequence[Cost] | None, inputs: Any) -> Watch | None:
     """Return what notices that costs are old; None where every draw is counted by running the model as it is."""
     if costs is None:
         return None
-    stated = [Stated(partial(cost_of_measure, model, name), cost) for name, cost in zip(measures, costs, strict=True)]
+    stated = [
+        Stated(partial(cost_of_measure, model, name, inputs), cost) for name, cost in zip(measures, costs, strict=True)
+    ]
     return Watch(model, "SubnetSampler", stated)
 
 
