@@ -7,7 +7,7 @@ have to cost exactly what this says; where they do not, what the model costs dep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -19,8 +19,10 @@ from vitas.cost.count import counted
 from vitas.cost.expression import ActiveIndices, Cost, Map
 from vitas.errors import VitasError
 from vitas.space import (
+    SearchSpace,
     State,
     StatesCost,
+    Subnet,
     arguments_of,
     eval_mode,
     gated_children,
@@ -63,7 +65,8 @@ class Run(NamedTuple):
 def learned_cost(model: nn.Module, inputs: Any) -> Cost | None:
     """Return the multiply-adds of every subnet for all of `inputs`; None where runs do not tell.
 
-    The runs are of the largest subnet, the smallest and six that are drawn with a fixed seed.
+    The runs are of the largest subnet, the smallest and six that are drawn with a fixed seed. Where these do not agree since
+    one choice decides how many positions there are, as the size of patches does, so many tell for each of its values.
 
     Args:
         model: A model with choices, without wrappers.
@@ -72,21 +75,40 @@ def learned_cost(model: nn.Module, inputs: Any) -> Cost | None:
     Raises:
         ChoiceError: inputs without a tensor among them.
     """
-    arguments = arguments_of(inputs)
-    runs = list(_runs(model, arguments))
-    terms = list(_terms(model, "", Cost(1), runs, set()))
-    if any(term is None for term in terms):
-        return None
-    cost = sum((term for term in terms if term is not None), Cost())
-    return cost if all(cost.at(run.code) == run.total for run in runs) else None
+    arguments, space = arguments_of(inputs), search_space(model)
+    runs = list(_runs(model, arguments, _some(space)))
+    cost = _added_up(model, runs)
+    if cost is None or _fits(cost, runs):
+        return cost
+    deciding: list[str] = []
+    for name, choice in space.choices.items():
+        alone = space.subnet({name: choice.smallest}, fill="largest")
+        if not _fits(cost, _runs(model, arguments, [alone])):
+            deciding.append(name)
+        if len(deciding) > 1:
+            return None
+    by_value = Cost()
+    for name in deciding:
+        choice = space.choices[name]
+        for value in choice.values:
+            own = list(_runs(model, arguments, _some(space.restrict({name: value}))))
+            part = _added_up(model, own)
+            if part is None or len({run.total for run in own}) < 2 or not _fits(part, own):  # one run alone proves nothing
+                return None
+            by_value += part * Cost.table(choice, (int(value == other) for other in choice.values))
+    return by_value if _fits(by_value, runs) else None
 
 
-def _runs(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[Run]:
-    space, generator = search_space(model), torch.Generator().manual_seed(0)
-    state = State.of_module(model)
-    drawn = (space.sample(generator) for _ in range(_RANDOM_RUNS))
+def _some(space: SearchSpace) -> Iterator[Subnet]:
+    """Yield the subnets of a space that are run."""
+    generator = torch.Generator().manual_seed(0)
+    yield from (space.largest(), space.smallest(), *(space.sample(generator) for _ in range(_RANDOM_RUNS)))
+
+
+def _runs(model: nn.Module, arguments: tuple[Any, ...], subnets: Iterable[Subnet]) -> Iterator[Run]:
+    space, state = search_space(model), State.of_module(model)
     try:
-        for subnet in (space.largest(), space.smallest(), *drawn):
+        for subnet in subnets:
             space.activate(subnet)
             with eval_mode(model):
                 counts, calls = _called(model, arguments)
@@ -94,6 +116,17 @@ def _runs(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[Run]:
             yield Run({choice: active[choice] for choice in space.choices.values()}, counts, calls)
     finally:
         state.put_back()
+
+
+def _added_up(model: nn.Module, runs: list[Run]) -> Cost | None:
+    """Return the sum of what the parts cost; None where a part never ran."""
+    terms = list(_terms(model, "", Cost(1), runs, set()))
+    found = [term for term in terms if term is not None]
+    return sum(found, Cost()) if len(found) == len(terms) else None
+
+
+def _fits(cost: Cost, runs: Iterable[Run]) -> bool:
+    return all(cost.at(run.code) == run.total for run in runs)
 
 
 def _called(
