@@ -614,13 +614,13 @@ def test_a_container_that_states_a_cost_for_tokens_only_is_counted_by_running():
         SubnetSampler(Row(), flops=50)
 
 
-def test_a_cost_that_is_only_traced_is_searched_a_bounded_number_of_times():
+def test_a_cost_that_is_not_stated_is_learned_by_running():
     model, x = Pair(), torch.randn(1, 3)
     sampler = SubnetSampler(model, flops=(20, 50), inputs=x)  # 8 multiply-adds a hidden unit
     values = {next(iter(sampler.sample(step).values())) for step in range(12)}
     assert values == {4, 6}
     assert next(iter(sample_subnet(model, flops="50%", inputs=x).values())) in (2, 4)
-    with pytest.raises(BudgetError, match=r"flops from 33 to 34: 0 subnets found in 500 proposals"):
+    with pytest.raises(BudgetError, match=r"flops.*33 to 34.*32 .*48"):
         sample_subnet(model, flops=(33, 34), inputs=x)
     with pytest.raises(VitasError, match="states no cost"):
         sample_subnet(model, flops=50)

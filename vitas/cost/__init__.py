@@ -3,6 +3,7 @@
     expression.py  Cost: sums and products of ints, Choices and tables
     stated.py      what a model and its parts say that they cost
     count.py       the cost of one subnet, in parts: count_flops, count_params
+    learned.py     the cost of a model that states none, from a few counted runs
     watch.py       do costs that were set up once still hold
     model.py       the costs of a million subnets: cost_model
 
@@ -11,6 +12,7 @@ Layers state their cost in these words, so no layer is imported here. Imports sp
 
 from vitas.cost.count import FlopCount, count_flops, count_params, counted
 from vitas.cost.expression import Cost, Map, as_map, product_of
+from vitas.cost.learned import learned_cost
 from vitas.cost.model import CostModel, cost_model
 from vitas.cost.stated import cost_of, params_of, stated_cost
 
@@ -25,6 +27,7 @@ __all__ = [
     "count_flops",
     "count_params",
     "counted",
+    "learned_cost",
     "params_of",
     "product_of",
     "stated_cost",

@@ -17,7 +17,7 @@ from vitas.errors import VitasError
 class Stated(NamedTuple):
     """What a model said that it costs, and how it says so."""
 
-    say: Callable[[], Cost]
+    say: Callable[[], Cost | None]
     said: Cost
 
 
@@ -77,5 +77,9 @@ def _look(model: nn.Module) -> tuple[list[object], object]:
     return [*parts, *found], image
 
 
-def _equal(one: Cost, other: Cost) -> bool:
-    return one.terms.keys() == other.terms.keys() and all(np.array_equal(one.terms[k], other.terms[k]) for k in one.terms)
+def _equal(one: Cost | None, other: Cost) -> bool:
+    return (
+        one is not None
+        and one.terms.keys() == other.terms.keys()
+        and all(np.array_equal(one.terms[k], other.terms[k]) for k in one.terms)
+    )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import nn
 
 from vitas.checks import as_real
-from vitas.cost import Cost, params_of, stated_cost
+from vitas.cost import Cost, learned_cost, params_of, stated_cost
 from vitas.errors import BudgetError, shown
 from vitas.space import SearchSpace
 
@@ -82,12 +82,18 @@ class Budget(NamedTuple):
 
     typed: Any
     """A bound, (low, high), percentages."""
-    cost: Callable[[], Cost]
-    """What subnets cost, as the model or the table says now."""
+    cost: Callable[[], Cost | None]
+    """What subnets cost, as the model or the table says now; None: only running each of them can tell."""
 
 
 def budgets_of(
-    model: nn.Module, space: SearchSpace, *, flops: Any = None, params: Any = None, latency: Any = None
+    model: nn.Module,
+    space: SearchSpace,
+    *,
+    flops: Any = None,
+    params: Any = None,
+    latency: Any = None,
+    inputs: Any = None,
 ) -> dict[str, Budget]:
     """Return the budgets that were given, by measure.
 
@@ -97,11 +103,15 @@ def budgets_of(
         flops: A budget; None: there is none.
         params: Likewise.
         latency: Likewise (table, budget).
+        inputs: On which a model that states no cost is run to learn of its FLOPs; None: it states them.
 
     Raises:
         BudgetError: a latency that is not such a pair.
     """
-    stated = {"flops": (flops, partial(stated_cost, model)), "params": (params, partial(params_of, model))}
+    stated: dict[str, tuple[Any, Callable[[], Cost | None]]] = {
+        "flops": (flops, partial(flops_of, model, inputs)),
+        "params": (params, partial(params_of, model)),
+    }
     budgets = {name: Budget(typed, cost) for name, (typed, cost) in stated.items() if typed is not None}
     if latency is not None:
         if not isinstance(latency, (tuple, list)) or len(latency) != 2 or not isinstance(latency[0], Timing):
@@ -111,6 +121,15 @@ def budgets_of(
         table, typed = latency
         budgets["latency"] = Budget(typed, partial(table.nanoseconds, space.whole))
     return budgets
+
+
+def flops_of(model: nn.Module, inputs: Any = None) -> Cost | None:
+    """Return what a model states of its FLOPs; with `inputs`, what runs on them tell, None where they do not.
+
+    Raises:
+        VitasError: a model that states no cost, without `inputs`.
+    """
+    return stated_cost(model) if inputs is None else learned_cost(model, inputs)
 
 
 def window_of(budget: Any, what: str, largest: int) -> Window:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from torch import nn
 
 from vitas.checks import ANY_INT, as_count
 from vitas.choice import SIDES
-from vitas.cost import Cost, count_flops, params_of, stated_cost
+from vitas.cost import Cost, count_flops, params_of
 from vitas.cost.model import TableSum
 from vitas.cost.watch import Stated, Watch
 from vitas.errors import BudgetError, ChoiceError, VitasError, shown
-from vitas.sample.budget import MEASURES, Budget, Window, budgets_of, window_of
+from vitas.sample.budget import MEASURES, Budget, Window, budgets_of, flops_of, window_of
 from vitas.sample.chain import Chain, TooManyNodes
 from vitas.sample.conditional import BINS, Conditional
 from vitas.sample.lattice import extremes
@@ -92,9 +93,11 @@ class SubnetSampler:
         self.seed = as_count(seed, "seed", 0, ANY_INT)
         self.space = search_space(model).restrict(fixed, only)
         self.model = unwrap(model)
-        self.budgets = budgets = budgets_of(self.model, self.space, flops=flops, params=params, latency=latency)
-        states_cost = isinstance(self.model, StatesCost) and not needs_tokens(self.model)
-        self._traced = inputs if "flops" in budgets and not states_cost else None
+        self._inputs = None if isinstance(self.model, StatesCost) and not needs_tokens(self.model) else inputs
+        self.budgets = budgets_of(self.model, self.space, flops=flops, params=params, latency=latency, inputs=self._inputs)
+        budgets, costs = self.budgets, {name: budget.cost() for name, budget in self.budgets.items()}
+        known = {name: cost for name, cost in costs.items() if cost is not None}
+        self._traced = len(known) < len(costs)
         self._conditional: Conditional | None = None
         self._watch: Watch | None = None
         self._tables: dict[str, TableSum] = {}
@@ -102,10 +105,9 @@ class SubnetSampler:
         self.windows: dict[str, Window] = {}
         if not budgets:
             return
-        costs = {name: budget.cost() for name, budget in budgets.items() if name != "flops" or self._traced is None}
-        self._tables = {name: TableSum(self.space.whole, cost) for name, cost in costs.items()}
-        self._watch = _watch_of(self.model, budgets, costs)
-        whole = _chain(self.space.whole, list(costs.values())) if self._traced is None else None
+        self._tables = {name: TableSum(self.space.whole, cost) for name, cost in known.items()}
+        self._watch = _watch_of(self.model, budgets, known)
+        whole = None if self._traced else _chain(self.space.whole, list(known.values()))
         if whole is not None:
             greatest = dict(zip(budgets, extremes(whole)[1].tolist(), strict=True))
         else:
@@ -151,7 +153,9 @@ class SubnetSampler:
             raise ChoiceError(f"rng: expected a numpy.random.Generator, got {shown(rng)}")
         found: list[NDArray[np.int64]] = [np.empty((0, len(self.space)), dtype=np.int64)]
         arrived, proposed, batch = 0, 0, n
-        most = _PROPOSALS_BY_RUNNING if self._traced is not None else 10**6 + 1000 * n
+        if self._traced:
+            return self._draw_by_running(n, rng)
+        most = 10**6 + 1000 * n
         while arrived < n:
             if proposed >= most:
                 raise BudgetError(self._not_found(proposed, arrived))
@@ -171,7 +175,7 @@ class SubnetSampler:
         if self._conditional is not None:
             codes, _ = self._conditional.propose(n, rng)
             return self.space.encoding.completed(codes, self._conditional.chain.free, rng)
-        codes = self.space.encoding.completed(np.zeros((n, len(self.space)), dtype=np.int64), range(len(self.space)), rng)
+        codes = self._from_prior(n, rng)
         return codes[self.contains(codes)]
 
     def _not_found(self, proposed: int, arrived: int) -> str:
@@ -208,28 +212,97 @@ class SubnetSampler:
             VitasError: the model has changed, and its costs with it.
         """
         self._check()
-        names = ["flops", "params"] if self._traced is not None or self._stated is not None else ["params"]
+        names = ["flops", "params"] if self._traced or self._stated is not None else ["params"]
         names += [name for name in self._tables if name not in names]
         return {name: self._measure(name, codes) for name in names}
 
     @cached_property
     def _stated(self) -> Cost | None:
         try:
-            return stated_cost(self.model)
+            return flops_of(self.model, self._inputs)
         except VitasError:  # a module that states none, or a layer, whose cost depends on its tokens
             return None
 
     def _measure(self, name: str, codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        if name != "flops" or self._traced is None:
+        if name != "flops" or not self._traced:
             if name not in self._tables:
                 cost = self._stated or Cost() if name == "flops" else params_of(self.model)
                 self._tables[name] = TableSum(self.space.whole, cost)
             return self._tables[name].of(codes)  # type: ignore[no-any-return]
-        subnets = [self.space.whole.decode(code) for code in codes]
-        return np.array([int(count_flops(self.model, subnet, inputs=self._traced)) for subnet in subnets], np.int64)
+        different, places = np.unique(codes, axis=0, return_inverse=True)
+        subnets = [self.space.whole.decode(code) for code in different]
+        counts = [int(count_flops(self.model, subnet, inputs=self._inputs)) for subnet in subnets]
+        return np.array(counts, np.int64)[places.reshape(-1)]
+
+    def _draw_by_running(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return `n` subnets inside the budget, each of which was run; among them some more than once where few were seen.
+
+        Half of the proposals are from the prior. Of what they missed, the nearest below and above the window are crossed.
+
+        Raises:
+            BudgetError: none was seen, with the range of what was.
+        """
+        ends = [self.space.encode(subnet) for subnet in (self.space.smallest(), self.space.largest())]
+        seen: dict[bytes, tuple[NDArray[np.int64], bool, dict[str, int]]] = {}
+        inside: list[NDArray[np.int64]] = []
+
+        def run(codes: NDArray[np.int64]) -> None:
+            new = [code for code in codes if code.tobytes() not in seen]
+            costs = {name: self._measure(name, np.array(new)) for name in self.windows} if new else {}
+            for k, code in enumerate(new):
+                own = {name: int(amounts[k]) for name, amounts in costs.items()}
+                fits = all(low <= own[name] <= high for name, (low, high) in self.windows.items())
+                seen[code.tobytes()] = (code, fits, own)
+            inside.extend(code for code in codes if seen[code.tobytes()][1])
+
+        for _ in range(_PROPOSALS_BY_RUNNING // (2 * _RUNS)):
+            run(self._from_prior(_RUNS, rng))
+            if len(inside) >= n:
+                return np.array(inside[:n])
+        if not inside:
+            run(np.array(ends))
+        for _ in range(_PROPOSALS_BY_RUNNING // (2 * _RUNS)):
+            if inside:
+                break
+            run(self._crossed(list(seen.values()), rng))
+        if not inside:
+            raise BudgetError(self._not_seen([own for _, _, own in seen.values()]))
+        return np.array(inside)[np.arange(n) % len(inside)] if n else np.empty((0, len(self.space)), dtype=np.int64)
+
+    def _from_prior(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        return self.space.encoding.completed(np.zeros((n, len(self.space)), dtype=np.int64), range(len(self.space)), rng)
+
+    def _crossed(self, seen: Sequence[tuple[Any, bool, dict[str, int]]], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return children of those that are the nearest below and above the windows: each gene of either, or drawn anew."""
+        below = sorted(seen, key=lambda one: self._distance(one[2], above=False))[:4]
+        above = sorted(seen, key=lambda one: self._distance(one[2], above=True))[:4]
+        children = self._from_prior(_RUNS, rng)
+        for child in children:
+            mother, father = (side[int(rng.integers(len(side)))][0] for side in (below, above))
+            genes = np.where(rng.random(len(child)) < 0.5, mother, father)
+            keep = (genes >= 0) & (rng.random(len(child)) > 1 / len(child))
+            child[keep] = genes[keep]
+        return np.array([self.space.encode(self.space.decode(child)) for child in children])
+
+    def _distance(self, costs: Mapping[str, int], above: bool) -> float:
+        """Return how far costs lie outside the windows, relative to these; those on the other side are farthest."""
+        far = 0.0
+        for name, (low, high) in self.windows.items():
+            gap = costs[name] - high if costs[name] > high else costs[name] - low if costs[name] < low else 0
+            far += abs(gap) / max(high, 1) if not gap or (gap > 0) == above else inf
+        return far
+
+    def _not_seen(self, costs: Sequence[Mapping[str, int]]) -> str:
+        asked, said = self.wanted(), {name: MEASURES[name].said for name in self.windows}
+        ends = {name: (min(own[name] for own in costs), max(own[name] for own in costs)) for name in self.windows}
+        reach = " and ".join(f"{name} from {said[name](low)} to {said[name](high)}" for name, (low, high) in ends.items())
+        near = min(costs, key=lambda own: min(self._distance(own, False), self._distance(own, True)))
+        nearest = " and ".join(f"{name} {said[name](amount)}" for name, amount in near.items())
+        return f"{asked}: none of {len(costs):,} networks that were run; they reach {reach}, the nearest {nearest}"
 
 
-_PROPOSALS_BY_RUNNING = 500
+_PROPOSALS_BY_RUNNING = 512
+_RUNS = 16
 
 
 def _watch_of(model: nn.Module, budgets: Mapping[str, Budget], costs: Mapping[str, Cost]) -> Watch | None:

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitas.errors import BudgetError, ChoiceError, is_one_of, one_of, shown
+from vitas.cost import Cost
+from vitas.errors import BudgetError, ChoiceError, VitasError, is_one_of, one_of, shown
 from vitas.sample.budget import budgets_of, window_of
 from vitas.sample.chain import Chain
 from vitas.sample.counting import SubnetCount, count_inside
 from vitas.sample.lattice import extremes
 from vitas.sample.sampler import SubnetSampler, decoded, draw_from_prior
-from vitas.space import Number, Subnet, search_space, unwrap
+from vitas.space import Number, StatesCost, Subnet, needs_tokens, search_space, unwrap
 
 
 def sample_subnet(
@@ -49,8 +50,10 @@ def sample_subnet(
         generator: Source of randomness; None: torch's default one.
         policy: "random", "largest" or "smallest"; the latter two take no budget.
         activate: Whether to activate the subnet.
-        inputs: For a model that states no cost: tensors on which a subnet is run and counted, see count_flops. Percentages
-            are then of the subnet with the largest values, and a draw is a bounded search.
+        inputs: For a model that states no cost: tensors on which subnets are run and counted, see count_flops; the budget
+            is for all of them. A few runs tell what every subnet costs, as long as that depends on the parts that run and
+            their sizes; the draw is then as exact as any. Where it depends on more, such as how much a detector finds, up
+            to 500 subnets are run at each draw, and percentages are of the one with the largest values.
         fixed: Name of a choice, or a glob such as "blocks.*.num_heads" -> the one value that it has; "largest" and
             "smallest" stand for the ends.
         only: Name or glob -> the values that it may have.
@@ -97,6 +100,7 @@ def count_subnets(
     flops: Any = None,
     params: Any = None,
     latency: Any = None,
+    inputs: Any = None,
     fixed: Mapping[str, Any] | None = None,
     only: Mapping[str, Any] | None = None,
 ) -> SubnetCount:
@@ -107,6 +111,7 @@ def count_subnets(
         flops: As in sample_subnet.
         params: As in sample_subnet.
         latency: As in sample_subnet.
+        inputs: As in sample_subnet.
         fixed: As in sample_subnet.
         only: As in sample_subnet.
 
@@ -116,12 +121,15 @@ def count_subnets(
     Raises:
         ChoiceError: a model without choices; as `SearchSpace.restrict`.
         BudgetError: a malformed budget. An empty window is no error: 0.
-        VitasError: a model that states no cost, or so many choices that interact that it cannot be counted.
+        VitasError: a model that states no cost, without `inputs`; one whose cost its parts do not tell, or with so many
+            choices that interact that it cannot be counted.
     """
     space = search_space(model).restrict(fixed, only)
     model = unwrap(model)
-    budgets = budgets_of(model, space, flops=flops, params=params, latency=latency)
-    costs = [budget.cost() for budget in budgets.values()]
+    own = isinstance(model, StatesCost) and not needs_tokens(model)
+    given = {"flops": flops, "params": params, "latency": latency, "inputs": None if own else inputs}
+    budgets = budgets_of(model, space, **given)
+    costs = [_told(budget.cost(), model) for budget in budgets.values()]
     whole = Chain(space.whole, costs, counting=True)
     tops = extremes(whole)[1].tolist()
     windows = [window_of(budget.typed, name, top) for (name, budget), top in zip(budgets.items(), tops, strict=True)]
@@ -130,6 +138,15 @@ def count_subnets(
     if not binding:
         return SubnetCount(space.size)
     return count_inside(Chain(space, [costs[k] for k in binding], counting=True), [windows[k] for k in binding])
+
+
+def _told(cost: Cost | None, model: nn.Module) -> Cost:
+    if cost is None:
+        raise VitasError(
+            f"flops: what a {type(model).__name__} costs depends on more than its parts and their sizes, so that its subnets"
+            " cannot be counted; draw some, sample_subnet(..., inputs=...)"
+        )
+    return cost
 
 
 def activate_subnet(model: nn.Module, subnet: Mapping[str, Number], *, side: str | None = None) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vitas.checks import ANY_INT, LONGEST_NAME, as_count, as_flag
+from vitas.cost import Cost
 from vitas.errors import SearchError, fault_of_name, shown
 from vitas.sample import SubnetSampler
 from vitas.search.aims import checked_number
@@ -163,7 +164,8 @@ def _digest(sampler: SubnetSampler) -> str:
     """Return a hash of the latency table under which a search goes on."""
     name_of = {choice: name for name, choice in sampler.space.choices.items()}
     digest = hashlib.sha256()
-    for (path, _, bases), table in sampler.budgets["latency"].cost().terms.items():
+    cost = sampler.budgets["latency"].cost() or Cost()
+    for (path, _, bases), table in cost.terms.items():
         names = [name_of[base] for base in bases]
         order = sorted(range(len(names)), key=names.__getitem__)  # a cost keeps its choices in an order of its own
         digest.update(json.dumps([path, sorted(names), table.transpose(order).tolist()]).encode())

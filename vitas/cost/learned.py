@@ -1,0 +1,221 @@
+"""What every subnet costs, of a model that does not state it: learned from a few counted runs.
+
+A run tells how often each part is called and with how many positions. What a part costs for so many positions is known: a
+layer states it, and a part without choices costs what was counted. The parts add up, each while it runs. Other runs then
+have to cost exactly what this says; where they do not, what the model costs depends on more than its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from vitas.cost.count import counted
+from vitas.cost.expression import ActiveIndices, Cost, Map
+from vitas.errors import VitasError
+from vitas.space import (
+    SearchSpace,
+    State,
+    StatesCost,
+    Subnet,
+    arguments_of,
+    eval_mode,
+    gated_children,
+    holders,
+    needs_tokens,
+    search_space,
+    unwrap,
+)
+
+_RANDOM_RUNS = 6
+
+Shape = tuple[int, ...]
+
+
+class Run(NamedTuple):
+    """A counted run of one subnet."""
+
+    code: dict[Any, int]
+    """Choice -> number of its value."""
+    counts: dict[str, dict[str, int]]
+    """The multiply-adds of each module by operator, without those of its parts."""
+    calls: dict[str, list[tuple[Shape, Shape]]]
+    """The shapes of the first tensor that each module was given and returned, for each call."""
+
+    def below(self, path: str) -> dict[tuple[str, str], int]:
+        """Return what a module and its parts cost, by path and operator."""
+        return {
+            (where, operator): macs
+            for where, operators in self.counts.items()
+            if not path or where == path or where.startswith(f"{path}.")
+            for operator, macs in operators.items()
+        }
+
+    @property
+    def total(self) -> int:
+        """The multiply-adds of the whole model."""
+        return sum(self.below("").values())
+
+
+def learned_cost(model: nn.Module, inputs: Any) -> Cost | None:
+    """Return the multiply-adds of every subnet for all of `inputs`; None where runs do not tell.
+
+    The runs are of the largest subnet, the smallest and six that are drawn with a fixed seed. Where these do not agree since
+    one choice decides how many positions there are, as the size of patches does, so many tell for each of its values.
+
+    Args:
+        model: A model with choices, without wrappers.
+        inputs: As in count_flops.
+
+    Raises:
+        ChoiceError: inputs without a tensor among them.
+    """
+    arguments, space = arguments_of(inputs), search_space(model)
+    runs = list(_runs(model, arguments, _some(space)))
+    cost = _added_up(model, runs)
+    if cost is None or _fits(cost, runs):
+        return cost
+    deciding: list[str] = []
+    for name, choice in space.choices.items():
+        alone = space.subnet({name: choice.smallest}, fill="largest")
+        if not _fits(cost, _runs(model, arguments, [alone])):
+            deciding.append(name)
+        if len(deciding) > 1:
+            return None
+    by_value = Cost()
+    for name in deciding:
+        choice = space.choices[name]
+        for value in choice.values:
+            own = list(_runs(model, arguments, _some(space.restrict({name: value}))))
+            part = _added_up(model, own)
+            if part is None or len({run.total for run in own}) < 2 or not _fits(part, own):  # one run alone proves nothing
+                return None
+            by_value += part * Cost.table(choice, (int(value == other) for other in choice.values))
+    return by_value if _fits(by_value, runs) else None
+
+
+def _some(space: SearchSpace) -> Iterator[Subnet]:
+    """Yield the subnets of a space that are run."""
+    generator = torch.Generator().manual_seed(0)
+    yield from (space.largest(), space.smallest(), *(space.sample(generator) for _ in range(_RANDOM_RUNS)))
+
+
+def _runs(model: nn.Module, arguments: tuple[Any, ...], subnets: Iterable[Subnet]) -> Iterator[Run]:
+    space, state = search_space(model), State.of_module(model)
+    try:
+        for subnet in subnets:
+            space.activate(subnet)
+            with eval_mode(model):
+                counts, calls = _called(model, arguments)
+            active = ActiveIndices()
+            yield Run({choice: active[choice] for choice in space.choices.values()}, counts, calls)
+    finally:
+        state.put_back()
+
+
+def _added_up(model: nn.Module, runs: list[Run]) -> Cost | None:
+    """Return the sum of what the parts cost; None where a part never ran."""
+    terms = list(_terms(model, "", Cost(1), runs, set()))
+    found = [term for term in terms if term is not None]
+    return sum(found, Cost()) if len(found) == len(terms) else None
+
+
+def _fits(cost: Cost, runs: Iterable[Run]) -> bool:
+    return all(cost.at(run.code) == run.total for run in runs)
+
+
+def _called(
+    model: nn.Module, arguments: tuple[Any, ...]
+) -> tuple[dict[str, dict[str, int]], dict[str, list[tuple[Shape, Shape]]]]:
+    """Return the counts of a run, and the calls of each module."""
+    calls: dict[str, list[tuple[Shape, Shape]]] = {}
+
+    def note(path: str, given: Any, returned: Any) -> None:
+        calls.setdefault(path, []).append((_shape(given), _shape(returned)))
+
+    hooks = [
+        part.register_forward_hook(
+            lambda _, args, named, output, path=path: note(path, (args, named), output), with_kwargs=True
+        )
+        for path, part in model.named_modules()
+    ]
+    try:
+        return counted(model, arguments), calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _shape(values: Any) -> Shape:
+    first = list(islice((leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)), 1))
+    return tuple(first[0].shape) if first else ()
+
+
+def _terms(module: nn.Module, path: str, gate: Cost, runs: list[Run], seen: set[int]) -> Iterator[Cost | None]:
+    """Yield what the parts of a module cost, where it runs; None for a part of which the runs do not tell."""
+    inner = unwrap(module)
+    if id(inner) in seen:  # it stands under another name too, where all its calls are counted
+        return
+    seen.add(id(inner))
+    path = next((f"{path}.{name}".strip(".") for name, part in module.named_modules() if part is inner), path)
+    run = next((run for run in runs if gate.at(run.code) and (path in run.calls or run.below(path))), None)
+    if run is None:
+        yield None if not any(gate.at(run.code) for run in runs) and any(True for _ in module.parameters()) else Cost()
+        return
+    cost = _known(inner, path, run)
+    if cost is not None:
+        yield cost * gate
+        return
+    own = run.counts.get(path, {})
+    yield sum((Cost(macs).named(operator).under(path) for operator, macs in own.items()), Cost()) * gate
+    for name, child, opens in gated_children(inner):
+        when = gate
+        if opens is not None:
+            when = gate * Cost.table(opens.choice, (int(i in opens.indices) for i in range(len(opens.choice.values))))
+        yield from _terms(child, f"{path}.{name}" if path else name, when, runs, seen)
+
+
+def _known(module: nn.Module, path: str, run: Run) -> Cost | None:
+    """Return what a part costs that a run and what the part states agree on; None: its own parts have to tell."""
+    found = run.below(path)
+    if not any(True for _ in holders(module)):
+        return sum((Cost(macs).named(operator).under(where) for (where, operator), macs in found.items()), Cost())
+    if not isinstance(module, StatesCost):
+        return None
+    total = sum(found.values())
+    for cost in _stated(module, run.calls.get(path, []), total, run):
+        if cost.at(run.code) == total:
+            return cost.under(path) if path else cost
+    return None
+
+
+def _stated(module: Any, calls: list[tuple[Shape, Shape]], total: int, run: Run) -> Iterator[Cost]:
+    """Yield what a part may mean by what it states: for each image, or for positions of (B, ..., D) or (B, D, ...)."""
+    try:
+        if not needs_tokens(module):
+            cost = module.cost()
+            one = cost.at(run.code)
+            if one and total % one == 0:
+                yield cost * (total // one)
+            return
+        for positions in (_channels_last, _channels_first):
+            yield sum((module.cost(positions(*call)) * _times(*call) for call in calls), Cost())
+    except (VitasError, TypeError, IndexError):  # of one's own: cost() of something else, or not for such positions
+        return
+
+
+def _times(given: Shape, _: Shape) -> int:
+    return given[0] if len(given) > 2 else 1
+
+
+def _channels_last(given: Shape, _: Shape) -> Cost:
+    return Map(given[1], given[2]) if len(given) == 4 else Cost(given[-2])
+
+
+def _channels_first(_: Shape, returned: Shape) -> Cost:
+    return Map(returned[-2], returned[-1])
