@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.contract import randomize, relative_error
+from tests.wrapping.test_records import SMALL as RECORDED
 from vitas import (
     ChoiceError,
     activate_subnet,
@@ -166,6 +167,53 @@ def test_a_regular_subnet_is_a_folder_that_timm_loads(name, tmp_path):
     loaded = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
     assert torch.equal(loaded(x), export(x))
     assert repr(loaded) == repr(export)
+
+
+NATIVE = {  # sizes of all blocks that the constructor can say; the widths of Swin's stages double
+    "swin_tiny_patch4_window7_224": {"embed_dim": ["33%", "100%"], "num_heads": ["33.3%", "100%"], "depth": "auto"},
+    "swinv2_tiny_window8_256": {"num_heads": None, "depth": "auto"},
+    "eva02_tiny_patch14_224": {"num_heads": None, "depth": "auto"},
+    "pvt_v2_b0": {"embed_dim": ["50%", "100%"], "num_heads": ["50%", "100%"], "depth": "auto"},
+    "pit_ti_224": {"num_heads": None, "depth": "auto", "mlp_ratio": None},
+    "vit_small_patch16_dinov3": {"embed_dim": ["50%", "100%"], "num_heads": ["50%", "100%"], "depth": "auto"},
+    "qwen3_vit_88m": {"embed_dim": ["50%", "100%"], "num_heads": ["50%", "100%"], "depth": "auto"},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NATIVE if name in RECORDED])
+def test_whatever_the_constructor_can_build_timm_loads(name, tmp_path):
+    options, side = RECORDED[name]
+    model = randomize(timm.create_model(name, num_classes=5, **options)).eval()
+    x = torch.randn(2, 3, side, side)
+    wrapped = wrap(model, **{"mlp_ratio": ["50%", "100%"], **NATIVE[name]})
+    sample_subnet(wrapped, policy="smallest")
+    export = export_subnet(wrapped)
+    save_subnet(export, tmp_path / "net", source=None if tells else (name, {**options, "num_classes": 5}))
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
+    assert torch.equal(loaded(x), export(x))
+
+
+@pytest.mark.parametrize("name", ["SwinConfig", "Dinov2Config"])
+def test_rates_that_differ_by_rounding_are_those_that_transformers_builds(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    swin = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    row = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = getattr(transformers, name)(
+        image_size=16, patch_size=2, drop_path_rate=0.1, **(swin if name == "SwinConfig" else row)
+    )
+    kind = getattr(transformers, name.replace("Config", "Model"))
+    wrapped = wrap(randomize(kind(config)).eval(), embed_dim=["50%", "100%"], num_heads=["50%", "100%"], depth="auto")
+    space = search_space(wrapped)
+    fixed = {key: choice.largest for key, choice in space.choices.items() if key.endswith("mlp_dim")}
+    least = {key: choice.smallest for key, choice in space.choices.items() if key.endswith(("num_heads", "depth"))}
+    half = {key: value // 2 for key, value in fixed.items()}
+    widths = {key: choice.smallest for key, choice in space.choices.items() if key.endswith("embed_dim")}
+    activate_subnet(wrapped, space.subnet({**half, **least, **widths}, fill="largest"))
+    export = export_subnet(wrapped)
+    save_subnet(export, tmp_path / "net")
+    loaded = kind.from_pretrained(tmp_path / "net").eval()
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(loaded(x).last_hidden_state, export(x).last_hidden_state)
 
 
 def test_a_subnet_never_passes_for_its_original(tmp_path):

@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from tests.contract import macs, relative_error
-from vitas import check_records, count_flops, count_params, export_subnet, sample_subnet, search_space, wrap
+from vitas import (
+    check_records,
+    count_flops,
+    count_params,
+    export_subnet,
+    sample_subnet,
+    search_space,
+    use_subnet,
+    wrap,
+)
 
 WHOLE = {"embed_dim": "auto", "depth": "auto"}
 
@@ -85,3 +94,23 @@ def check_copies(wrapped, x):
         sample_subnet(wrapped, policy="largest")
         assert all(torch.equal(a, b) for a, b in zip(tensors(twin(x)), expected, strict=True))
         sample_subnet(wrapped, policy="smallest")
+
+
+def check_checkpointing(wrapped, x, enable):
+    """Gradients are the same where activations are recomputed while another subnet is active; `enable` switches it on."""
+    wrapped.double().train()
+    gradients = []
+    for recompute in (False, True):
+        wrapped.zero_grad(set_to_none=True)
+        if recompute:
+            enable()
+        with use_subnet(wrapped, search_space(wrapped).smallest()):
+            torch.manual_seed(0)
+            loss = sum(output.square().sum() for output in tensors(wrapped(x.double())))
+        sample_subnet(wrapped, policy="largest")
+        loss.backward()
+        gradients.append([None if p.grad is None else p.grad.clone() for p in wrapped.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)

@@ -1,6 +1,7 @@
 """What users and frameworks do to a searchable model: wrappers, adapters, writes through attributes."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from vitas import (
 )
 from vitas.errors import WrapError
 from vitas.nn import CyclicLinear
+from vitas.wrapping import rows
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
@@ -126,6 +128,11 @@ WRITES = {
     "timm's init": timm.layers.trunc_normal_,
     "detached": lambda part: part.detach().mul_(2),
     "optimiser": lambda part: torch.optim.AdamW([part]),
+    "view": lambda part: part[..., :1].zero_(),
+    "data of a view": lambda part: part[..., 0].data.zero_(),
+    "view of a view": lambda part: part.unsqueeze(0).mT[0].fill_(1),
+    "piece": lambda part: part.chunk(2, -1)[0].add_(1),
+    "row": lambda part: next(iter(part)).copy_(next(iter(part))),
 }
 
 
@@ -167,6 +174,7 @@ def test_what_is_computed_from_a_part_is_plain():
     assert type(model.pos_embed + 1) is torch.Tensor
     assert type(torch.cat([model.cls_token, model.pos_embed], 1)) is torch.Tensor
     assert model.pos_embed.shape == (1, 5, 24)
+    assert type(model.pos_embed[:, [0, 1]]) is torch.Tensor
     model(X).square().sum().backward()
     assert model.get_parameter("pos_embed").grad is not None
     assert type(export_subnet(model).pos_embed) is nn.Parameter
@@ -189,3 +197,81 @@ def test_an_assigned_part_that_could_not_follow_is_refused_at_once():
     fixed = wrap(original())
     fixed.head = nn.Sequential(nn.Linear(48, 6), nn.Linear(6, 3))
     export_subnet(fixed, search_space(fixed).smallest(), verify=X)
+
+
+def test_a_parameter_of_another_width_is_refused():
+    model = narrow()
+    for shape in ((1, 5, 24), (48,), (1, 5, 36)):
+        with pytest.raises(VitasError, match=r"pos_embed: expected the shape \('any', 'any', 48\) of the whole model, got"):
+            model.pos_embed = nn.Parameter(torch.zeros(shape))
+    model.pos_embed = nn.Parameter(torch.zeros(1, 5, 48))
+    assert relative_error(export_subnet(model)(X), model(X)) <= 1e-5
+
+
+# -- the blocks that run -----------------------------------------------------------------------------------------------
+
+
+def shallow():
+    """Return a wrapped model of which one of two blocks runs."""
+    model = wrap(original(), depth=[1, 2])
+    sample_subnet(model, policy="smallest")
+    return model
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, nn.ModuleList])
+def test_every_method_of_a_container_is_known(kind):
+    """It changes the container, changes every block, or reads."""
+    known = {*rows.CHANGES, *rows.ALL_BLOCKS, *dir(object)}
+    others = {name for name in dir(kind) if callable(getattr(kind, name)) and name not in known}
+    reading = re.compile(
+        r"(named_|get_|_)?(buffers|children|modules|parameters|state_dict|extra_state)|get_.*|forward|extra_repr"
+    )
+    inner = re.compile(r"__\w+__|_\w+")  # of torch's own use
+    assert not {name for name in others if not reading.fullmatch(name) and not inner.fullmatch(name)}
+
+
+def test_what_changes_every_block_reaches_those_at_rest():
+    model = shallow()
+    whole = model.get_submodule("blocks")
+    assert model.blocks.requires_grad_(False) is not None
+    assert not any(parameter.requires_grad for parameter in whole.parameters())
+    model.blocks.requires_grad_(True)
+    model.blocks.train()
+    assert all(part.training for part in whole.modules())
+    assert model.blocks.training
+    model.blocks.eval()
+    assert not any(part.training for part in whole.modules())
+    assert model.blocks.double() is not None
+    assert {parameter.dtype for parameter in whole.parameters()} == {torch.float64}
+    model.blocks[:1].requires_grad_(False)  # a slice is its blocks
+    assert [next(block.parameters()).requires_grad for block in whole] == [False, True]
+
+
+CONTAINERS = {
+    "hook": lambda blocks: blocks.register_forward_hook(print),
+    "backward hook": lambda blocks: blocks.register_full_backward_hook(print),
+    "add_module": lambda blocks: blocks.add_module("more", nn.Identity()),
+    "parameter": lambda blocks: blocks.register_parameter("more", nn.Parameter(torch.ones(1))),
+    "attribute": lambda blocks: setattr(blocks, "more", 1),
+    "module": lambda blocks: setattr(blocks, "0", nn.Identity()),
+    "extend": lambda blocks: blocks.extend([nn.Identity()]),
+    "insert": lambda blocks: blocks.insert(0, nn.Identity()),
+    "delete": lambda blocks: blocks.__delitem__(0),
+}
+
+
+@pytest.mark.parametrize("change", CONTAINERS)
+def test_what_changes_the_container_is_refused(change):
+    with pytest.raises(VitasError, match="this holds the blocks that run; to change the model's blocks export a subnet"):
+        CONTAINERS[change](shallow().blocks)
+
+
+def test_hooks_on_blocks_run_while_gradients_are_checkpointed():
+    model, seen = shallow().train(), []
+    model.set_grad_checkpointing(True)
+    model.blocks[0].register_forward_hook(lambda *_: seen.append(1))
+    model.blocks[0].note = "mine"
+    model(X).sum().backward()
+    assert seen
+    assert model.get_submodule("blocks.0").note == "mine"
+    assert model.blocks[0].attn is model.get_submodule("blocks.0.attn")

@@ -1,4 +1,4 @@
-"""Records: the notation, what they refuse, and classes of timm by them: exact exports and counts, the ablation oracle."""
+"""Records: what they refuse, and classes of timm by them: exact exports and counts, the ablation oracle."""
 
 import pickle
 import types
@@ -7,12 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from tests.contract import randomize, relative_error
-from tests.wrapping.checks import check_copies, check_counts, check_exports, check_gradients, check_silent_units, some
-from vitas import SearchSpace, VitasError, check_records, export_subnet, sample_subnet, search_space, use_subnet, wrap
+from tests.contract import macs, randomize, relative_error
+from tests.wrapping.checks import (
+    check_checkpointing,
+    check_copies,
+    check_counts,
+    check_exports,
+    check_gradients,
+    check_silent_units,
+    some,
+)
+from vitas import SearchSpace, VitasError, check_records, count_flops, export_subnet, sample_subnet, search_space, wrap
 from vitas.errors import ChoiceError, ExportError, WrapError
 from vitas.plain import ClassAttention
-from vitas.wrapping.record import Attribute, Axis, parsed, record_of
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
@@ -189,6 +196,35 @@ def test_heads_that_fill_a_smaller_width_leave_the_library_its_attention():
         assert relative_error(export(x), wrapped(x)) <= 1e-5
 
 
+FREED = ("beit_base_patch16_224", "cait_xxs24_224", "swinv2_tiny_window8_256", "xcit_nano_12_p16_224", "caformer_s18")
+
+
+@pytest.mark.parametrize("name", [*FREED, "pvt_v2_b0", "vit_relpos_small_patch16_224"])
+def test_an_export_of_freed_attention_is_wrapped_again(name):
+    model, x = original(name)
+    wrapped = wrap(model, embed_dim=["50%", "100%"], num_heads=None)
+    sample_subnet(wrapped, policy="smallest")
+    export = export_subnet(wrapped)
+    assert any(type(part).__module__ == "vitas.plain" for part in export.modules())
+    check_exports(export, x)
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "levit_128s"])
+def test_a_model_made_for_other_images_is_tried_with_those(name):
+    options = {key: value for key, value in SMALL[name][0].items() if key != "pretrained_cfg_overlay"}
+    model = timm.create_model(name, num_classes=5, **options).eval()
+    if "_model_args" in vars(model):  # since timm 1.0.31
+        wrapped = wrap(model)
+        assert wrapped.image_shape() == (3, 64, 64)
+        sample_subnet(wrapped, policy="smallest")
+        export = export_subnet(wrapped)
+        assert wrap(export).image_shape() == (3, 64, 64)
+        assert count_flops(wrapped).total == macs(export, torch.randn(1, 3, 64, 64))
+        del model._model_args
+    with pytest.raises(WrapError, match="it does not run on an image of 3 x 224 x 224, the size that its pretrained_cfg"):
+        wrap(model)
+
+
 @every_model
 def test_gradients_are_those_of_the_export(name):
     check_gradients(*original(name), **staying(name))
@@ -204,21 +240,7 @@ def test_copies_checkpointing_order_and_methods(name):
     wrapped.reset_classifier(7)
     assert wrapped(x).shape == (2, 7)
     assert relative_error(export_subnet(wrapped)(x), wrapped(x)) <= 1e-5
-    wrapped.double().train()
-    gradients = []
-    for recompute in (False, True):
-        wrapped.zero_grad(set_to_none=True)
-        wrapped.set_grad_checkpointing(recompute)
-        with use_subnet(wrapped, search_space(wrapped).smallest()):
-            torch.manual_seed(0)
-            loss = wrapped(x.double()).square().sum()
-        sample_subnet(wrapped, policy="largest")
-        loss.backward()
-        gradients.append([None if p.grad is None else p.grad.clone() for p in wrapped.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b)
+    check_checkpointing(wrapped, x, wrapped.set_grad_checkpointing)
 
 
 @every_model
@@ -258,44 +280,7 @@ def test_running_statistics_of_the_channels_in_use_follow_the_batch():
     assert not torch.equal(after[used], before[used])
 
 
-# -- the notation ------------------------------------------------------------------------------------------------------
-
-
-def test_a_record_reads_as_it_says():
-    record = parsed(
-        "qkv: 3 h d, w; a.b: _, 4 u; num_heads = h; heads = w / head_dim; dims = w*; rows layers.*.blocks; stages layers;"
-        " whole stem",
-        "Mine",
-    )
-    assert record.axes == {"qkv": (Axis(3, ("h", "d")), Axis(1, ("w",))), "a.b": (Axis(1, ()), Axis(4, ("u",)))}
-    assert parsed("fixed w n; shape = _, 2 h, _", "Mine").fixed == ("w", "n")
-    assert parsed("shape = _, 2 h, _", "Mine").attributes["shape"] == Attribute(Axis(2, ("h",)), None, False, 1)
-    assert record.attributes["heads"].per == "head_dim"
-    assert record.attributes["dims"].each
-    assert not record.attributes["num_heads"].each
-    assert (record.rows, record.stages, record.whole) == ("layers.*.blocks", ("layers",), ("stem",))
-
-
-def test_an_entry_with_a_condition_holds_where_it_is_true():
-    module = nn.Sequential(nn.Linear(2, 3), nn.Identity())
-    vars(module).update(fused=True, plain=False)
-    text = "a: w if 0; b: w unless 0; c: w if 1; d: w unless 1; e: w if fused; f: w unless plain; g: w if plain"
-    assert list(record_of(text, module).axes) == ["a", "d", "e", "f"]
-
-
-def test_an_attribute_that_says_another_size_is_refused():
-    net = Net()
-    vars(net.blocks[1])["width"] = 7
-    with pytest.raises(WrapError, match=r"record of Gated: 'width = w': it is 7, the letters say 12"):
-        wrap(net, records={**OWN, Gated: f"{OWN[Gated]}; width = w"})
-
-
-@pytest.mark.parametrize(
-    "entry", ["shape = _, _", "shape = h, h, _", "qkv 3 h d", "qkv: 3 3", "qkv: H", "rows a b", "= h", "3x: w", "whole"]
-)
-def test_an_entry_in_no_form_is_refused_with_its_words(entry):
-    with pytest.raises(WrapError, match=f"record of Mine: '{entry}'"):
-        parsed(f"norm: w; {entry}", "Mine")
+# -- records of one's own -----------------------------------------------------------------------------------------------
 
 
 class Gated(nn.Module):
@@ -348,6 +333,33 @@ def test_sizes_that_the_letters_do_not_give_are_refused():
     records = {**OWN, Gated: "norm: w; value: m, w; gate: 3 m, w; out: w, m; gain: w"}
     with pytest.raises(WrapError, match=r"record of Gated: 'gate: 3 m': axis 0 has 8 channels, the letters say 24"):
         wrap(Net(), records=records)
+
+
+def test_an_attribute_that_says_another_size_is_refused():
+    net = Net()
+    vars(net.blocks[1])["width"] = 7
+    with pytest.raises(WrapError, match=r"record of Gated: 'width = w': it is 7, the letters say 12"):
+        wrap(net, records={**OWN, Gated: f"{OWN[Gated]}; width = w"})
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("norm: w; valeu gate: m, w; out: w, m; gain: w", "'valeu': expected one of .*gate.*value"),
+        ("norm: w; value gate: m, w; out: w, m; gain: w; widht = w", "'widht'"),
+        ("norm: w; value gate: m, w; out: w, m; gain: w; whole nrom", "'nrom': .*nearest: norm"),
+        ("norm: w; value.wieght gate: m, w; out: w, m; gain: w", "'value.wieght'.*weight"),
+    ],
+)
+def test_a_name_that_no_module_has_is_refused(line, wrong):
+    with pytest.raises(WrapError, match=f"record of Gated: {wrong}"):
+        wrap(Net(), records={**OWN, Gated: line})
+
+
+def test_a_condition_says_that_a_name_may_be_missing():
+    wrap(Net(), records={**OWN, Gated: f"{OWN[Gated]}; shift: w if shift"})
+    with pytest.raises(WrapError, match=r"record of Net: 'blokcs': expected one of stem, head, blocks, .*got 'blokcs'"):
+        wrap(Net(), records={**OWN, Net: "stem: w, _, _, _; head: _, w; rows blokcs"})
 
 
 def test_a_wrong_order_of_letters_is_found_by_the_oracle_only():
@@ -442,12 +454,6 @@ def test_mistakes_in_arguments_leave_the_model_alone():
     for records in ("x", [1], {"Block": "norm: w"}, {nn.Linear: 5}):
         with pytest.raises(WrapError, match="records: expected classes and lines"):
             wrap(model, records=records)
-
-
-@pytest.mark.parametrize("axis", ["h 3 d", "0 h d"])
-def test_a_number_stands_in_front_of_the_letters(axis):
-    with pytest.raises(WrapError, match="expected a number from 1 on, in front"):
-        parsed(f"qkv: {axis}, w", "Mine")
 
 
 def test_a_subnet_none_of_whose_sizes_is_the_largest_is_tried(monkeypatch):

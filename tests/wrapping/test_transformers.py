@@ -5,6 +5,7 @@ import torch
 
 from tests.contract import randomize, relative_error
 from tests.wrapping.checks import (
+    check_checkpointing,
     check_copies,
     check_counts,
     check_exports,
@@ -13,7 +14,7 @@ from tests.wrapping.checks import (
     some,
     tensors,
 )
-from vitas import ChoiceError, accuracy, export_subnet, sample_subnet, search_space, use_subnet, wrap
+from vitas import ChoiceError, accuracy, export_subnet, load_subnet, sample_subnet, save_subnet, search_space, wrap
 from vitas.errors import WrapError
 from vitas.train import distill_loss
 
@@ -108,22 +109,7 @@ def test_copies_and_checkpointing(name):
     model, x = original(name)
     wrapped = wrap(model, embed_dim="auto", depth="auto")
     check_copies(wrapped, x)
-    wrapped.double().train()
-    gradients = []
-    for recompute in (False, True):
-        wrapped.zero_grad(set_to_none=True)
-        if recompute:
-            wrapped.gradient_checkpointing_enable()
-        with use_subnet(wrapped, search_space(wrapped).smallest()):
-            torch.manual_seed(0)
-            loss = sum(output.square().sum() for output in tensors(wrapped(x.double())))
-        sample_subnet(wrapped, policy="largest")
-        loss.backward()
-        gradients.append([None if p.grad is None else p.grad.clone() for p in wrapped.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b)
+    check_checkpointing(wrapped, x, wrapped.gradient_checkpointing_enable)
     export = export_subnet(wrapped)
     sum(output.square().sum() for output in tensors(export(x.double()))).backward()  # it checkpoints too
 
@@ -226,3 +212,49 @@ def test_the_config_is_that_of_the_blocks_that_run():
     export = export_subnet(wrapped, search_space(wrapped).subnet({"depth": 3, **sizes}))
     told = export.config
     assert (told.num_hidden_layers, told.num_attention_heads, told.intermediate_size) == (3, 2, 24)
+
+
+NAMED = {0: "cat", 1: "dog", 2: "owl"}
+
+
+def _other_classifier(model):
+    width = model.classifier.in_features
+    model.classifier = torch.nn.Linear(width, 3)
+
+
+def _named_labels(model):
+    _other_classifier(model)
+    model.config.id2label = NAMED
+
+
+def _named_only(model):
+    model.config.id2label = {0: "cat", 1: "dog"}
+
+
+@pytest.mark.parametrize("when", ["wrapped", "wrapped again", "exported"])
+@pytest.mark.parametrize("change", [_other_classifier, _named_labels, _named_only])
+def test_a_config_or_classifier_that_was_changed_is_in_every_file(change, when, tmp_path):
+    model, x = original("ViTForImageClassification")
+    wrapped = wrap(model, embed_dim="auto")
+    if when == "wrapped again":
+        wrapped = wrap(export_subnet(wrapped, search_space(wrapped).smallest()), embed_dim="auto")
+    if when != "exported":
+        change(wrapped)
+    sample_subnet(wrapped, policy="smallest")
+    export = export_subnet(wrapped)
+    if when == "exported":
+        if change is not _named_only:
+            export.num_labels = 3
+            export.config.num_labels = 3
+        change(export)
+    labels = {0: "cat", 1: "dog"} if change is _named_only else NAMED
+    labels = {i: f"LABEL_{i}" for i in labels} if change is _other_classifier else labels
+    save_subnet(export, tmp_path / "ours")
+    export.save_pretrained(tmp_path / "theirs")
+    for loaded in (
+        load_subnet(tmp_path / "ours"),
+        *(type(model).from_pretrained(tmp_path / name) for name in ("ours", "theirs")),
+    ):
+        assert loaded.config.id2label == labels
+        assert loaded.num_labels == len(labels)
+        assert torch.equal(loaded.eval()(x).logits, export.eval()(x).logits)

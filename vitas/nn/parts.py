@@ -2,12 +2,14 @@
 
 Where a narrow subnet is active, `model.pos_embed` is cut out of the whole table, perhaps a copy. What somebody writes into
 it, or asks of it for training, would be lost or reach a part only, so it is refused; the whole parameter is a word away.
-A view of it (`pos_embed[:, 0]`) is a plain tensor: to write there is not refused, and is lost where the part is a copy.
+So is a view of it that a method makes (`pos_embed[:, 0]`); that of a function, `torch.narrow(pos_embed, ...)`, is a plain
+tensor, as whatever is computed.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -15,9 +17,36 @@ from torch import Tensor
 
 from vitas.errors import VitasError
 
+VIEWS = (
+    *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "expand", "expand_as", "as_strided"),
+    *("transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "adjoint", "squeeze", "unsqueeze"),
+    *("narrow", "select", "diagonal", "unfold", "unbind", "chunk", "split", "split_with_sizes", "tensor_split", "hsplit"),
+    *("vsplit", "dsplit", "index_select", "contiguous", "to", "type", "float", "double", "__getitem__"),
+)
+"""Methods that return a view, or the tensor itself, where they can."""
+
+
+def _shown(made: Any, part: Part) -> Any:
+    """Return what a method made of a part: views refuse as it does."""
+    if isinstance(made, (tuple, list)):
+        return type(made)(_shown(one, part) for one in made)
+    shared = isinstance(made, Tensor) and made.untyped_storage()._cdata == part.untyped_storage()._cdata
+    return part_of(made, part.shown_as) if shared else made
+
+
+def _view(name: str) -> Callable[..., Any]:
+    def run(self: Part, *arguments: Any, **named: Any) -> Any:
+        return _shown(getattr(super(Part, self), name)(*arguments, **named), self)
+
+    return run
+
+
+def _view_of(name: str) -> Callable[[Part], Any]:
+    return lambda self: _shown(getattr(super(Part, self), name), self)
+
 
 class Part(Tensor):
-    """A tensor that refuses to be written to; whatever is computed from it is a plain tensor, at no cost."""
+    """A tensor that refuses to be written to, as its views do; what is computed from it is a plain tensor, at no cost."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     shown_as: str
@@ -37,6 +66,10 @@ class Part(Tensor):
     for _name in dir(Tensor):
         if _name.endswith("_") and not _name.startswith("_"):  # torch's mark of what writes
             vars()[_name] = _refuse
+
+    for _name in VIEWS:
+        vars()[_name] = _view(_name)
+    T, mT, H, mH = (property(_view_of(name)) for name in ("T", "mT", "H", "mH"))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Let a pickle hold a plain tensor."""

@@ -19,7 +19,7 @@ from vitas.nn import CyclicLinear, ElasticConv2d, ShiftableIdentity
 from vitas.nn.stacked import StackedLinear
 from vitas.space import State
 from vitas.wrapping.narrow import Narrowed, plain, weight_cost
-from vitas.wrapping.origin import origin_of
+from vitas.wrapping.origin import arguments_of
 
 Counts = dict[str, dict[str, int]]
 """The multiply-adds of each module by operator, without those of its parts."""
@@ -38,7 +38,7 @@ def image_of(model: nn.Module) -> tuple[int, int, int]:
         if size:
             break
     conv = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
-    size = size or dict(dict(origin_of(model) or {}).get("source") or {}).get("arguments", {}).get("img_size")
+    size = size or arguments_of(model).get("img_size")
     given = tuple(dict(vars(model).get("pretrained_cfg") or {}).get("input_size") or ())
     if not size and len(given) != 3:
         raise VitasError("this model does not know the size of its images; give it one by set_input_size")

@@ -48,7 +48,7 @@ class Narrowed(Elastic):
     """
 
     shape: Shape
-    holds: ClassVar[tuple[str, ...]] = ("_dims", "heads")
+    holds: ClassVar[tuple[str, ...]] = ("_dims",)
     """Attributes that the narrowed class does not have."""
 
     reads: ClassVar[tuple[str, ...]] = ()
@@ -126,6 +126,15 @@ class Narrowed(Elastic):
         """
         if name == type(self).shape.row and isinstance(value, nn.Module):
             raise VitasError(f"{name}: which blocks run is the choice of a subnet; export one and change that")
+        stored = self.stored(name) if name in self._axes and isinstance(value, Tensor) else None
+        if stored is not None:
+            fits = value.ndim == stored.ndim and all(
+                not axis.letters or own == new
+                for axis, own, new in zip(self._axes[name], stored.shape, value.shape, strict=True)
+            )
+            if not fits:
+                wanted = tuple("any" if not a.letters else n for a, n in zip(self._axes[name], stored.shape, strict=True))
+                raise VitasError(f"{name}: expected the shape {wanted} of the whole model, got {tuple(value.shape)}")
         if name in self.reads:
             at = next((own.at for own_name, own in type(self).shape.attributes if own_name == name), None)
             if at is not None and value[at] == getattr(self, name)[at]:

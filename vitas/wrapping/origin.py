@@ -46,6 +46,12 @@ def source_of(model: nn.Module, kind: type) -> dict[str, Any] | None:
     return None
 
 
+def arguments_of(model: nn.Module) -> dict[str, Any]:
+    """Return what timm's constructor was given for a model, or for the one that it was taken of, as far as is known."""
+    source = dict(vars(model).get(MADE_FROM) or {}).get("source") or {"arguments": vars(model).get("_model_args")}
+    return dict(source["arguments"] or {})
+
+
 def is_plain(value: Any) -> bool:
     """Say whether a value is numbers, words, flags, or lists and dicts of them."""
     if isinstance(value, (list, tuple)):

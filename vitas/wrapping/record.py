@@ -20,19 +20,20 @@ that is true, or where it has none.
 Letters: w width of the residual stream (of the stage), u of the stage before, v of the next one, w0 w1 ... of each stage,
 h heads, d channels of a head, m hidden width of an MLP, n blocks that run; any other letter is a size that stays. What a
 letter counts is read off the shapes by division. A name may be a path, `patch_embed.proj`; numbers in it may count from the
-end. What a class lacks is passed over: that nothing is forgotten is checked on the model.
+end. What a class of a library lacks is passed over: that nothing is forgotten is checked on the model.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from vitas.errors import WrapError, shown
+from vitas.errors import WrapError, one_of, shown
 
 
 class Axis(NamedTuple):
@@ -81,6 +82,36 @@ def record_of(text: str, module: nn.Module) -> Record:
     entries = [_CONDITION.match(entry) for entry in text.split(";")]
     true = [found[1] for found in entries if found and _holds(module, found[2], found[3])]
     return parsed("; ".join(true), type(module).__name__)
+
+
+def check_names(text: str, modules: Sequence[nn.Module]) -> None:
+    """Refuse a record that names what no module of its class has, but for entries with a condition.
+
+    Raises:
+        WrapError: with the names that there are.
+    """
+    of = type(modules[0]).__name__
+    record = parsed("; ".join(one[1] for one in map(_CONDITION.match, text.split(";")) if one and not one[2]), of)
+    rows = () if record.rows is None else (record.rows.replace("*", "0"),)
+    for name in (*record.axes, *record.attributes, *record.whole, *record.stages, *rows):
+        missing = [_missing(module, name) for module in modules] if name != "." else [None]
+        if None not in missing and missing[0] is not None:
+            raise _fault(of, name, one_of(missing[0][1], missing[0][0]))
+
+
+def _missing(module: nn.Module, path: str) -> tuple[str, list[str]] | None:
+    """Return the first name of a path that is not there, and those that are; None where all are."""
+    *owners, last = path.split(".")
+    for number, name in enumerate((*owners, last)):
+        own = {**module._modules, **module._parameters, **module._buffers}
+        names = [*own, *(key for key in vars(module) if number == len(owners) and not key.startswith("_"))]
+        step = str(len(module._modules) + int(name)) if name.startswith("-") else name
+        if step not in names:
+            return name, names
+        if number < len(owners) and not isinstance(own[step], nn.Module):
+            return None if own[step] is None else (owners[number], names)
+        module = own.get(step)  # type: ignore[assignment]
+    return None
 
 
 def _holds(module: nn.Module, word: str | None, path: str | None) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NoReturn, cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -41,30 +41,72 @@ def _contained(container: type[nn.Module], blocks: Sequence[Any]) -> nn.Module:
     return container(*blocks) if issubclass(container, nn.Sequential) else container(blocks)
 
 
+CHANGES = (
+    *(name for name in dict.fromkeys((*dir(nn.Sequential), *dir(nn.ModuleList))) if name.startswith(("register_", "set_"))),
+    *("add_module", "append", "extend", "insert", "pop", "__setitem__", "__delitem__", "__iadd__", "__imul__"),
+    *("__setattr__", "__delattr__"),
+)
+"""Methods that change a container itself, or a block."""
+
+ALL_BLOCKS = (
+    *("requires_grad_", "train", "eval", "zero_grad", "apply", "_apply", "to", "to_empty", "cpu", "cuda", "ipu", "xpu"),
+    *("mtia", "half", "float", "double", "bfloat16", "type", "share_memory", "load_state_dict", "compile"),
+)
+"""Methods that change every block in a container."""
+
+
+class _View:
+    """Blocks that run, in a container made for the moment.
+
+    What changes the container would be lost and is refused; what changes every block reaches those at rest too. A slice is
+    a container of its own, as of torch's.
+    """
+
+
+def _of_view(name: str) -> Callable[..., Any]:
+    def run(self: Any, *arguments: Any, **named: Any) -> Any:
+        held = vars(self).get("whole")
+        if held is None:  # while it is made, or a slice
+            return getattr(super(_View, self), name)(*arguments, **named)
+        if name in CHANGES:
+            raise VitasError("this holds the blocks that run; to change the model's blocks export a subnet, or wrap anew")
+        (whole,) = held
+        done = getattr(whole, name)(*arguments, **named)
+        return self if done is whole else done
+
+    return run
+
+
+for _name in (*CHANGES, *ALL_BLOCKS):
+    setattr(_View, _name, _of_view(_name))
+
+
 class _Bound(nn.Module):
-    """A block that runs in the subnet that was active when this was made, whenever it is run (again)."""
+    """A block that runs in the subnet that was active when this was made, whenever it is run (again).
+
+    All else that is asked of it, hooks too, is asked of the block.
+    """
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.block, self.state = block, State.of_module(block)
+        self._modules["block"] = block
+        vars(self)["state"] = State.of_module(block)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         with self.state.restored():
             return self.block(*inputs, **options)
 
+    def __getattr__(self, name: str) -> Any:
+        block = self._modules["block"]
+        return block if name == "block" else getattr(block, name)
 
-class _View:
-    """Blocks that run, in a container made for the moment: what is put there would be lost."""
 
-    def _refused(self, *_: Any) -> NoReturn:
-        """Refuse.
+def _of_block(name: str) -> Callable[..., Any]:
+    return lambda self, *arguments, **named: getattr(self._modules["block"], name)(*arguments, **named)
 
-        Raises:
-            VitasError: always.
-        """
-        raise VitasError("this holds the blocks that run; to change the model's blocks export a subnet, or wrap anew")
 
-    __setitem__ = __delitem__ = append = insert = pop = _refused
+for _name in set(CHANGES) & set(dir(nn.Module)) - {"register_module"}:
+    setattr(_Bound, _name, _of_block(_name))
 
 
 class _Running(_View, nn.Sequential):
@@ -82,11 +124,15 @@ class _RunningList(_View, nn.ModuleList):
 @outside_graphs  # or torch.compile would make a graph for each depth
 def running(owner: nn.Module, blocks: nn.Module) -> nn.Module:
     """Return the blocks that run; while `owner` checkpoints gradients each is bound to the active subnet."""
+    view: nn.Module
     if isinstance(blocks, Row):
         bound = torch.is_grad_enabled() and bool(vars(owner).get("grad_checkpointing"))
         run = [_Bound(block) if bound else block for block in blocks.running()]
-        return _Running(*run) if issubclass(blocks.container, nn.Sequential) else _RunningList(run)
-    return _RunningList(running(owner, row) for row in cast(nn.ModuleList, blocks))
+        view = _Running(*run) if issubclass(blocks.container, nn.Sequential) else _RunningList(run)
+    else:
+        view = _RunningList(running(owner, row) for row in cast(nn.ModuleList, blocks))
+    vars(view).update(whole=(blocks,), training=blocks.training)
+    return view
 
 
 # -- transformers ------------------------------------------------------------------------------------------------------

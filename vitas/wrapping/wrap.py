@@ -17,7 +17,7 @@ from vitas.wrapping.model import Stage
 from vitas.wrapping.narrow import Narrowed
 from vitas.wrapping.order import check_importance, check_order, put_in_order, scores_of
 from vitas.wrapping.plan import Plan, apply, refuse_adapters, refuse_unfit, refuse_unnamed
-from vitas.wrapping.record import part_at
+from vitas.wrapping.record import check_names, part_at
 from vitas.wrapping.records import RECORDS
 from vitas.wrapping.slots import name_of
 from vitas.wrapping.stages import block_names, places_of, planned
@@ -102,6 +102,9 @@ def wrap(
     refuse_adapters(model)
     check_order(order, images)
     known = all_records(records)
+    for kind, line in (records or {}).items():
+        if alike := [part for part in model.modules() if type(part) is kind]:
+            check_names(line, alike)
     places = places_of(model, Plan(known))
     if any(parameter.is_meta for parameter in model.parameters()):
         raise WrapError("the model is on the meta device and has no weights; build it on a real one")
