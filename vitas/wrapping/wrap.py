@@ -41,8 +41,8 @@ def wrap(
     """Return a model of timm made searchable: one of the classes that vitas/wrapping/records/timm.py describes.
 
     ViT, DeiT, hybrids, Eva (DINOv3, EVA-02, PE), BEiT, NaFlexVit, Qwen3Vit, DeepseekVit, SAM, RelPos, CaiT, XCiT; in stages
-    Twins, Swin, SwinV2, PVTv2, MetaFormer; of MaxxVit (MaxViT, CoAtNet), PiT, LeViT, TinyViT, MViTv2 heads, MLPs and depths;
-    of Hiera and HieraDet (SAM 2) heads and MLPs.
+    Twins, Swin, SwinV2, PVTv2, MetaFormer; of MaxxVit (MaxViT, CoAtNet), PiT, LeViT, TinyViT, MViTv2, CrossViT heads, MLPs
+    and depths; of Hiera and HieraDet (SAM 2) heads and MLPs; of VOLO MLPs.
 
     Also a tower of transformers: ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, Swin, SwinV2. The config of its exports says the
     sizes where one number holds for all blocks.
@@ -86,7 +86,8 @@ def wrap(
         inplace: Whether to make `timm_model` itself searchable, and not a copy.
 
     Raises:
-        WrapError: another model, one on the meta device, one that is searchable already, or one with parts of another kind.
+        WrapError: another model, one on the meta device, names in `records` that no module of the class has,
+            one that is searchable already, or one with parts of another kind.
         ChoiceError: values that the model has no weights for, or that leave out its own; percentages outside (0, 100] or of
             which no whole heads or blocks come out; more or fewer entries than there are stages; another word for `sharing`
             or `order`; scores that do not fit; blocks that leave where the depth is fixed; an `inplace` that is neither True
