@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from vitas.checks import MOST_VALUES, are_several
-from vitas.errors import ChoiceError, one_of, shown
+from vitas.errors import ChoiceError, one_of, shown, unknown
 from vitas.space.walk import AnyChoice
 from vitas.tables import pattern_of
 
@@ -84,7 +84,7 @@ def _named(what: str, pattern: Any, names: list[str]) -> list[str]:
     if any(sign in pattern for sign in "*?["):
         globs = list(dict.fromkeys(pattern_of(name) for name in names))
         raise ChoiceError(f"{what}: no choice matches this glob: {one_of(globs, pattern)}")
-    raise ChoiceError(f"{what}: unknown choice: {one_of(names, pattern)}")
+    raise ChoiceError(f"{what}: {unknown('choice', names, pattern, 'search_space(model).choices')}")
 
 
 def _number(where: str, choice: AnyChoice, left: Sequence[int], value: Any) -> int:
