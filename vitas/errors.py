@@ -13,6 +13,7 @@ __all__ = [
     "FileError",
     "SearchError",
     "ShapeError",
+    "UnknownChoice",
     "VitasError",
     "WrapError",
 ]
@@ -24,6 +25,12 @@ class VitasError(Exception):
 
 class ChoiceError(VitasError, ValueError):
     """A choice, or a value of one, does not fit the search space."""
+
+
+class UnknownChoice(ChoiceError, KeyError):
+    """A subnet has no value of that name; a KeyError too, as mappings raise."""
+
+    __str__ = Exception.__str__
 
 
 class BudgetError(VitasError, ValueError):
@@ -109,23 +116,54 @@ def is_one_of(values: Sequence[object], got: object) -> bool:
     return isinstance(got, (str, type(None))) and got in values
 
 
-def one_of(values: Sequence[object], got: object, most: int = 20) -> str:
-    """Return "expected one of 2, 4, got 3 (nearest: 4)" for a value that is not among `values`."""
-    listing = ", ".join(str(value) for value in values[:most])
-    if len(values) > most:
-        listing += f", ... {values[-1]} ({len(values)} values)"
-    wanted = f"one of {listing}" if len(values) > 1 else listing
-    return f"expected {wanted}, got {shown(got)}{_nearest(values, got)}"
+_LONG = 90
+"""Characters of legal values that a message shows; of more it shows the nearest one and how many there are."""
 
 
-def _nearest(values: Sequence[object], got: object) -> str:
+def one_of(values: Sequence[object], got: object, where: str = "") -> str:
+    """Return "expected one of 2, 4, got 3 (nearest: 4)" for a value that is not among `values`; of many the nearest first.
+
+    Args:
+        values: What is legal.
+        got: What came.
+        where: Where a reader finds them all, where they are too many to be shown.
+    """
+    listing, near = ", ".join(str(value) for value in values), _nearest(values, got)
+    if len(listing) <= _LONG:
+        wanted = f"one of {listing}" if len(values) > 1 else listing
+        return f"expected {wanted}, got {shown(got)}" + (f" (nearest: {near})" if near is not None else "")
+    at = f": {where}" if where else f" from {values[0]} to {values[-1]}"
+    if near is not None:
+        return f"{shown(got, 50)}: did you mean {near!r}? ({len(values)} are legal{at})"
+    return f"expected one of {len(values)}{at}, got {shown(got, 50)}"
+
+
+def unknown(what: str, names: Sequence[str], got: object, where: str) -> str:
+    """Return "unknown choice 'dept'; did you mean 'depth'? (21 choices: search_space(model).choices)".
+
+    Args:
+        what: What it is that has names, such as "choice".
+        names: Those that are known.
+        got: What came.
+        where: Where a reader finds them all.
+    """
+    near = _nearest(names, got)
+    meant = f" did you mean {near!r}?" if near is not None else ""
+    number = f"{len(names)} {what}s" if len(names) != 1 else f"1 {what}"
+    return f"unknown {what} {shown(got, 50)};{meant} ({number}: {where})"
+
+
+def _nearest(values: Sequence[object], got: object) -> object:
+    """Return the legal value that is most like what came; None: none is."""
     if isinstance(got, str):
-        close = difflib.get_close_matches(got[:100].lower(), [str(value) for value in values], n=1)
-        return f" (nearest: {close[0]})" if close else ""
+        named = {str(value): value for value in values}
+        alike = [name for name in named if name.rpartition(".")[2] == got]  # "mlp_dim" for "blocks.0.mlp_dim"
+        alike = alike or difflib.get_close_matches(got[:100].lower(), named, n=1)
+        return named[alike[0]] if alike else None
     if isinstance(got, bool) or not isinstance(got, (int, float)) or got != got:
-        return ""
+        return None
     numbers = [value for value in values if isinstance(value, (int, float))]
-    return f" (nearest: {min(numbers, key=lambda value: abs(value - clipped(got)))})" if numbers else ""
+    return min(numbers, key=lambda value: abs(value - clipped(got)), default=None)
 
 
 def clipped(number: float) -> float:

@@ -149,7 +149,7 @@ def test_numpy_numbers_become_active_as_plain_ones():
 
 
 def test_many_legal_values_are_shortened_in_the_message():
-    with pytest.raises(ChoiceError, match=r"expected one of 1, 2, .*, \.\.\. 100 \(100 values\), got 101 \(nearest: 100\)"):
+    with pytest.raises(ChoiceError, match=r"101: did you mean 100\? \(100 are legal from 1 to 100\)"):
         Choice(range(1, 101)).active = 101
 
 

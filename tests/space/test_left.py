@@ -116,7 +116,7 @@ def test_the_prior_of_what_is_left_is_its_own_conditioned():
 @pytest.mark.parametrize(
     ("fixed", "only", "words"),
     [
-        ({"dept": 2}, None, r"fixed: unknown choice: expected one of embed_dim, .*, got 'dept' \(nearest: depth\)"),
+        ({"dept": 2}, None, r"fixed: unknown choice 'dept'; did you mean 'depth'\?"),
         (None, {"block.*.mlp_dim": [3]}, r"only: no choice matches this glob: .*\(nearest: blocks.\*.mlp_dim\)"),
         ({"depth": 9}, None, r"fixed: depth: expected one of 1, 2, 3, got 9 \(nearest: 3\)"),
         (None, {"blocks.*.mlp_dim": [3, 7]}, r"only: blocks.0.mlp_dim: expected one of 3, 6, 8, got 7 \(nearest: 6\)"),

@@ -92,9 +92,9 @@ def test_twins_svt_have_the_known_counts(name, exact, params):
 
 
 def test_unknown_names_and_arguments_are_refused_with_the_nearest():
-    with pytest.raises(ChoiceError, match=r"superformer: .*\(nearest: vitas_deit\)"):
+    with pytest.raises(ChoiceError, match=r"unknown superformer .*did you mean 'vitas_deit'"):
         create_superformer("vitas_diet")
-    with pytest.raises(ChoiceError, match=r"unknown argument, .*\(nearest: embed_dim\)"):
+    with pytest.raises(ChoiceError, match=r"unknown argument .*did you mean 'embed_dim'"):
         create_superformer("deit_micro", embed_dims=[4])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from vitas.choice.values import V
-from vitas.errors import CheckpointError
+from vitas.errors import CheckpointError, ExportError
 
 _OFFSET = 2
 """Added to the sizes of a mark, since torch.compile makes special cases of the sizes 0 and 1."""
@@ -70,8 +70,18 @@ def _carrier(numbers: tuple[float, ...]) -> Tensor:
 
 
 def compiling() -> bool:
-    """Say whether torch.compile is making a graph: active values are symbols then, which may not decide what is computed."""
-    return torch.compiler.is_compiling()
+    """Say whether torch.compile is making a graph, in which active values are symbols and may not decide what is computed.
+
+    Raises:
+        ExportError: torch.export is recording.
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    if torch.compiler.is_exporting():
+        raise ExportError(
+            "torch.export and torch.onnx.export record one network: export a subnet first, export_subnet(model)"
+        )
+    return True
 
 
 outside_graphs = _disable_dynamo

@@ -109,7 +109,14 @@ def _database(url: str) -> Any:
         return patiently(lambda: optuna.storages.get_storage(url), DatabaseError, StorageInternalError)
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
         # Not the URL itself: it may hold a password.
-        raise SearchError(f"storage: the database cannot be opened: {str(error).splitlines()[0]}") from error
+        raise SearchError(f"storage: the database cannot be opened: {_first_cause(error)}") from None
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return what the driver said, in a line: SQLAlchemy's and Optuna's errors only hand it on."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return brief(Exception(" ".join(str(error).split())), 100)
 
 
 def patiently(step: Callable[[], Any], *errors: type[Exception]) -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitas.checks import is_int
 from vitas.choice import conditioned
-from vitas.errors import ChoiceError, listed, one_of, shown
+from vitas.errors import ChoiceError, listed, one_of, shown, unknown
 from vitas.space.left import Left
 from vitas.space.liveness import Liveness
 from vitas.space.subnet import Number, Subnet, well_formed
@@ -76,14 +76,18 @@ class Encoding:
         if left:
             self._check_dead(left, strict)
         if missing:
-            raise ChoiceError(f"missing choices: {listed(missing)}; give them, or fill='largest' or 'smallest'")
+            more = "complete them by search_space(model).subnet(values, fill='largest')"
+            raise ChoiceError(f"missing choices: {listed(missing, 3)}; {more}")
         return code
 
     def _check_dead(self, values: Mapping[str, Number], strict: bool) -> None:
         """Check what is said about choices that are not live."""
+        strange = [name for name in values if name not in self.choices]
+        if len(strange) > 1:
+            raise ChoiceError(f"a subnet of another model: this one has no choices {listed(map(shown, strange), 3)}")
         for name, value in values.items():
             if name not in self.choices:
-                raise ChoiceError(f"unknown choice: {one_of(self._names, name)}")
+                raise ChoiceError(unknown("choice", self._names, name, "search_space(model).choices"))
             k = self._names.index(name)
             if value not in self._values[k]:
                 self._refuse(k, value)

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from vitas.checks import MOST_VALUES, are_several
-from vitas.errors import ChoiceError, one_of, shown
+from vitas.errors import ChoiceError, one_of, shown, unknown
 from vitas.space.walk import AnyChoice
 from vitas.tables import pattern_of
 
@@ -88,7 +88,8 @@ def named(what: str, pattern: Any, names: list[str], kind: str = "choice") -> li
     if any(sign in pattern for sign in "*?["):
         globs = list(dict.fromkeys(pattern_of(name) for name in names))
         raise ChoiceError(f"{what}: no {kind} matches this glob: {one_of(globs, pattern)}")
-    raise ChoiceError(f"{what}: unknown {kind}: {one_of(names, pattern)}")
+    where = "search_space(model).choices" if kind == "choice" else f"{names[0]} to {names[-1]}"
+    raise ChoiceError(f"{what}: {unknown(kind, names, pattern, where)}")
 
 
 def _number(where: str, choice: AnyChoice, left: Sequence[int], value: Any) -> int:

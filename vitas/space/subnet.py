@@ -7,7 +7,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import numpy as np
 
 from vitas.checks import LONGEST_NAME, as_number
-from vitas.errors import ChoiceError, brief, fault_of_name, shown
+from vitas.errors import ChoiceError, UnknownChoice, brief, fault_of_name, shown, unknown
 from vitas.tables import by_block, html_table, text_table
 
 Number = int | float
@@ -42,7 +42,17 @@ class Subnet(Mapping[str, Number]):
         self._hash = hash(frozenset(self._values.items()))
 
     def __getitem__(self, name: str) -> Number:
-        return self._values[name]
+        try:
+            return self._values[name]
+        except KeyError:
+            raise UnknownChoice(unknown("choice", list(self._values), name, "list(subnet)")) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value of a choice, or `default` where it has none, as a dict does."""
+        return self._values.get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

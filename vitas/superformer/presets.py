@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from vitas.errors import ChoiceError, is_one_of, one_of
+from vitas.errors import ChoiceError, is_one_of, one_of, shown, unknown
 from vitas.space import Subnet
 from vitas.superformer.arguments import Patterns
 from vitas.superformer.deit import DeiTSuperformer
@@ -160,7 +160,7 @@ def published_subnet(name: str) -> Subnet:
         ChoiceError: an unknown name.
     """
     if not is_one_of(list(_PUBLISHED), name):
-        raise ChoiceError(f"published subnet: {one_of(list(_PUBLISHED), name)}")
+        raise ChoiceError(f"published subnet: {one_of(list(_PUBLISHED), name, 'list_published_subnets()')}")
     space, embed_dim, heads, widths, hidden = _PUBLISHED[name]
     values = {"embed_dim": embed_dim, "patch_size": 16}
     if space == "vitas_deit":
@@ -201,12 +201,15 @@ def create_superformer(
         ChoiceError: an unknown name or argument, or values that do not fit together.
     """
     if not is_one_of(list_superformers(), name):
-        raise ChoiceError(f"superformer: {one_of(list_superformers(), name)}")
+        if isinstance(name, str) and "patch" in name:
+            timm = f"vitas.wrap(timm.create_model({shown(name, 40)}))"
+            raise ChoiceError(f"superformer: {shown(name, 40)} is timm's name of a model; make that searchable: {timm}")
+        raise ChoiceError(unknown("superformer", list_superformers(), name, "list_superformers()"))
     family: type[nn.Module] = DeiTSuperformer if name in _DEIT else TwinsSuperformer
     legal = list(inspect.signature(family).parameters)
     for key in overrides:
         if key not in legal:
-            raise ChoiceError(f"{name}: unknown argument, {one_of(legal, key, most=40)}")
+            raise ChoiceError(f"{name}: {unknown('argument', list(legal), key, 'help(type(model))')}")
     preset = {**_DEIT.get(name, {}), **_TWINS.get(name, {})}
     for pair in _EITHER:
         given = [key for key in pair if overrides.get(key) is not None]

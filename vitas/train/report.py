@@ -91,7 +91,8 @@ class SupernetReport:
         if largest < 0.98 * reach:
             return "A smaller subnet scores above the largest: train longer, or let the largest teach the others (sandwich)."
         if smallest > 0.9 * reach > 0:
-            return "Smallest and largest score about the same: train longer, or the task is too easy to tell subnets apart."
+            easy = "the task is too easy to tell subnets apart" if smallest > 0.9 else "train longer"
+            return f"Smallest and largest score about the same: {easy}."
         return "Larger subnets score higher, as they should."
 
     def _on_sharing(self) -> str:

@@ -40,10 +40,11 @@ def places_of(model: nn.Module, plan: Plan) -> list[Place]:
     """
     record = plan.record_of(model)
     if record is None or record.rows is None:
-        names = [name for name, text in plan.records.items() if "rows " in text]
-        library = f"{type(model).__module__.partition('.')[0]}."
-        supported = ", ".join([name for name in names if name.startswith(library)] or names)
-        raise WrapError(f"{type(model).__name__} cannot be wrapped; supported are {supported}, and what records= describes")
+        said = f"{type(model).__module__}.{type(model).__name__} cannot be wrapped"
+        if type(model).__module__ == "vitas.plain":
+            raise WrapError(f"{said}: it is an export; build the superformer that it came from, or a smaller one")
+        supported = sum("rows " in text for text in plan.records.values())
+        raise WrapError(f"{said}; supported are {supported} classes, listed on vitas.wrap's page, and what records= says")
     first = part_at(model, record.stages[0]) if record.stages else None
     n = len(first._modules) if isinstance(first, nn.Module) else 1
     return [_place(model, record, stage) for stage in range(n)]

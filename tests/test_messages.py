@@ -1,0 +1,123 @@
+"""Messages begin with the answer, in one line of at most 160 characters, and their advice can be followed."""
+
+import pytest
+import torch
+
+import vitas
+from tests.superformer.test_deit import small
+from vitas import ChoiceError, VitasError
+from vitas.errors import ExportError, SearchError, UnknownChoice, WrapError, one_of, unknown
+
+
+def said(mistake, error=VitasError):
+    """Return the message of a mistake, one short line."""
+    with pytest.raises(error) as caught:
+        mistake()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) <= 160, text
+    return text
+
+
+@pytest.fixture
+def model():
+    return vitas.create_superformer("deit_micro", img_size=8, in_chans=1, num_classes=3)
+
+
+def test_a_few_legal_values_are_shown_and_of_many_the_nearest():
+    assert one_of([2, 4], 3) == "expected one of 2, 4, got 3 (nearest: 2)"
+    assert one_of(range(1, 101), 101) == "101: did you mean 100? (100 are legal from 1 to 100)"
+    names = [f"blocks.{i}.mlp_dim" for i in range(12)]
+    assert (
+        one_of(names, "blocks.3.mlpdim", "there")
+        == "'blocks.3.mlpdim': did you mean 'blocks.3.mlp_dim'? (12 are legal: there)"
+    )
+    assert one_of(names, None, "there") == "expected one of 12: there, got None"
+    assert unknown("choice", names, "mlp_dim", "here") == (
+        "unknown choice 'mlp_dim'; did you mean 'blocks.0.mlp_dim'? (12 choices: here)"
+    )
+    assert unknown("choice", ["depth"], "?", "here") == "unknown choice '?'; (1 choice: here)"
+
+
+def test_an_unknown_choice_is_met_by_the_nearest(model):
+    number = len(vitas.search_space(model).choices)
+    answer = f"unknown choice 'dept'; did you mean 'depth'? ({number} choices: search_space(model).choices)"
+    space = vitas.search_space(model)
+    assert said(lambda: space.subnet({"dept": 3}, fill="largest"), ChoiceError) == answer
+    assert said(lambda: vitas.activate_subnet(model, {**space.largest(), "dept": 3}), ChoiceError) == answer
+    assert said(lambda: vitas.sample_subnet(model, fixed={"dept": 3}), ChoiceError) == f"fixed: {answer}"
+
+
+def test_a_subnet_says_what_it_lacks_and_stays_a_mapping(model):
+    subnet = vitas.search_space(model).largest()
+    with pytest.raises(KeyError):
+        subnet["mlp_dim"]
+    assert said(lambda: subnet["mlp_dim"], UnknownChoice).startswith(
+        "unknown choice 'mlp_dim'; did you mean 'blocks.0.mlp_dim'?"
+    )
+    assert "mlp_dim" not in subnet
+    assert subnet.get("mlp_dim") is None
+    assert subnet.get("mlp_dim", 3) == 3
+    assert subnet.get("depth") == subnet["depth"]
+
+
+def test_a_subnet_of_another_model_is_called_that(model):
+    other = vitas.Subnet({"width": 3, "height": 4, "depth": 2})
+    answer = said(lambda: vitas.activate_subnet(model, other), ChoiceError)
+    assert answer == "a subnet of another model: this one has no choices 'width', 'height'"
+
+
+def test_what_is_missing_can_be_completed_as_is_advised(model):
+    answer = said(lambda: vitas.activate_subnet(model, {"depth": 2}), ChoiceError)
+    assert answer.endswith("complete them by search_space(model).subnet(values, fill='largest')")
+    vitas.activate_subnet(model, vitas.search_space(model).subnet({"depth": 2}, fill="largest"))
+
+
+def test_names_of_models_point_to_where_they_are_made():
+    answer = said(lambda: vitas.create_superformer("vit_small_patch16_224"), ChoiceError)
+    assert answer.endswith("vitas.wrap(timm.create_model('vit_small_patch16_224'))")
+    number = len(vitas.list_superformers())
+    assert said(lambda: vitas.create_superformer("deit_mico"), ChoiceError) == (
+        f"unknown superformer 'deit_mico'; did you mean 'deit_micro'? ({number} superformers: list_superformers())"
+    )
+    answer = said(lambda: vitas.create_superformer("deit_micro", embed_dims=3), ChoiceError)
+    assert answer.startswith("deit_micro: unknown argument 'embed_dims'; did you mean 'embed_dim'?")
+
+
+@pytest.mark.extras
+def test_an_export_is_not_wrapped_but_named(model):
+    pytest.importorskip("timm")
+    answer = said(lambda: vitas.wrap(vitas.export_subnet(model)), WrapError)
+    assert answer.startswith("vitas.plain.VisionTransformer cannot be wrapped: it is an export")
+
+
+def test_recorders_are_sent_to_an_export(model):
+    image = torch.zeros(1, 1, 8, 8)
+    answer = said(lambda: torch.export.export(model.eval(), (image,)), ExportError)
+    assert answer == "torch.export and torch.onnx.export record one network: export a subnet first, export_subnet(model)"
+
+
+@pytest.mark.extras
+def test_a_database_that_is_not_there_is_one_cause():
+    pytest.importorskip("optuna")
+    with pytest.raises(SearchError) as caught:
+        vitas.evolve(small(), lambda model: 1.0, storage="sqlite:////no/such/folder/search.db", progress=False)
+    assert str(caught.value) == "storage: the database cannot be opened: unable to open database file"
+    assert caught.value.__suppress_context__
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict"), [(0.1, "about the same: train longer."), (0.99, "too easy to tell subnets apart.")]
+)
+def test_a_report_at_chance_calls_no_task_too_easy(score, verdict, model):
+    found = vitas.train.supernet_report(model, lambda model: score).verdict
+    assert verdict in found
+    assert ("too easy" in found) == (score > 0.9)
+
+
+@pytest.mark.parametrize(
+    "budget", ["60", "1.3X", "a lot", 0.6, 1.3, -1, (1, 2, 3), ("2G", "1G"), {}, "9" * 500, [None, None]]
+)
+def test_budgets_are_refused_in_a_line(budget, model):
+    assert said(lambda: vitas.sample_subnet(model, flops=budget), vitas.BudgetError).startswith("flops: ")
