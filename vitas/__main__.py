@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--checkpoint", help="file with weights that were trained on these classes; without it timm's own")
     one.add_argument("--flops", help="budget of multiply-adds, such as 50%%")
     one.add_argument("--params", help="budget of parameters, such as 50%%")
+    one.add_argument("--latency", help="budget of milliseconds for one image on this machine, such as '8 ms'")
     one.add_argument("--img-size", type=int, help="height and width of the images; without it the model's own")
     one.add_argument("--epochs", type=int, default=10, help="of the superformer")
     one.add_argument("--finetune-epochs", type=int, default=20, help="of the network that is found")
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("count", help="show the choices of a space and how many networks a budget leaves")
     one.add_argument("space", help="a name that `spaces` lists")
-    one.add_argument("--flops", help="budget of multiply-adds, such as 50%% or 1300000000")
+    one.add_argument("--flops", help="budget of multiply-adds, such as 50%% or 1.3G")
     one.add_argument("--params", help="budget of parameters, likewise")
     one.add_argument("--img-size", type=int, default=224)
     one.add_argument("--num-classes", type=int, default=1000)
@@ -110,8 +111,9 @@ def _compress(options: argparse.Namespace) -> None:
         model,
         train,
         val,
-        flops=_budget(options.flops),
-        params=_budget(options.params),
+        flops=options.flops,
+        params=options.params,
+        latency=options.latency,
         epochs=options.epochs,
         finetune_epochs=options.finetune_epochs,
         lr=options.lr,
@@ -140,7 +142,7 @@ def _count(options: argparse.Namespace) -> None:
         model = create_superformer(options.space, num_classes=options.num_classes, img_size=options.img_size)
     print(search_space(model))
     if options.flops or options.params:
-        inside = count_subnets(model, flops=_budget(options.flops), params=_budget(options.params))
+        inside = count_subnets(model, flops=options.flops, params=options.params)
         print(f"{inside} networks inside the budget")
 
 
@@ -155,10 +157,6 @@ def _show(options: argparse.Namespace) -> None:
         image = torch.zeros(1, embed.proj.in_channels, *size, device=device_of(network))
         shape = " x ".join(map(str, image.shape[1:]))
         print(f"multiply-adds  {count_flops(network, inputs=image).total:,} for {shape}")
-
-
-def _budget(text: str | None) -> str | int | None:
-    return int(text) if text is not None and text.isdecimal() else text
 
 
 if __name__ == "__main__":

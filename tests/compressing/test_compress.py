@@ -86,13 +86,25 @@ def test_a_call_that_was_stopped_goes_on_to_the_same_network(tmp_path):
     assert equal(vitas.load_subnet(tmp_path / "network"), whole.network)
 
 
+def test_latency_is_a_budget_that_the_folder_keeps(tmp_path):
+    done = compressed(flops=None, latency="70%", folder=tmp_path)
+    model = vitas.wrap(original(), depth="auto")
+    space, text = vitas.search_space(model), (tmp_path / "latency.json").read_text()
+    budget = (vitas.LatencyTable.from_json(text, model), "70%")
+    inside = vitas.SubnetSampler(model, latency=budget).contains(space.encode(done.subnet)[None])
+    assert inside[0]
+    assert 0 < vitas.count_subnets(model, latency=budget) < space.size
+    again = compressed(flops=None, latency="70%", folder=tmp_path, loss=Stopped(0))  # times nothing anew
+    assert again.subnet == done.subnet
+
+
 def test_a_folder_of_another_call_is_refused(tmp_path):
     compressed(folder=tmp_path)
     other = original()
     nn.init.zeros_(other.head.weight)
     with pytest.raises(FileError, match="made for another model; name another folder"):
         compressed(other, folder=tmp_path)
-    with pytest.raises(FileError, match="made for another budget and lr; name another folder"):
+    with pytest.raises(FileError, match="made for another lr and budget; name another folder"):
         compressed(folder=tmp_path, flops="70%", lr=1e-3)
     (tmp_path / "settings.json").write_text("no JSON")
     with pytest.raises(FileError, match="made for another model"):

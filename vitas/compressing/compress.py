@@ -19,7 +19,7 @@ from vitas.compressing.training import LossOf, train
 from vitas.cost import count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, FileError, brief, one_of, shown
 from vitas.export import export_subnet, save_subnet
-from vitas.measure import accuracy
+from vitas.measure import LatencyTable, accuracy, latency_table
 from vitas.sample import SubnetSampler
 from vitas.search import SearchResult, evolve
 from vitas.search.run import fingerprint
@@ -34,6 +34,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 WRAP: Mapping[str, Any] = {"depth": "auto", "sharing": "ordinal", "order": "magnitude"}
 """How `compress` wraps what it is given: heads, MLPs and depth are searched, and important channels serve all widths."""
 
+_TABLE = "latency.json"
 _NAMES = ["embed_dim", "num_heads", "mlp_ratio", "depth", "leave", "blocks", "sharing", "order", "images", "records"]
 
 
@@ -78,6 +79,7 @@ def compress(
     *,
     flops: Any = None,
     params: Any = None,
+    latency: Any = None,
     epochs: int = 10,
     finetune_epochs: int = 20,
     lr: float = 5e-4,
@@ -102,7 +104,9 @@ def compress(
         train_loader: (images, labels) with weak augmentation; knows its length.
         val_loader: (images, labels) that were not trained on, for the scores of the search; read once.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the original as strings: "50%".
-        params: Budget of parameters, likewise; one of the two, or both.
+        params: Budget of parameters, likewise.
+        latency: Budget of milliseconds for one image on `device`, likewise; the parts of the model are timed first, see
+            `latency_table`. One of the three, or several at once.
         epochs: Passes over `train_loader` of the superformer.
         finetune_epochs: Passes of the network that was found.
         lr: Largest learning rate of AdamW; 1e-4 for large pretrained models.
@@ -134,15 +138,17 @@ def compress(
         as_count(number, name, 1, ANY_INT)
     if not 0 < as_number(lr, "lr") < 1e3:
         raise ChoiceError(f"lr: expected a number above 0, got {shown(lr)}")
-    if flops is None and params is None:
+    if flops is None and params is None and latency is None:
         raise BudgetError('expected a budget, such as flops="50%"')
     where = device_of(model) if device is None else torch.device(device)
     superformer = wrap(model, **_options(space)).to(where)
-    sampler = SubnetSampler(superformer, flops=flops, params=params, seed=seed)
-    windows = {name: [int(bound) for bound in window] for name, window in sampler.windows.items()}
-    made_for = {"model": fingerprint(model), "space": sampler.space.description(), "budget": windows, "seed": seed}
-    made_for |= {"epochs": [epochs, finetune_epochs], "lr": lr}
-    kept = None if folder is None else _prepared(Path(folder), made_for)
+    place = None if folder is None else Path(folder)
+    table = None if latency is None else _timed(superformer, val_loader, where, place)
+    budget = {"flops": flops, "params": params, "latency": None if table is None else (table, latency)}
+    sampler = SubnetSampler(superformer, **budget, seed=seed)
+    made_for = {"model": fingerprint(model), "space": sampler.space.description(), "seed": seed, "lr": lr}
+    made_for |= {"budget": [repr(flops), repr(params), repr(latency)], "epochs": [epochs, finetune_epochs]}
+    kept = None if place is None else _prepared(place, made_for, table)
     teacher = copy.deepcopy(model).to(where).eval().requires_grad_(False)
     school = _School(teacher, loss, where, amp)
     settings: dict[str, Any] = {"lr": lr, "seed": seed, "device": where, "folder": kept, "progress": progress}
@@ -152,8 +158,7 @@ def compress(
     search = evolve(
         superformer,
         score,
-        flops=flops,
-        params=params,
+        **budget,
         population=population,
         generations=generations,
         seed=seed,
@@ -220,7 +225,15 @@ def _options(space: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**WRAP, **(space or {})}
 
 
-def _prepared(folder: Path, made_for: Mapping[str, Any]) -> Path:
+def _timed(superformer: nn.Module, loader: Any, device: torch.device, folder: Path | None) -> LatencyTable:
+    """Return how long subnets take for one image, as the folder tells it or else as measured now."""
+    if folder is not None and (file := folder / _TABLE).exists():
+        return LatencyTable.from_json(file.read_text(encoding="utf-8"), superformer)
+    images, _ = next(iter(loader))
+    return latency_table(superformer, images[:1].to(device))
+
+
+def _prepared(folder: Path, made_for: Mapping[str, Any], table: LatencyTable | None) -> Path:
     """Make the folder of a call, or see that it is that of this one.
 
     Raises:
@@ -230,6 +243,8 @@ def _prepared(folder: Path, made_for: Mapping[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not facts.exists():
+            if table is not None:
+                (folder / _TABLE).write_text(table.to_json(), encoding="utf-8")
             facts.write_text(text, encoding="utf-8")
         before = facts.read_text(encoding="utf-8")
     except OSError as error:
