@@ -180,7 +180,7 @@ class SearchSpace:
     # -- activation --------------------------------------------------------------------------------------------------
 
     def activate(self, subnet: Mapping[str, Number], *, side: str | None = None) -> None:
-        """Make `subnet` the active one, all of it or, on an error, nothing.
+        """Make `subnet` the active one, all of it or, on an error or an interrupt, nothing.
 
         Args:
             subnet: A subnet of this space, or a row of a table. Choices that are not live go to their largest value.
@@ -197,9 +197,15 @@ class SearchSpace:
         if side is not None and not self.bilateral:
             raise ChoiceError(f"side: got {shown(side)}, but no Dim of this model is bilateral")
         right = side == "right"
-        parts = zip(self.choices.values(), code, self.liveness.sizes, self._two_sided, strict=True)
-        for choice, number, size, two_sided in parts:
-            choice.restore((number if number >= 0 else size - 1, 1 if right and two_sided else 0))
+        parts = zip(code, self.liveness.sizes, self._two_sided, strict=True)
+        states = [(number if number >= 0 else size - 1, int(right and two_sided)) for number, size, two_sided in parts]
+        before = self.state()
+        try:
+            for choice, state in zip(before.choices, states, strict=True):
+                choice.restore(state)
+        except BaseException:
+            before.put_back()
+            raise
 
     def _refuse_adapted(self, code: Sequence[int]) -> None:
         """Refuse a layer of which only a part would run beside an adapter of its full width."""
