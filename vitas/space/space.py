@@ -180,7 +180,7 @@ class SearchSpace:
     # -- activation --------------------------------------------------------------------------------------------------
 
     def activate(self, subnet: Mapping[str, Number], *, side: str | None = None) -> None:
-        """Make `subnet` the active one, all of it or, on an error or an interrupt, nothing.
+        """Make `subnet` the active one, all of it or, on an error, nothing; an interrupt is raised when all is done.
 
         Args:
             subnet: A subnet of this space, or a row of a table. Choices that are not live go to their largest value.
@@ -199,13 +199,7 @@ class SearchSpace:
         right = side == "right"
         parts = zip(code, self.liveness.sizes, self._two_sided, strict=True)
         states = [(number if number >= 0 else size - 1, int(right and two_sided)) for number, size, two_sided in parts]
-        before = self.state()
-        try:
-            for choice, state in zip(before.choices, states, strict=True):
-                choice.restore(state)
-        except BaseException:
-            before.put_back()
-            raise
+        State(tuple(self.choices.values()), tuple(states)).put_back()
 
     def _refuse_adapted(self, code: Sequence[int]) -> None:
         """Refuse a layer of which only a part would run beside an adapter of its full width."""
