@@ -14,6 +14,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import random
 import struct
 import sys
@@ -236,7 +237,8 @@ class Bench:
         vitas.save_superformer(self.model, folder / "super.safetensors")
         self.config = json.loads((folder / "good" / "config.json").read_text())
         self.weights = (folder / "good" / "model.safetensors").read_bytes()
-        self.super = (folder / "super.safetensors").read_bytes()
+        self.super_path = folder / "super.safetensors"
+        self.super = self.super_path.read_bytes()
         vitas.sample_subnet(self.model, flops="50%")  # import what is imported late
         self.pyramid = vitas.create_superformer("twins_micro", num_classes=3, img_size=32)
         self.files = 0
@@ -287,6 +289,12 @@ def near_subnets(bench: Bench, draw: Callable[[Any], Any], space: vitas.SearchSp
     return values
 
 
+@functools.cache
+def _many_names() -> str:
+    """Return names of as many blocks and columns, the last of which stands twice."""
+    return "{" + ",".join(f'"{number:x}.{number:x}":1' for number in [*range(20_000), 19_999]) + "}"
+
+
 def subnet_from_json(bench: Bench, draw: Callable[[Any], Any]) -> None:
     """Read text, mutated JSON, deep nesting, bytes."""
     good = dict(bench.subnet)
@@ -295,7 +303,19 @@ def subnet_from_json(bench: Bench, draw: Callable[[Any], Any]) -> None:
     if kind == 0:
         text = json.dumps(mutated(good, draw))
     elif kind == 1:
-        text = draw(pick(["[" * 10**5, '{"a":' * 10**5, "1" * 10**6, '{"a": ' + "9" * 10**5 + "}", "NaN", '{"a": 1e999}']))
+        text = draw(
+            pick(
+                [
+                    "[" * 10**5,
+                    _many_names(),
+                    '{"a":' * 10**5,
+                    "1" * 10**6,
+                    '{"a": ' + "9" * 10**5 + "}",
+                    "NaN",
+                    '{"a": 1e999}',
+                ]
+            )
+        )
     elif kind == 2:
         characters = list(bench.subnet.to_json())
         for _ in range(draw(st.integers(1, 3))):
@@ -473,6 +493,47 @@ def network_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
     img_size = draw(st.one_of(st.none(), st.none(), numbers().filter(_tiny_or_absurd)))
     with frugal(kind, text, img_size):
         vitas.load_subnet(folder, img_size=img_size)
+
+
+def odd_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Load and save where there is no regular file, or one with more of something than anybody writes."""
+    folder = bench.path()
+    folder.mkdir()
+    name = draw(st.sampled_from(["config.json", "model.safetensors"]))
+    for other, content in (("config.json", json.dumps(bench.config).encode()), ("model.safetensors", bench.weights)):
+        (folder / other).write_bytes(content)
+    odd, kind = (
+        folder / name,
+        draw(st.sampled_from(["pipe", "device", "folder", "link", "holes", "names", "blocks", "ints"])),
+    )
+    if kind in ("pipe", "device", "folder", "link") and hasattr(os, "mkfifo"):
+        odd.unlink()
+        {
+            "pipe": lambda: os.mkfifo(odd),
+            "device": lambda: odd.symlink_to(draw(st.sampled_from(["/dev/zero", "/dev/urandom", "/dev/null"]))),
+            "folder": odd.mkdir,
+            "link": lambda: odd.symlink_to(odd),
+        }[kind]()
+    elif kind == "holes":
+        with odd.open("r+b") as file:
+            file.truncate(draw(st.sampled_from([2**24, 2**32, 2**40])))
+    else:
+        config = copy.deepcopy(bench.config)
+        if kind == "names":
+            config["dtypes"] = {f"{number:x}.{number:x}": "float32" for number in range(draw(st.integers(1, 20_000)))}
+        elif kind == "blocks":
+            config["model"]["blocks"] = config["model"]["blocks"][:1] * draw(st.sampled_from([300, 1024, 1025]))
+        else:
+            kinds = st.sampled_from(["int8", "int32", "int64", "uint8", "bool", "complex64"])
+            config["dtypes"] = dict.fromkeys(config["dtypes"], draw(kinds))
+        (folder / "config.json").write_text(json.dumps({**config, "hash": _hash(config)}, separators=(",", ":")))
+    paths = [folder, odd, bench.super_path, "\0", "\ud800", "a\x1b[2J", b"x", "n" * 5000]
+    path = draw(pick([folder, folder, *paths]))
+    img_size = draw(st.sampled_from([None, None, 2**20, (2**20, 8)]))
+    with frugal(kind, name, path, img_size):
+        vitas.load_subnet(path, img_size=img_size)
+    with frugal(kind, path, odd):
+        vitas.load_superformer(bench.model, path if path != folder else odd)
 
 
 def superformer_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
@@ -776,6 +837,7 @@ CORE = [
     exporting,
     choices,
     network_files,
+    odd_files,
     superformer_files,
     pyramids,
     evolutions,

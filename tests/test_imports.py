@@ -20,6 +20,7 @@ PACKAGE = Path(vitas.__file__).parent
 ORDER = (
     "errors",
     "checks",
+    "memory",
     "tables",
     "sharing",
     "plain",

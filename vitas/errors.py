@@ -20,7 +20,13 @@ __all__ = [
 
 
 class VitasError(Exception):
-    """Base of every error that vitas raises on purpose."""
+    """Base of every error that vitas raises on purpose; its message has no control characters, whatever it quotes."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if text.isprintable():
+            return text
+        return "".join(sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in text)
 
 
 class ChoiceError(VitasError, ValueError):

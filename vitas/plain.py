@@ -1213,7 +1213,7 @@ class Words(tuple[str, ...]):
     """The words that a field may be."""
 
 
-MOST_BLOCKS = 1024
+MOST_BLOCKS = 256
 
 Count = Annotated[int, Within(1, 2**24 + 1)]
 CountOrZero = Annotated[int, Within(0, 2**24 + 1)]
@@ -1567,6 +1567,10 @@ class TwinsConfig(Description):
     stages: Annotated[tuple[StageConfig, ...], Within(1, MOST_BLOCKS + 1)] = at(
         "patch_embeds", "blocks", read=stages(StageConfig.of)
     )
+
+    def __post_init__(self) -> None:
+        if (blocks := sum(len(stage.blocks) for stage in self.stages)) > MOST_BLOCKS:
+            raise ValueError(f"stages: {blocks} blocks in all, more than {MOST_BLOCKS}")
 
     def build(self, kind: type[Twins] = Twins) -> Twins:
         """Return a network; its layers are as torch draws them."""

@@ -36,7 +36,8 @@ def by_block(
     """Lay out values with dotted names, such as those of a subnet, as a table with a row for each block.
 
     Returns:
-        Values whose name has no dot; the columns, last words of the other names; block -> column -> value.
+        Values whose name has no dot; the columns, last words of the other names; block -> column -> value. Where most
+        of such a table would be empty, all values are of the first kind.
     """
     single: dict[str, Value] = {}
     blocks: dict[str, dict[str, Value]] = {}
@@ -46,7 +47,14 @@ def by_block(
             blocks.setdefault(block, {})[word] = value
         else:
             single[name] = value
-    return single, list(dict.fromkeys(word for row in blocks.values() for word in row)), blocks
+    columns = list(dict.fromkeys(word for row in blocks.values() for word in row))
+    if len(columns) * len(blocks) > _MOST_EMPTY * len(values):
+        return dict(values), [], {}
+    return single, columns, blocks
+
+
+_MOST_EMPTY = 64
+"""Cells of a table for each value in it."""
 
 
 def pattern_of(name: str) -> str:

@@ -1,9 +1,11 @@
 """Files and folders that appear complete or not at all, and the tensors in them."""
 
 import contextlib
+import glob
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +16,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vitas.errors import FileError, brief, listed, shown
+from vitas.memory import refuse_beyond_memory
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _MOST_HEADER_BYTES = 2**22
-
 
 AnyPath = str | os.PathLike[str]
 
@@ -25,11 +32,57 @@ def as_path(path: AnyPath) -> Path:
     """Return what was given as the place of a file or folder.
 
     Raises:
-        FileError: neither text nor a path.
+        FileError: neither text nor a path; text that no file system takes.
     """
     if not isinstance(path, (str, os.PathLike)) or isinstance(os.fspath(path), bytes):
         raise FileError(f"expected a path, got {shown(path)}")
+    try:
+        encoded = os.fsencode(path)
+        fits = b"\0" not in encoded and len(encoded) <= 4096
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise FileError(f"expected a path that the file system can write, got {shown(os.fspath(path))}")
     return Path(path)
+
+
+_MOST_HOLES = 64
+"""How many times larger than what it takes on the disk a file may be: file systems that compress stay far below."""
+
+
+def check_regular(path: Path, most: int | None = None) -> None:
+    """Refuse to read what is no regular file, such as a device or a pipe that never ends, or one that is too large.
+
+    Raises:
+        FileError: that; a file that is missing, has more than `most` bytes, or consists of holes.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({brief(error)})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise FileError(f"{path}: cannot be read (not a regular file)")
+    if most is not None and status.st_size > most:
+        raise FileError(f"{path}: larger than {most} bytes")
+    blocks = getattr(status, "st_blocks", 0)  # Windows has none
+    if blocks and status.st_size > max(2**20, _MOST_HOLES * 512 * blocks):
+        raise FileError(
+            f"{path}: cannot be read ({status.st_size} bytes of which the disk holds {512 * blocks}: a file of holes)"
+        )
+
+
+def read_text(path: Path, most: int) -> str:
+    """Return the text of a regular file of at most `most` bytes.
+
+    Raises:
+        FileError: anything else.
+    """
+    check_regular(path, most)
+    try:
+        with path.open("rb") as file:
+            return file.read(most).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path}: cannot be read ({brief(error)})") from None
 
 
 def check(fits: bool, where: str, wanted: str, got: object) -> None:
@@ -106,6 +159,8 @@ def opened(path: Path) -> Iterator[Any]:
     Raises:
         FileError: missing, cut short or of another kind.
     """
+    check_regular(path)
+    refuse_beyond_memory(path.stat().st_size, f"{path}", FileError)
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if int.from_bytes(file.read(8), "little") > _MOST_HEADER_BYTES:
             raise FileError(f"{path}: cannot be read (a header of more than {_MOST_HEADER_BYTES} bytes)")
@@ -148,10 +203,14 @@ def check_header(
 
 @contextmanager
 def complete_or_not_at_all(target: Path) -> Iterator[Path]:
-    """Yield a path to write to, beside `target`; renamed when done, removed on any error. It takes the place of a folder."""
+    """Yield a path to write to, beside `target`; renamed when done, removed on any error. It takes the place of a folder.
+
+    Who is killed leaves it behind; the next one that writes to `target` removes it: its lock died with its process.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        _clear_scratch(target)
+        scratch, held = _scratch_for(target)
     except OSError as error:
         raise FileError(f"{target}: cannot be written ({brief(error)})") from None
     try:
@@ -169,3 +228,41 @@ def complete_or_not_at_all(target: Path) -> Iterator[Path]:
         raise FileError(f"{target}: cannot be written ({brief(error)})") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+_SCRATCH = ".vitas"
+
+
+def _scratch_for(target: Path) -> tuple[Path, int | None]:
+    """Return a new folder beside `target` and the lock on it; again where another cleared it before it was locked."""
+    for _ in range(10):
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=_SCRATCH, dir=target.parent))
+        with contextlib.suppress(FileNotFoundError):
+            held = _lock(scratch)
+            if scratch.exists():
+                return scratch, held
+    raise FileNotFoundError(f"{scratch} is removed as soon as it is made")
+
+
+def _clear_scratch(target: Path) -> None:
+    """Remove what killed processes left of this name."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}-*{_SCRATCH}"):
+        with contextlib.suppress(OSError):
+            if left.is_dir() and not left.is_symlink() and (held := _lock(left)) is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(held)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until what is returned is closed, or the process ends; None: another has it, or there are no locks."""
+    if fcntl is None:
+        return None
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        return None
+    return held

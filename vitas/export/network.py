@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vitas.checks import as_flag
-from vitas.errors import ExportError, FileError, brief, listed, shown
+from vitas.errors import ExportError, FileError, VitasError, brief, listed, shown
 from vitas.export import origins
 from vitas.export.files import (
     AnyPath,
@@ -21,9 +22,10 @@ from vitas.export.files import (
     dtype_name,
     own_tensors,
     read_json,
+    read_text,
     refuse_meta,
 )
-from vitas.export.formats import Format, Resize, built, expressed
+from vitas.export.formats import NO_NETWORK, Format, Resize, built, expressed
 from vitas.export.hub import HUB, downloaded
 from vitas.export.plain_format import PLAIN
 from vitas.fields import check_keys
@@ -157,13 +159,21 @@ def load_subnet(
     state = model.state_dict()
     check_header(weights, {name: (tuple(t.shape), config["dtypes"].get(name)) for name, t in state.items()})
     check_keys(config["dtypes"], set(state), f"{folder / 'config.json'}: dtypes", FileError)
+    for name, _ in model.named_parameters():
+        dtype = config["dtypes"][name]
+        check(getattr(torch, dtype).is_floating_point, f"{weights}: {listed([name])}", "a floating type", dtype)
     # Copies: the file's tensors lie at any address, and some kernels round differently where it is not aligned.
     tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
     if into is None and origins.is_origin(told):
         model = origins.completed(told)
     model.load_state_dict(tensors, assign=into is None)
     if resize is not None and img_size is not None:
-        resize(model, pixels(img_size), folder)
+        try:
+            resize(model, pixels(img_size), folder)
+        except VitasError:
+            raise
+        except NO_NETWORK as error:  # of the library's own code
+            raise FileError(f"{folder}: img_size: {brief(error)}") from None
     return model
 
 
@@ -221,12 +231,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         FileError: missing, too long, of another version, changed.
     """
     path = folder / "config.json"
-    try:
-        if path.stat().st_size > _MOST_CONFIG_BYTES:
-            raise FileError(f"{path}: larger than {_MOST_CONFIG_BYTES} bytes")
-        config = read_json(path.read_text(), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path}: cannot be read ({brief(error)})") from None
+    config = read_json(read_text(path, _MOST_CONFIG_BYTES), path)
     wanted = {"format", "version", "class", "model", "dtypes", "hash"}
     if not isinstance(config, dict):
         raise FileError(f"{path}: expected a JSON object, got {type(config).__name__}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitas.errors import ChoiceError, ExportError, is_one_of, one_of, shown
 from vitas.measure import relative_error
+from vitas.memory import machine_memory
 from vitas.nn.layer import exported, is_layer
 from vitas.sample import use_subnet
 from vitas.space import Number, Row, Subnet, arguments_of, device_of, eval_mode, holders, search_space, unwrap
@@ -16,9 +17,6 @@ from vitas.superformer import create_superformer
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest max|a - b| / max|b| that `verify` accepts."""
-
-
-_MOST_BYTES = 2**40
 
 
 def export_subnet(
@@ -93,14 +91,14 @@ def build_subnet(
 
     Raises:
         ChoiceError: an unknown name or argument, not a subnet of the space.
-        ExportError: a network of more than a terabyte.
+        ExportError: a network that takes more memory than this machine has.
     """
     with torch.device("meta"):
         model = create_superformer(name, num_classes=num_classes, img_size=img_size, in_chans=in_chans, **overrides)
     plain = export_subnet(model, subnet if isinstance(subnet, Row) else Subnet(subnet))
     size = sum(parameter.nbytes for parameter in plain.parameters())
-    if size > _MOST_BYTES:
-        raise ExportError(f"{name}: this subnet needs {size / 2**40:.1f} TiB")
+    if size > (machine_memory() or 2**40):
+        raise ExportError(f"{name}: this subnet needs {size / 2**40:.1f} TiB, more than this machine has")
     plain = plain.to_empty(device=torch.get_default_device())
     _reset(plain)
     return plain

@@ -11,7 +11,7 @@ from timm import layers
 from timm.models import deit, twins, vision_transformer
 from torch import nn
 
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, FileError
 from vitas.export.formats import Format
 from vitas.export.timm_parts import (
     BlockConfig,
@@ -23,6 +23,7 @@ from vitas.export.timm_parts import (
     norm_of,
     pool_of,
 )
+from vitas.memory import refuse_beyond_memory
 from vitas.plain import Count, CountOrZero, Description, Rate, Within, Words, at, each, is_there, stages
 
 _MOST_BLOCKS = 128
@@ -209,9 +210,14 @@ def resize(model: nn.Module, size: tuple[int, int], where: Path) -> None:
 
     Raises:
         ChoiceError: an image that does not divide into the patches of all stages.
+        FileError: one whose positions no machine like this one holds.
     """
     network: Any = model
     if not isinstance(network, twins.Twins):
+        if network.pos_embed is not None:
+            height, width = network.patch_embed.patch_size
+            positions = (size[0] // height) * (size[1] // width)
+            refuse_beyond_memory(positions * network.pos_embed[0, 0].nbytes, f"{where}: img_size: the table", FileError)
         network.set_input_size(img_size=size)
         return
     sides = [embed.patch_size[0] for embed in network.patch_embeds]

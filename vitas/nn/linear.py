@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from vitas.choice import Dim, as_dim
 from vitas.cost import Cost
 from vitas.errors import ShapeError
+from vitas.memory import refuse_huge
 from vitas.nn.layer import Axes, Elastic
 
 
@@ -37,6 +38,7 @@ class CyclicLinear(Elastic, nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         in_dim, out_dim = as_dim(in_features, "in_features"), as_dim(out_features, "out_features")
+        refuse_huge((out_dim.largest, in_dim.largest), "CyclicLinear: a weight", device)
         super().__init__(in_dim.largest, out_dim.largest, bias, device, dtype)
         self.in_dim, self.out_dim = in_dim, out_dim
 

@@ -10,6 +10,7 @@ from vitas import plain
 from vitas.choice import Choice, Dim, as_choice, as_dim
 from vitas.cost import Cost
 from vitas.errors import ShapeError
+from vitas.memory import refuse_huge
 from vitas.nn.layer import Axes, Elastic
 from vitas.nn.patches import check_patches, patch_count, patches, pixels
 
@@ -90,7 +91,9 @@ def make_table(patch_size: Choice[int], dim: Dim, length: Callable[[int], int]) 
     """Return a table (1, length, L) of zeros, or one for each patch size."""
 
     def table(patch: int) -> nn.Parameter:
-        return nn.Parameter(torch.zeros(1, length(patch), dim.largest))
+        shape = (1, length(patch), dim.largest)
+        refuse_huge(shape, "tokens: a table")
+        return nn.Parameter(torch.zeros(shape))
 
     if patch_size.fixed:
         return table(patch_size.largest)

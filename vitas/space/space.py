@@ -202,7 +202,7 @@ class SearchSpace:
     # -- activation --------------------------------------------------------------------------------------------------
 
     def activate(self, subnet: Mapping[str, Number], *, side: str | None = None) -> None:
-        """Make `subnet` the active one, all of it or, on an error, nothing.
+        """Make `subnet` the active one, all of it or, on an error, nothing; an interrupt is raised when all is done.
 
         Args:
             subnet: A subnet of this space, or a row of a table. Choices that are not live go to the largest value that the
@@ -220,9 +220,9 @@ class SearchSpace:
         if side is not None and not self.bilateral:
             raise ChoiceError(f"side: got {shown(side)}, but no Dim of this model is bilateral")
         right = side == "right"
-        parts = zip(self.choices.values(), code, self.whole.encoding.left, self._two_sided, strict=True)
-        for choice, number, left, two_sided in parts:
-            choice.restore((number if number >= 0 else left[-1], 1 if right and two_sided else 0))
+        parts = zip(code, self.whole.encoding.left, self._two_sided, strict=True)
+        states = [(number if number >= 0 else left[-1], int(right and two_sided)) for number, left, two_sided in parts]
+        State(tuple(self.choices.values()), tuple(states)).put_back()
 
     def _refuse_adapted(self, code: Sequence[int]) -> None:
         """Refuse a layer of which only a part would run beside an adapter of its full width."""

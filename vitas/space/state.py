@@ -33,7 +33,14 @@ class State(NamedTuple):
         return State(self.choices, tuple([(len(choice.values) - 1, 0) for choice in self.choices]))
 
     def put_back(self) -> None:
-        """Activate what was active."""
+        """Activate what was active; an interrupt in the middle is raised when all is done."""
+        try:
+            self._restore()
+        except BaseException:
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
         for choice, state in zip(self.choices, self.states, strict=True):
             choice.restore(state)
 

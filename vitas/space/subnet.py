@@ -1,6 +1,7 @@
 """One value for each live choice of a search space: a frozen mapping that travels as JSON."""
 
 import json
+from collections import Counter
 from collections.abc import ItemsView, Iterator, Mapping
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -141,7 +142,8 @@ def well_formed(values: dict[str, Number]) -> Subnet:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        twice = next(name for name in values if sum(name == other for other, _ in pairs) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name in values if counts[name] > 1)
         raise ChoiceError(f"subnet: {shown(twice)} stands twice")
     return values
 

@@ -1,0 +1,151 @@
+"""Files that an enemy made: refused before they are read without end or allocated."""
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import vitas
+from vitas import memory
+from vitas.errors import ChoiceError, ExportError, FileError
+from vitas.export import files
+from vitas.export.network import _hash
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    model = vitas.create_superformer("deit_micro", num_classes=3, img_size=8)
+    vitas.save_subnet(vitas.export_subnet(model, vitas.search_space(model).smallest()), tmp_path / "net")
+    return tmp_path / "net"
+
+
+def rewritten(folder, config):
+    (folder / "config.json").write_text(json.dumps({**config, "hash": _hash(config)}))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "holes"])
+def test_what_is_no_regular_file_is_not_read(folder, name, kind):
+    path = folder / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.write(b'{"a": 1}' if name == "config.json" else (2).to_bytes(8, "little") + b"{}")
+            file.truncate(2**32)
+    message = "larger than|of holes|more than|takes" if kind == "holes" else "not a regular file"
+    with pytest.raises(FileError, match=message):
+        vitas.load_subnet(folder)
+    if name == "model.safetensors":
+        with pytest.raises(FileError, match=message):
+            vitas.load_superformer(vitas.create_superformer("deit_micro", num_classes=3, img_size=8), path)
+
+
+def test_a_link_to_a_regular_file_is_one(folder, tmp_path):
+    (folder / "config.json").rename(tmp_path / "elsewhere")
+    (folder / "config.json").symlink_to(tmp_path / "elsewhere")
+    vitas.load_subnet(folder)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "n" * 5000])
+def test_paths_that_no_file_system_takes_are_refused(path):
+    model = vitas.create_superformer("deit_micro", num_classes=3, img_size=8)
+    exported = vitas.export_subnet(model)
+    steps = [
+        lambda: vitas.load_subnet(path),
+        lambda: vitas.save_subnet(exported, path),
+        lambda: vitas.save_superformer(model, path),
+        lambda: vitas.load_superformer(model, path),
+    ]
+    for step in steps:
+        with pytest.raises(FileError, match="path that the file system can write"):
+            step()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+def test_whole_numbers_are_no_weights_though_config_and_file_agree(folder, dtype):
+    config = json.loads((folder / "config.json").read_text())
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    rewritten(folder, {**config, "dtypes": dict.fromkeys(config["dtypes"], str(dtype).removeprefix("torch."))})
+    with pytest.raises(FileError, match="expected a floating type, got"):
+        vitas.load_subnet(folder)
+
+
+def test_a_twins_of_thousands_of_blocks_is_not_built(tmp_path):
+    model = vitas.create_superformer("twins_micro", num_classes=3, img_size=32)
+    vitas.save_subnet(vitas.export_subnet(model), tmp_path / "net")
+    config = json.loads((tmp_path / "net" / "config.json").read_text())
+    stage = config["model"]["stages"][0]
+    config["model"]["stages"] = [{**stage, "blocks": stage["blocks"][:1] * 200}] * 5
+    rewritten(tmp_path / "net", config)
+    with pytest.raises(FileError, match="1000 blocks in all, more than 256"):
+        vitas.load_subnet(tmp_path / "net")
+
+
+def test_what_no_machine_holds_never_reaches_the_allocator(folder, monkeypatch):
+    def allocate(*shape, **options):
+        raise AssertionError("asked for memory")
+
+    monkeypatch.setattr("vitas.plain.resample_positions", allocate)
+    with pytest.raises(FileError, match=r"img_size: the table takes .* GB, and this machine has .* GB"):
+        vitas.load_subnet(folder, img_size=2**20)
+    with pytest.raises(ChoiceError, match=r"weight of shape .* takes .* GB, and this machine has"):
+        vitas.nn.CyclicLinear(2**24, 2**24)
+    with pytest.raises(ChoiceError, match=r"table of shape .* takes .* GB, and this machine has"):
+        vitas.create_superformer("deit_micro", num_classes=3, img_size=2**20)
+    with torch.device("meta"):
+        assert vitas.nn.CyclicLinear(2**24, 2**24).weight.is_meta  # takes nothing
+    subnet = vitas.active_subnet(vitas.create_superformer("deit_micro"))
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2**20)
+    with pytest.raises(FileError, match="takes"):
+        memory.refuse_beyond_memory(2**20 + 1, "file", FileError)
+    memory.refuse_beyond_memory(2**20, "file", FileError)
+    monkeypatch.setattr("vitas.export.subnet.machine_memory", lambda: 2**10)
+    with pytest.raises(ExportError, match="more than this machine has"):
+        vitas.build_subnet("deit_micro", subnet)
+
+
+def test_control_characters_are_not_printed(folder):
+    bad = folder.parent / "a\x1b[31mb\x07"
+    with pytest.raises(FileError) as caught:
+        vitas.load_subnet(bad)
+    assert "a\\x1b[31mb\\x07" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert str(ChoiceError("two\nlines \ud800")) == "two\nlines \\ud800"
+
+
+# -- what killed saves leave -------------------------------------------------------------------------------------------
+
+
+def test_the_next_save_of_a_name_removes_what_killed_ones_left_and_nothing_else(tmp_path):
+    dead = tmp_path / f".net-dead{files._SCRATCH}"
+    (dead / "net").mkdir(parents=True)
+    (tmp_path / f".other-dead{files._SCRATCH}").mkdir()
+    (tmp_path / ".net-mine").mkdir()
+    alive = tmp_path / f".net-alive{files._SCRATCH}"
+    alive.mkdir()
+    held = files._lock(alive)
+    with files.complete_or_not_at_all(tmp_path / "net") as draft:
+        draft.write_text("whole")
+        assert not dead.exists()
+        with files.complete_or_not_at_all(tmp_path / "net") as second:  # of another worker, at the same time
+            second.write_text("too")
+        assert draft.exists()
+    os.close(held)
+    left = {f".other-dead{files._SCRATCH}", ".net-mine", alive.name, "net"}
+    assert {entry.name for entry in tmp_path.iterdir()} == left
+    with files.complete_or_not_at_all(tmp_path / "net") as draft:
+        draft.write_text("again")
+    assert {entry.name for entry in tmp_path.iterdir()} == left - {alive.name}
