@@ -1213,7 +1213,8 @@ class Words(tuple[str, ...]):
     """The words that a field may be."""
 
 
-MOST_BLOCKS = 256
+MOST_BLOCKS = 1024  # of a list
+_MOST_IN_ALL = 256  # of a network: more than any known one has, and built within a second
 
 Count = Annotated[int, Within(1, 2**24 + 1)]
 CountOrZero = Annotated[int, Within(0, 2**24 + 1)]
@@ -1511,6 +1512,8 @@ class VisionTransformerConfig(Description):
     )
 
     def __post_init__(self) -> None:
+        if len(self.blocks) > _MOST_IN_ALL:
+            raise ValueError(f"blocks: {len(self.blocks)} in all, more than {_MOST_IN_ALL}")
         if any(side % self.patch_size for side in self.img_size):
             raise ValueError(f"patch_size: expected a divisor of img_size, got {self.patch_size}")
 
@@ -1569,8 +1572,8 @@ class TwinsConfig(Description):
     )
 
     def __post_init__(self) -> None:
-        if (blocks := sum(len(stage.blocks) for stage in self.stages)) > MOST_BLOCKS:
-            raise ValueError(f"stages: {blocks} blocks in all, more than {MOST_BLOCKS}")
+        if (number := sum(len(stage.blocks) for stage in self.stages)) > _MOST_IN_ALL:
+            raise ValueError(f"stages: {number} blocks in all, more than {_MOST_IN_ALL}")
 
     def build(self, kind: type[Twins] = Twins) -> Twins:
         """Return a network; its layers are as torch draws them."""
