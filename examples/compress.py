@@ -12,6 +12,7 @@ as from the labels. Test images enter nothing but the table.
 import argparse
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,9 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
 import vitas
-from vitas.compressing import Compressed
-from vitas.compressing.compress import from_teacher
-from vitas.compressing.training import LossOf, train
+from vitas.compressing import Compressed, from_teacher, train
 
 CPU = torch.device("cpu")
 
@@ -52,11 +51,11 @@ def narrower(size: int, most: float) -> nn.Module:
     return vit(size, max(fit))
 
 
-def from_labels(model: nn.Module) -> LossOf:
+def from_labels(model: nn.Module) -> Callable[[int, Tensor, Tensor], Tensor]:
     return lambda step, images, labels: F.cross_entropy(model(images), labels)
 
 
-def taught(model: nn.Module, teacher: nn.Module) -> LossOf:
+def taught(model: nn.Module, teacher: nn.Module) -> Callable[[int, Tensor, Tensor], Tensor]:
     """Return the loss that `vitas.compress` has by default."""
 
     def loss_of(step: int, images: Tensor, labels: Tensor) -> Tensor:

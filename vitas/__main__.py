@@ -49,9 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--population", type=int, default=50, help="of the search")
     one.add_argument("--generations", type=int, default=10, help="of the search")
     one.add_argument("--workers", type=int, default=2, help="processes that read images")
+    one.add_argument("--seed", type=int, default=0)
     one.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     one.add_argument("--amp", action="store_true", help="bfloat16")
-    one.add_argument("--output", type=Path, required=True, help="folder of states and network; goes on where it was")
+    one.add_argument("--output", type=Path, help="folder of states and network; goes on where it was")
     one.set_defaults(run=_compress)
 
     one = commands.add_parser("spaces", help="list the search spaces that create_superformer knows")
@@ -103,10 +104,13 @@ def _compress(options: argparse.Namespace) -> None:
     for part, training in zip(parts, (True, False), strict=True):  # crops and flips only: a superformer wants weak ones
         plain = {"color_jitter": 0.0} if training else {}
         part.transform = create_transform(**images, is_training=training, **plain)
+    if not 0 < options.batch_size <= len(parts[0]):
+        raise ChoiceError(f"--batch-size: expected 1 to {len(parts[0])}, the images in train/, got {options.batch_size}")
     train, val = (
         torch.utils.data.DataLoader(part, options.batch_size, shuffle=first, drop_last=first, num_workers=options.workers)
         for part, first in zip(parts, (True, False), strict=True)
     )
+    output = options.output or Path(f"{options.model}-compressed")
     done = compress(
         model,
         train,
@@ -119,11 +123,12 @@ def _compress(options: argparse.Namespace) -> None:
         lr=options.lr,
         population=options.population,
         generations=options.generations,
-        folder=options.output,
+        folder=output,
+        seed=options.seed,
         device=options.device,
         amp=options.amp,
     )
-    print(f'{done}\n\nvitas.load_subnet("{options.output / "network"}")')
+    print(f'{done}\n\nvitas.load_subnet("{output / "network"}")')
 
 
 def _spaces(options: argparse.Namespace) -> None:

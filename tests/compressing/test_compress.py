@@ -6,7 +6,7 @@ from torch import nn
 
 import vitas
 from vitas import BudgetError, ChoiceError, VitasError, compress
-from vitas.compressing.compress import from_teacher
+from vitas.compressing import from_teacher
 from vitas.errors import FileError
 
 pytestmark = pytest.mark.extras
@@ -136,6 +136,12 @@ def test_the_loss_and_the_space_can_be_ones_own():
         ({"flops": "0.1%"}, BudgetError, "flops"),
         ({"epochs": 0}, ChoiceError, "epochs: expected a positive int, got 0"),
         ({"finetune_epochs": 1.5}, ChoiceError, "finetune_epochs: expected a positive int, got 1.5"),
+        ({"population": 1}, ChoiceError, "population: expected an int of at least 2, got 1"),
+        ({"generations": 0}, ChoiceError, "generations: expected a positive int, got 0"),
+        ({"loss": "ce"}, ChoiceError, "loss: expected a function"),
+        ({"device": "gpu"}, ChoiceError, "device: got 'gpu'"),
+        ({"device": "meta"}, ChoiceError, "device: got 'meta'"),
+        ({"folder": 3}, VitasError, "3: cannot be used"),
         ({"lr": 0}, ChoiceError, "lr: expected a number above 0, got 0"),
         ({"lr": "fast"}, ChoiceError, "lr: "),
         ({"space": {"dept": "auto"}}, ChoiceError, "space: expected one of .*, got 'dept'"),
@@ -146,4 +152,22 @@ def test_the_loss_and_the_space_can_be_ones_own():
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_trained(options, error, message):
     with pytest.raises(error, match=message):
-        compressed(**options, loss=Stopped(0))
+        compressed(**{"loss": Stopped(0), **options})
+
+
+def test_validation_images_are_looked_at_before_anything_is_trained():
+    images = torch.randn(4, 3, 8, 8)
+    for batches in ([], [{"image": images}], [(images, torch.tensor([0, 1, 2, 3]))], [(images, torch.rand(4))]):
+        with pytest.raises(VitasError):
+            compress(original(), loaders()[0], batches, flops="60%", loss=Stopped(0), progress=False)
+
+
+def test_a_generator_of_validation_images_is_read_once_and_frozen_weights_are_trained():
+    settings = {"flops": "60%", "epochs": 1, "finetune_epochs": 1, "population": 2, "generations": 1, "progress": False}
+    train_loader, val_loader = loaders()
+    frozen = original().requires_grad_(False)
+    done = compress(frozen, train_loader, iter(val_loader), latency="100%", **settings)
+    assert done.accuracy == compress(original(), train_loader, val_loader, latency="100%", **settings).accuracy
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    with pytest.raises(VitasError, match=r"train_loader: expected a pair of tensors .* got a dict"):
+        compress(original(), [{"image": images} for images, _ in val_loader], val_loader, **settings)

@@ -394,7 +394,7 @@ FORGERIES = {
     "version bool": (lambda c: c.update(version=True), "config.json: version: expected 1, got True"),
     "unknown": (lambda c: c.update(modle=1), "config.json: unknown field, .*got 'modle' .nearest: model"),
     "unknown in model": (model_field("depth", 3), "config.json: model: unknown field.*got 'depth'"),
-    "unknown in block": (block_field("mlp_dims", 3), r"config.json: model: blocks.0: unknown field.*nearest: mlp_dim"),
+    "unknown in block": (block_field("mlp_dims", 3), r"config.json: model: blocks.0: unknown field.*did you mean 'mlp_dim'"),
     "no version": (lambda c: c.pop("version"), "config.json: version"),
     "no dtypes": (lambda c: c.pop("dtypes"), "config.json: missing dtypes"),
     "no field": (lambda c: c["model"].pop("embed_dim"), "config.json: model: missing embed_dim"),

@@ -253,7 +253,7 @@ class Kernels(Elastic, nn.Module):
         (small, {"depth": [2.5]}, "widen: depth: expected ints, as its values are, got"),
         (small, {"embed_dim": 5}, "widen: 'embed_dim': expected several values, got 5$"),
         (small, {"embed_dim": []}, "expected at least one value, got none"),
-        (small, {"embde_dim": [5]}, r"widen: unknown choice: expected one of .*nearest: embed_dim"),
+        (small, {"embde_dim": [5]}, r"widen: unknown choice 'embde_dim'; did you mean 'embed_dim'"),
         (small, {"blocks.*.heads": [5]}, "widen: no choice matches this glob"),
         (small, [5], "widen: expected names and values such as"),
         (lambda: nn.Sequential(Kernels()), {"size": [2]}, "widen: size: 2: 0 has odd sizes"),

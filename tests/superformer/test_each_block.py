@@ -108,7 +108,10 @@ def test_budgets_and_plain_networks_take_them():
             {"mlp_dim": {"block.*": [3, 6]}},
             r"mlp_dim: no block matches this glob: .*got 'block\.\*' \(nearest: blocks\.\*\)",
         ),
-        ({"mlp_dim": {"blocks.3": 3, "*": 6}}, r"mlp_dim: unknown block: .*got 'blocks\.3' \(nearest: blocks\."),
+        (
+            {"mlp_dim": {"blocks.3": 3, "*": 6}},
+            r"mlp_dim: unknown block 'blocks\.3'; did you mean 'blocks\.2'\? \(3 blocks: blocks\.0 to",
+        ),
         ({"mlp_dim": {"blocks.0.num_heads": 3, "*": 6}}, r"mlp_dim: unknown block"),
         ({"num_heads": {0: [1, 2]}}, "num_heads: expected the name of a block or a glob, got 0"),
         ({"num_heads": {"*": [1, 2], "blocks.0": 2}}, r"'blocks\.0' comes after names of the same blocks; the first that"),

@@ -61,7 +61,7 @@ def test_blocks_of_stages():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_heads": {"blocks.9": None, "*": "auto"}}, r"num_heads: unknown block: .*\(nearest: blocks\."),
+        ({"num_heads": {"blocks.9": None, "*": "auto"}}, r"num_heads: unknown block 'blocks\.9'; did you mean 'blocks\."),
         ({"mlp_ratio": {"layers.*": "auto"}}, r"mlp_ratio: no block matches this glob"),
         ({"num_heads": {"blocks.[01]": "auto"}}, r"num_heads: nothing is said of blocks\.2"),
         ({"num_heads": ["auto", None]}, "num_heads: expected one entry for each of the 3 blocks"),

@@ -237,10 +237,10 @@ def test_what_changes_every_block_reaches_those_at_rest():
     assert not any(parameter.requires_grad for parameter in whole.parameters())
     model.blocks.requires_grad_(True)
     model.blocks.train()
-    assert all(part.training for part in whole.modules())
+    assert all(part.training for block in whole for part in block.modules())
     assert model.blocks.training
     model.blocks.eval()
-    assert not any(part.training for part in whole.modules())
+    assert not any(part.training for block in whole for part in block.modules())
     assert model.blocks.double() is not None
     assert {parameter.dtype for parameter in whole.parameters()} == {torch.float64}
     model.blocks[:1].requires_grad_(False)  # a slice is its blocks

@@ -6,9 +6,12 @@
 Written to be copied and changed. Imports everything that stands before it; nothing imports it.
 """
 
-from vitas.compressing.compress import Compressed, compress
+from vitas.compressing.compress import Compressed, compress, from_teacher
+from vitas.compressing.training import train
 
 __all__ = [
     "Compressed",
     "compress",
+    "from_teacher",
+    "train",
 ]

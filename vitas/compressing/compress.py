@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas.checks import ANY_INT, as_count, as_number, check_flags
-from vitas.compressing.training import LossOf, train
+from vitas.compressing.training import LossOf, length, train
 from vitas.cost import count_flops, count_params
-from vitas.errors import BudgetError, ChoiceError, FileError, brief, one_of, shown
+from vitas.errors import BudgetError, ChoiceError, FileError, VitasError, brief, one_of, shown
 from vitas.export import export_subnet, save_subnet
 from vitas.measure import LatencyTable, accuracy, latency_table
 from vitas.sample import SubnetSampler
 from vitas.search import SearchResult, evolve
 from vitas.search.run import fingerprint
-from vitas.space import Subnet, device_of, logits_of
+from vitas.space import Subnet, device_of, logits_of, search_space
 from vitas.tables import text_table
 from vitas.train import distill_loss
 from vitas.wrapping import wrap
@@ -34,7 +35,6 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 WRAP: Mapping[str, Any] = {"depth": "auto", "sharing": "ordinal", "order": "magnitude"}
 """How `compress` wraps what it is given: heads, MLPs and depth are searched, and important channels serve all widths."""
 
-_TABLE = "latency.json"
 _NAMES = ["embed_dim", "num_heads", "mlp_ratio", "depth", "leave", "blocks", "sharing", "order", "images", "records"]
 
 
@@ -95,12 +95,12 @@ def compress(
 ) -> Compressed:
     """Make a trained classifier smaller: wrap it, train that with it as teacher, search, export, fine-tune.
 
-    All of it is done by public functions, in some sixty lines that are meant to be copied where you want another loop. With
-    a `folder` a call that was stopped goes on where it was: after the last epoch of a training, the last evaluation of the
-    search; when all is done, the same call returns the same network.
+    All of it is done by functions that you can call too, and written to be copied where you want another loop. All weights
+    are trained, frozen ones too. With a `folder` a call that was stopped goes on where it was: after the last epoch of a
+    training, the last evaluation of the search; when all is done, the same call returns the same network.
 
     Args:
-        model: A model of timm or of transformers that `wrap` takes, trained; left as it was.
+        model: A model of timm or of transformers that `wrap` takes, trained, in single precision; left as it was.
         train_loader: (images, labels) with weak augmentation; knows its length.
         val_loader: (images, labels) that were not trained on, for the scores of the search; read once.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the original as strings: "50%".
@@ -115,9 +115,10 @@ def compress(
         space: Arguments of `wrap` that are not the usual ones, such as {"embed_dim": ["50%", "75%", "100%"]}; the usual ones
             are depth="auto", sharing="ordinal", order="magnitude".
         loss: A function of logits, logits of the original and labels.
-        folder: Where states, search and network are kept; made where it is missing. None: nothing is kept.
+        folder: Where states, search and network are kept; made where it is missing. None: nothing is kept. It belongs to
+            the model and these settings; whether images and `loss` are the same is not looked at.
         device: Where to train; None: where the model is.
-        amp: Whether to run in bfloat16 under torch's autocast.
+        amp: Whether to train in bfloat16 under torch's autocast; scores and latencies are under its default then.
         seed: Any int of at least 0.
         progress: Whether to show progress bars.
 
@@ -134,27 +135,32 @@ def compress(
         >>> small = done.network
     """
     check_flags(amp=amp, progress=progress)
-    for name, number in {"epochs": epochs, "finetune_epochs": finetune_epochs}.items():
+    for name, number in {"epochs": epochs, "finetune_epochs": finetune_epochs, "generations": generations}.items():
         as_count(number, name, 1, ANY_INT)
+    as_count(population, "population", 2, ANY_INT)
     if not 0 < as_number(lr, "lr") < 1e3:
         raise ChoiceError(f"lr: expected a number above 0, got {shown(lr)}")
+    if not callable(loss):
+        raise ChoiceError(f"loss: expected a function of logits, taught logits and labels, got {shown(loss)}")
     if flops is None and params is None and latency is None:
         raise BudgetError('expected a budget, such as flops="50%"')
-    where = device_of(model) if device is None else torch.device(device)
-    superformer = wrap(model, **_options(space)).to(where)
-    place = None if folder is None else Path(folder)
-    table = None if latency is None else _timed(superformer, val_loader, where, place)
+    where = _place(model, device)
+    superformer = wrap(model, **_options(space)).to(where).requires_grad_(True)
+    val_loader = list(val_loader) if isinstance(val_loader, Iterator) else val_loader
+    score = accuracy(val_loader, device=where, amp=amp)
+    teacher = copy.deepcopy(model).to(where).eval().requires_grad_(False)
+    found = {"original": score(teacher)}
+    made_for = {"model": fingerprint(model), "space": search_space(superformer).description(), "seed": seed, "lr": lr}
+    made_for |= {"budget": [repr(flops), repr(params), repr(latency)], "epochs": [epochs, finetune_epochs], "amp": amp}
+    made_for |= {"search": [population, generations], "loaders": [length(train_loader), score.images]}
+    kept = None if folder is None else _prepared(folder, made_for)
+    table = None if latency is None else _timed(superformer, val_loader, where, kept, amp)
     budget = {"flops": flops, "params": params, "latency": None if table is None else (table, latency)}
     sampler = SubnetSampler(superformer, **budget, seed=seed)
-    made_for = {"model": fingerprint(model), "space": sampler.space.description(), "seed": seed, "lr": lr}
-    made_for |= {"budget": [repr(flops), repr(params), repr(latency)], "epochs": [epochs, finetune_epochs]}
-    kept = None if place is None else _prepared(place, made_for, table)
-    teacher = copy.deepcopy(model).to(where).eval().requires_grad_(False)
     school = _School(teacher, loss, where, amp)
     settings: dict[str, Any] = {"lr": lr, "seed": seed, "device": where, "folder": kept, "progress": progress}
 
     train(superformer, train_loader, school.lesson(superformer, sampler.sample), "superformer", epochs, **settings)
-    score = accuracy(val_loader, device=where, amp=amp)
     search = evolve(
         superformer,
         score,
@@ -166,10 +172,10 @@ def compress(
         progress=progress,
     )
     network = export_subnet(superformer, search.best)
-    found = {"original": score(teacher), "inherited": score(network)}
+    found["inherited"] = score(network)
     train(network, train_loader, school.lesson(network), "fine-tuned", finetune_epochs, **settings)
     found["fine-tuned"] = score(network)
-    if kept is not None and not (kept / "network").exists():
+    if kept is not None and not (kept / "network" / "config.json").exists():
         save_subnet(network, kept / "network")
     both = (sampler.space.whole.largest(), search.best)
     macs, sizes = ([count(superformer, subnet) for subnet in both] for count in (_flops, count_params))
@@ -225,33 +231,60 @@ def _options(space: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**WRAP, **(space or {})}
 
 
-def _timed(superformer: nn.Module, loader: Any, device: torch.device, folder: Path | None) -> LatencyTable:
+def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    """Return where to train.
+
+    Raises:
+        ChoiceError: a device that torch does not know or that is not there.
+    """
+    own = device_of(model)
+    try:
+        where = own if device is None else torch.device(device)
+        torch.empty(1, device=where).fill_(1.0).item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ChoiceError(f"device: got {shown(device)} ({brief(error, 80)})") from None
+    return where
+
+
+def _timed(superformer: nn.Module, loader: Any, device: torch.device, kept: Path | None, amp: bool) -> LatencyTable:
     """Return how long subnets take for one image, as the folder tells it or else as measured now."""
-    if folder is not None and (file := folder / _TABLE).exists():
-        return LatencyTable.from_json(file.read_text(encoding="utf-8"), superformer)
+    file = None if kept is None else kept / "latency.json"
+    if file is not None and file.exists():
+        try:
+            return LatencyTable.from_json(file.read_text(encoding="utf-8"), superformer)
+        except (OSError, ValueError, VitasError) as error:
+            raise FileError(f"{file}: {brief(error)}; remove it to measure anew") from None
     images, _ = next(iter(loader))
-    return latency_table(superformer, images[:1].to(device))
+    table = latency_table(superformer, images[:1].to(device), amp=amp)
+    if file is not None:
+        _write(file, table.to_json())
+    return table
 
 
-def _prepared(folder: Path, made_for: Mapping[str, Any], table: LatencyTable | None) -> Path:
+def _write(file: Path, text: str) -> None:
+    draft = file.with_suffix(".draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, file)  # a kill leaves no half of it
+
+
+def _prepared(place: str | Path, made_for: Mapping[str, Any]) -> Path:
     """Make the folder of a call, or see that it is that of this one.
 
     Raises:
         FileError: a folder of another model or of other settings; one that cannot be made.
     """
-    facts, text = folder / "settings.json", json.dumps(made_for, indent=1)
     try:
+        folder = Path(place)
+        facts = folder / "settings.json"
         folder.mkdir(parents=True, exist_ok=True)
         if not facts.exists():
-            if table is not None:
-                (folder / _TABLE).write_text(table.to_json(), encoding="utf-8")
-            facts.write_text(text, encoding="utf-8")
+            _write(facts, json.dumps(made_for, indent=1))
         before = facts.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{folder}: cannot be used ({brief(error)})") from None
-    if before != text:
-        differ = [name for name, value in made_for.items() if _read(before).get(name) != json.loads(json.dumps(value))]
-        raise FileError(f"{folder}: made for another {' and '.join(differ) or 'call'}; name another folder")
+    except (OSError, ValueError, TypeError) as error:
+        raise FileError(f"{shown(place)}: cannot be used ({brief(error)})") from None
+    there, here = _read(before), json.loads(json.dumps(made_for))
+    if differ := [name for name in here if there.get(name) != here[name]]:
+        raise FileError(f"{folder}: made for another {' and '.join(differ)}; name another folder")
     return folder
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vitas.errors import FileError, VitasError, brief, needs
+from vitas.errors import FileError, ShapeError, VitasError, brief, needs
+from vitas.measure.accuracy import described
 
 LossOf = Callable[[int, Tensor, Tensor], Tensor]
 """(number of the step, images, labels) -> loss."""
@@ -53,19 +54,20 @@ def train(
 
     Raises:
         VitasError: a loader without a length; a loss that is no finite number.
+        ShapeError: batches that are not (images, labels).
         FileError: a file that is no state of this training.
     """
-    if not isinstance(loader, Sized) or not len(loader):
-        raise VitasError("train_loader: expected one with a length of at least 1, the number of steps in an epoch")
+    steps, batches = length(loader), cast(Iterable[Any], loader)
     model.to(device).train()
     optimizer = torch.optim.AdamW(_groups(model), lr=lr)
     file = None if folder is None else folder / f"{name}.pt"
     done = 0 if file is None or not file.exists() else _restore(file, model, optimizer, device)
-    steps, batches = len(loader), cast(Iterable[tuple[Tensor, Tensor]], loader)
-    for epoch in _with_bar(range(done, epochs), epochs, name) if progress else range(done, epochs):
+    shown_steps = _bar(name, done * steps, epochs * steps) if progress else None
+    for epoch in range(done, epochs):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed * 1_000_003 + epoch)
-            for step, (images, labels) in enumerate(batches, epoch * steps):
+            for step, batch in enumerate(batches, epoch * steps):
+                images, labels = _pair(batch)
                 for group in optimizer.param_groups:
                     group["lr"] = lr * _rate((step + 1) / (epochs * steps))
                 loss = loss_of(step, images.to(device), labels.to(device))
@@ -75,9 +77,31 @@ def train(
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                if shown_steps is not None:
+                    shown_steps.set_postfix(loss=f"{value:.3g}", refresh=False)
+                    shown_steps.update()
         if file is not None:
             _keep(file, model, optimizer, epoch + 1)
+    if shown_steps is not None:
+        shown_steps.close()
     model.eval()
+
+
+def length(loader: Any) -> int:
+    """Return how many steps an epoch has.
+
+    Raises:
+        VitasError: a loader without a length, or of length 0.
+    """
+    if not isinstance(loader, Sized) or not len(loader):
+        raise VitasError("train_loader: expected one with a length of at least 1, the number of steps in an epoch")
+    return len(loader)
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        return batch[0], batch[1]
+    raise ShapeError(f"train_loader: expected a pair of tensors (images, labels), got {described(batch)}")
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -111,8 +135,8 @@ def _restore(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, dev
         raise FileError(f"{file}: not a state of this training ({brief(error)}); remove it to start anew") from None
 
 
-def _with_bar(epochs: range, total: int, name: str) -> Iterator[int]:
+def _bar(name: str, done: int, total: int) -> Any:
     with needs("search"):
         from tqdm.auto import tqdm
 
-    return iter(tqdm(epochs, name, total, initial=epochs.start, unit="epoch"))
+    return tqdm(desc=name, initial=done, total=total, unit="step", mininterval=1)

@@ -88,8 +88,10 @@ def named(what: str, pattern: Any, names: list[str], kind: str = "choice") -> li
     if any(sign in pattern for sign in "*?["):
         globs = list(dict.fromkeys(pattern_of(name) for name in names))
         raise ChoiceError(f"{what}: no {kind} matches this glob: {one_of(globs, pattern)}")
-    where = "search_space(model).choices" if kind == "choice" else f"{names[0]} to {names[-1]}"
-    raise ChoiceError(f"{what}: {unknown(kind, names, pattern, where)}")
+    if kind == "choice":
+        raise ChoiceError(f"{what}: {unknown(kind, names, pattern, 'search_space(model).choices')}")
+    short = [name for name in names if name.rpartition(".")[2].isdigit()]
+    raise ChoiceError(f"{what}: {unknown(kind, short, pattern, f'{short[0]} to {short[-1]}')}")
 
 
 def _number(where: str, choice: AnyChoice, left: Sequence[int], value: Any) -> int:

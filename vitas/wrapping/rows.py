@@ -72,6 +72,7 @@ def _of_view(name: str) -> Callable[..., Any]:
             raise VitasError("this holds the blocks that run; to change the model's blocks export a subnet, or wrap anew")
         (whole,) = held
         done = getattr(whole, name)(*arguments, **named)
+        vars(self).update(training=whole.training)
         return self if done is whole else done
 
     return run

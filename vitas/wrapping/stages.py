@@ -182,8 +182,12 @@ def _heads(given: Mapping[str, Any], fixed: Sequence[str]) -> Any:
     values = given["num_heads"]
     if "h" not in fixed or isinstance(values, Settled):
         return values
-    if values is not None and not (isinstance(values, str) and values == "auto"):
-        raise ChoiceError(f'num_heads: in this model they cannot be searched; expected None or "auto", got {shown(values)}')
+    asked = values.values if isinstance(values, EachBlock) else [values]
+    for value in asked:
+        if value is not None and not (isinstance(value, str) and value == "auto"):
+            raise ChoiceError(
+                f'num_heads: in this model they cannot be searched; expected None or "auto", got {shown(value)}'
+            )
     return None
 
 
