@@ -101,6 +101,7 @@ def shifting() -> Figure:
 
 
 FLOORS = (
+    (("compressing", "all of it in one call"),),
     (("train", "helpers for the user's loop"), ("search", "evolve, on Optuna")),
     (("export", "plain networks, and files"), ("plot", "cards and pictures")),
     (("wrapping", "a timm model made searchable"),),
@@ -110,7 +111,7 @@ FLOORS = (
     (("cost", "tables over choices: what a subnet costs"),),
     (("space", "all choices of a model, by name"),),
     (("choice", "a dimension is an object"),),
-    (("fields.py", "what a field of a description may be"),),
+    (("fields.py", "what a field may be"), ("memory.py", "what no machine can hold")),
     (("checks.py", "arguments"), ("sharing.py", "which channels a width uses")),
     (("errors.py", "what went wrong"), ("tables.py", "text, HTML"), ("plain.py", "forward passes")),
 )
@@ -118,15 +119,15 @@ FLOORS = (
 
 def rooms() -> Figure:
     """Draw the rooms of the package: each imports only from the floors below it."""
-    figure, axes = canvas(8.6, 8.2, 13.2, 13.2)
+    figure, axes = canvas(8.6, 8.9, 13.2, 14.3)
     for floor, names in enumerate(FLOORS):
         y = 0.25 + 1.08 * (len(FLOORS) - 1 - floor)
         wide = (12.2 - 0.3 * (len(names) - 1)) / len(names)
         for number, (name, what) in enumerate(names):
             face, edge = ("#f4f4f4", GREY) if name.endswith(".py") else (PALE, BLUE)
             box(axes, 0.3 + number * (wide + 0.3), y, wide, 0.8, f"$\\bf{{{name}}}$   {what}", edge, face, 8.5)
-    arrow(axes, (12.85, 12.7), (12.85, 0.4), ORANGE, width=1.6)
-    axes.text(13.02, 6.5, "imports", fontsize=9, color="#a06c00", rotation=270, va="center")
+    arrow(axes, (12.85, 13.8), (12.85, 0.4), ORANGE, width=1.6)
+    axes.text(13.02, 7.0, "imports", fontsize=9, color="#a06c00", rotation=270, va="center")
     return figure
 
 
