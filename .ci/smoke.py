@@ -16,6 +16,7 @@ import vitas
 ROOTS = {  # what each extra brings that a user of it relies on
     "timm": ["timm", "huggingface_hub"],
     "transformers": ["transformers", "huggingface_hub"],
+    "hub": ["huggingface_hub"],
     "search": ["optuna", "pandas"],
     "plot": ["matplotlib"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
