@@ -135,13 +135,7 @@ def compress(
         >>> small = done.network
     """
     check_flags(amp=amp, progress=progress)
-    for name, number in {"epochs": epochs, "finetune_epochs": finetune_epochs, "generations": generations}.items():
-        as_count(number, name, 1, ANY_INT)
-    as_count(population, "population", 2, ANY_INT)
-    if not 0 < as_number(lr, "lr") < 1e3:
-        raise ChoiceError(f"lr: expected a number above 0, got {shown(lr)}")
-    if not callable(loss):
-        raise ChoiceError(f"loss: expected a function of logits, taught logits and labels, got {shown(loss)}")
+    _check({"epochs": epochs, "finetune_epochs": finetune_epochs, "generations": generations}, population, lr, loss)
     if flops is None and params is None and latency is None:
         raise BudgetError('expected a budget, such as flops="50%"')
     where = _place(model, device)
@@ -229,6 +223,16 @@ def _options(space: Mapping[str, Any] | None) -> dict[str, Any]:
         if name not in _NAMES:
             raise ChoiceError(f"space: {one_of(_NAMES, name)}")
     return {**WRAP, **(space or {})}
+
+
+def _check(counts: Mapping[str, Any], population: Any, lr: Any, loss: Any) -> None:
+    for name, number in counts.items():
+        as_count(number, name, 1, ANY_INT)
+    as_count(population, "population", 2, ANY_INT)
+    if not 0 < as_number(lr, "lr") < 1e3:
+        raise ChoiceError(f"lr: expected a number above 0, got {shown(lr)}")
+    if not callable(loss):
+        raise ChoiceError(f"loss: expected a function of logits, taught logits and labels, got {shown(loss)}")
 
 
 def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:

@@ -108,12 +108,7 @@ def evolve(
         raise SearchError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
     if fault := fault_of_name(name, LONGEST_NAME):
         raise SearchError(f"name: {fault}")
-    if stale_after is not None and not checked_number("stale_after", stale_after) >= 0:
-        raise SearchError(f"stale_after: expected seconds, at least 0, got {shown(stale_after)}")
-    if timeout is not None and not checked_number("timeout", timeout) > 0:
-        raise SearchError(f"timeout: expected seconds, more than 0, got {shown(timeout)}")
-    if not checked_number("storage_timeout", storage_timeout) >= 0:
-        raise SearchError(f"storage_timeout: expected seconds, at least 0, got {shown(storage_timeout)}")
+    _check_seconds(stale_after, timeout, storage_timeout)
     total = as_count(population, "population", 2, ANY_INT, SearchError) * as_count(
         generations, "generations", 1, ANY_INT, SearchError
     )
@@ -140,6 +135,15 @@ def evolve(
     result = archive.result()
     result.study = ledger.study
     return result
+
+
+def _check_seconds(stale_after: float | None, timeout: float | None, storage_timeout: float) -> None:
+    if stale_after is not None and not checked_number("stale_after", stale_after) >= 0:
+        raise SearchError(f"stale_after: expected seconds, at least 0, got {shown(stale_after)}")
+    if timeout is not None and not checked_number("timeout", timeout) > 0:
+        raise SearchError(f"timeout: expected seconds, more than 0, got {shown(timeout)}")
+    if not checked_number("storage_timeout", storage_timeout) >= 0:
+        raise SearchError(f"storage_timeout: expected seconds, at least 0, got {shown(storage_timeout)}")
 
 
 def _facts(archive: Archive, model: nn.Module | None) -> dict[str, Any]:
