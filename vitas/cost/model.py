@@ -15,7 +15,7 @@ from vitas.cost.expression import Cost
 from vitas.cost.stated import params_of, stated_cost
 from vitas.cost.watch import Stated, Watch
 from vitas.errors import ChoiceError
-from vitas.space import Number, Row, SearchSpace, codes_of, search_space, unwrap
+from vitas.space import Number, SearchSpace, TableRow, codes_of, search_space, unwrap
 
 Codes = Mapping[str, Number] | NDArray[Any] | Sequence[Sequence[int]]
 
@@ -99,7 +99,7 @@ class TableSum:
             ChoiceError: not a subnet of the space; an array of another width, of no ints, or with numbers out of range; a
                 space that is old.
         """
-        if isinstance(codes, (Mapping, Row)):
+        if isinstance(codes, (Mapping, TableRow)):
             return self.one([max(number, 0) for number in self.space.encoding.code(self.space.read(codes))])
         self.space.check()
         codes = codes_of(codes, len(self.space), "codes")

@@ -12,7 +12,7 @@ from vitas.measure import relative_error
 from vitas.memory import machine_memory
 from vitas.nn.layer import exported, is_layer
 from vitas.sample import use_subnet
-from vitas.space import Number, Row, Subnet, arguments_of, device_of, eval_mode, holders, search_space, unwrap
+from vitas.space import Number, Subnet, TableRow, arguments_of, device_of, eval_mode, holders, search_space, unwrap
 from vitas.superformer import create_superformer
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -95,7 +95,7 @@ def build_subnet(
     """
     with torch.device("meta"):
         model = create_superformer(name, num_classes=num_classes, img_size=img_size, in_chans=in_chans, **overrides)
-    plain = export_subnet(model, subnet if isinstance(subnet, Row) else Subnet(subnet))
+    plain = export_subnet(model, subnet if isinstance(subnet, TableRow) else Subnet(subnet))
     size = sum(parameter.nbytes for parameter in plain.parameters())
     if size > (machine_memory() or 2**40):
         raise ExportError(f"{name}: this subnet needs {size / 2**40:.1f} TiB, more than this machine has")

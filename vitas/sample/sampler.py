@@ -278,7 +278,7 @@ class SubnetSampler:
         above = sorted(seen, key=lambda one: self._distance(one[2], above=True))[:4]
         children = self._from_prior(_RUNS, rng)
         for child in children:
-            mother, father = (side[int(rng.integers(len(side)))][0] for side in (below, above))
+            mother, father = (near[int(rng.integers(len(near)))][0] for near in (below, above))
             genes = np.where(rng.random(len(child)) < 0.5, mother, father)
             keep = (genes >= 0) & (rng.random(len(child)) > 1 / len(child))
             child[keep] = genes[keep]

@@ -15,7 +15,7 @@ from vitas.sample import MEASURES, SubnetSampler
 from vitas.search.aims import Aims
 from vitas.search.genetic import Codes, Floats, Genome, crossover, mutate, ranked, repair
 from vitas.search.result import Evaluation, SearchResult
-from vitas.space import Row, SearchSpace
+from vitas.space import SearchSpace, TableRow
 
 
 class Archive:
@@ -106,7 +106,7 @@ class Archive:
             BudgetError: a subnet outside the budget.
             SearchError: no list of subnets.
         """
-        if not are_several(initial) or isinstance(initial, (Mapping, Row)):
+        if not are_several(initial) or isinstance(initial, (Mapping, TableRow)):
             raise SearchError(f"initial: expected a list of subnets, got {shown(initial)}")
         codes = []
         for number, subnet in enumerate(initial):

@@ -23,7 +23,7 @@ from vitas.space.left import named
 from vitas.space.model import StatesCost, arguments_of, device_of, eval_mode, logits_of, needs_tokens, unwrap
 from vitas.space.space import BASE_LAYER, SearchSpace, search_space
 from vitas.space.state import State
-from vitas.space.subnet import Number, Row, Subnet
+from vitas.space.subnet import Number, Subnet, TableRow
 from vitas.space.table import readable_amount, readable_size
 from vitas.space.walk import AnyChoice, Gate, gated_children, held, holders
 
@@ -32,11 +32,11 @@ __all__ = [
     "AnyChoice",
     "Gate",
     "Number",
-    "Row",
     "SearchSpace",
     "State",
     "StatesCost",
     "Subnet",
+    "TableRow",
     "all_or_nothing",
     "arguments_of",
     "codes_of",

@@ -22,7 +22,7 @@ from vitas.space.liveness import Liveness, conditions_of, gates_first, weakest
 from vitas.space.model import StatesCost, needs_tokens, unwrap
 from vitas.space.naming import claim_for_model, names_of
 from vitas.space.state import State
-from vitas.space.subnet import Number, Row, Subnet, as_subnet
+from vitas.space.subnet import Number, Subnet, TableRow, as_subnet
 from vitas.space.table import readable_costs, space_html, space_text
 from vitas.space.walk import AnyChoice, Gate, holders
 
@@ -140,13 +140,13 @@ class SearchSpace:
             raise ChoiceError(f"fill: {one_of(['largest', 'smallest'], fill)}")
         return self.encoding.subnet(self.encoding.code(self.read(values), fill=fill, strict=False))
 
-    def read(self, values: Mapping[str, Number] | Row) -> Subnet:
+    def read(self, values: Mapping[str, Number] | TableRow) -> Subnet:
         """Return what is said of choices as a Subnet, complete or not; of a row of a table its columns that are choices.
 
         Raises:
             ChoiceError: neither a mapping nor a row; names or values that no subnet may have.
         """
-        if isinstance(values, Row) and not isinstance(values, Mapping):
+        if isinstance(values, TableRow) and not isinstance(values, Mapping):
             columns = set(values.keys())
             values = {name: values[name] for name in self.choices if name in columns}
         return as_subnet(values)

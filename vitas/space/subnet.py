@@ -110,7 +110,7 @@ class Subnet(Mapping[str, Number]):
 
 
 @runtime_checkable
-class Row(Protocol):
+class TableRow(Protocol):
     """A row of a table, such as a pandas.Series: values by the names of columns."""
 
     def keys(self) -> Any: ...

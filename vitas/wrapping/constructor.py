@@ -59,11 +59,11 @@ def constructed(model: Any) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
 
 def _arguments(stages: Sequence[Sizes]) -> dict[str, Any]:
     """Return the arguments of the constructor that build all stages."""
-    rows = [constructor_arguments(own) for own in stages]
+    per_stage = [constructor_arguments(own) for own in stages]
     if not stages[0].prefix:
-        return dict(rows[0])
+        return dict(per_stage[0])
     names = {"embed_dims": "embed_dim", "depths": "depth", "num_heads": "num_heads", "mlp_ratios": "mlp_ratio"}
-    return {several: [row[one] for row in rows] for several, one in names.items()}
+    return {several: [own[one] for own in per_stage] for several, one in names.items()}
 
 
 def _unlike_constructor(own: Sizes, pooled: Sequence[int]) -> list[str]:

@@ -97,11 +97,11 @@ def regular(origin: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     unchanged = {word for word, names in _FOLLOWS.items() if not names & searched}
     stages = [sizes(stage) for stage in model._stages]
     for gates in (True, False):
-        rows = [constructor_arguments(stage, gates) for stage in stages]
-        words: dict[str, Any] = dict(rows[0])
+        per_stage = [constructor_arguments(stage, gates) for stage in stages]
+        words: dict[str, Any] = dict(per_stage[0])
         if model._stages[0].prefix:
-            lists = {name: [row[name] for row in rows] for name in words}
-            words |= {f"{name}s": own for name, own in lists.items()}
+            lists = {name: [own[name] for own in per_stage] for name in words}
+            words |= {f"{name}s": values for name, values in lists.items()}
             words |= {"depth": lists["depth"], "num_heads": lists["num_heads"], "heads": lists["num_heads"]}
         words = {name: value for name, value in words.items() if {name, name.removesuffix("s")}.isdisjoint(unchanged)}
         yield arguments | {name: value for name, value in words.items() if name in known}
