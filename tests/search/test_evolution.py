@@ -176,6 +176,15 @@ def test_children_depend_on_the_seed_and_descend_from_the_best_only(model):
     assert asked[0] != asked[1]
 
 
+def test_workers_share_out_the_first_population(model):
+    archive = Archive(model, flops=None, params=None, population=20, seed=0)
+    alone = archive.candidate()
+    first = {archive.candidate((worker,)).tobytes() for worker in range(40)}
+    assert len(first) > 12  # of 20; without it all would take the one that a single worker takes
+    assert first <= {code.tobytes() for code in archive._first}
+    assert archive.candidate().tobytes() == alone.tobytes()
+
+
 def test_workers_that_know_the_same_can_take_different_ways(model):
     archive = Archive(model, population=10)
     for _ in range(20):

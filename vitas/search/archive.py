@@ -126,18 +126,16 @@ class Archive:
         """Return a subnet that is new and inside the budget, None when none can be found.
 
         Args:
-            salt: More ints for the seed, by which workers that know the same take different ways.
+            salt: More ints for the seed, by which workers that know the same take different ways; without them what is
+                first is taken in order.
         """
-        for code in self._initial:
-            if code not in self:
-                return code
         rng = np.random.default_rng([self.seed, len(self), *salt])
         if not self._first:
             self._first = list(self.sampler.draw(self.population, np.random.default_rng([self.seed])))
-        if len(self) < self.population:
-            for code in self._first:
-                if code not in self:
-                    return code
+        for known in (self._initial, self._first if len(self) < self.population else []):
+            left = [code for code in known if code not in self]
+            if left:
+                return left[int(rng.integers(len(left))) if salt else 0]
         if len(self) >= self.population and len(self.best) > 1:
             for _ in range(8):
                 child = self._child(rng)

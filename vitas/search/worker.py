@@ -145,19 +145,19 @@ class Worker:
 
     def next(self) -> _Job | None:
         """Claim a subnet; None when the search is over."""
-        salt: tuple[int, ...] = ()
-        pause = 0.01
+        quicker, pause = False, 0.01
         while True:
             self.read()
             if self.ledger.running:
                 self.ledger.withdraw_dead(self.stale_after)
                 self.read()
+            salt = (self._salt,) if quicker or self.ledger.running else ()  # another way than all who know the same
             code = self._candidate(salt) if len(self.archive) < self.total else None
             if code is not None:
                 job = self._claim(code)
                 if job is not None:
                     return job
-                salt = (self._salt,)  # somebody was quicker: take another way than everybody who knows the same
+                quicker = True
             elif self.ledger.running:  # others are at work on the last ones; should they die, these are ours
                 time.sleep(pause)
                 pause = min(1.0, 1.5 * pause)
