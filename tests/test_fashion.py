@@ -258,6 +258,7 @@ def test_cells_wait_for_those_that_they_need(tmp_path):
         assert work.run(cell, cells.SMOKE, {}, tmp_path) is None
 
 
+@pytest.mark.extras  # Optuna
 def test_a_search_trains_the_superformer_again_where_its_weights_are_missing(tmp_path):
     number, known = cells.SMOKE.inside + cells.SMOKE.others, {}
     for n, seed in itertools.product(range(number), range(2)):

@@ -23,6 +23,10 @@ def network(kind):
     return export_subnet(model, search_space(model).largest()), torch.randn(3, *model.image_shape(), dtype=torch.float64)
 
 
+fx_knows = pytest.mark.skipif(torch.__version__.startswith("2.8."), reason="the fx of torch 2.8 cannot write these types")
+
+
+@fx_knows
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", list(BUILD))
 def test_fx_records_plain_networks(kind, training):
@@ -38,6 +42,7 @@ def test_fx_records_plain_networks(kind, training):
         graph(torch.zeros(3, 1, 8, 8).double())
 
 
+@fx_knows
 def test_a_recorded_twins_takes_images_of_any_size():
     net, _ = network("twins")
     graph = torch.fx.symbolic_trace(net.eval())

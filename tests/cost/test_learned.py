@@ -134,6 +134,7 @@ def test_budgets_are_exact_and_counted():
         sampler.sample(0)
 
 
+@pytest.mark.extras  # Optuna
 def test_a_search_under_a_budget():
     model, x = OwnHead(), torch.randn(1, 5, 3)
     result = vitas.evolve(

@@ -192,6 +192,7 @@ def test_what_was_made_before_says_that_it_is_old(change):
     assert vitas.SubnetSampler(model).sample(0) in search_space(model)
 
 
+@pytest.mark.extras  # Optuna
 def test_scores_that_were_found_hold_in_the_narrowed_space():
     """A user's script: the scores of the whole space are those of the narrowed one, so nothing is evaluated twice."""
     model, x = randomize(small()).eval(), torch.randn(4, 2, 8, 8)

@@ -77,7 +77,7 @@ def compiling() -> bool:
     """
     if not torch.compiler.is_compiling():
         return False
-    if torch.compiler.is_exporting():
+    if not torch.compiler.is_dynamo_compiling():  # what records without Dynamo is torch.export
         raise ExportError(
             "torch.export and torch.onnx.export record one network: export a subnet first, export_subnet(model)"
         )
