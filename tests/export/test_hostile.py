@@ -53,9 +53,12 @@ def test_what_is_no_regular_file_is_not_read(folder, name, kind):
 
 
 def test_a_link_to_a_regular_file_is_one(folder, tmp_path):
+    before = vitas.load_subnet(folder).state_dict()
     (folder / "config.json").rename(tmp_path / "elsewhere")
     (folder / "config.json").symlink_to(tmp_path / "elsewhere")
-    vitas.load_subnet(folder)
+    after = vitas.load_subnet(folder).state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "n" * 5000])
