@@ -286,10 +286,13 @@ def test_the_superformer_that_ranks_best_over_both_lengths_is_chosen():
         for regime in training.PASSES:
             for sharing in ("ordinal", "cyclic", "inside"):
                 results[f"scores/{length}/{regime}/{sharing}/shared/0"] = {"ground": [0.4, 0.3, 0.2, 0.1]}
-    results["scores/short/taught/cyclic/shared/0"] = {"ground": [0.1, 0.2, 0.4, 0.3]}
+    results["scores/short/single/cyclic/shared/0"] = {"ground": [0.1, 0.2, 0.4, 0.3]}
     results["scores/long/single/ordinal/shared/0"] = {"ground": [0.1, 0.3, 0.2, 0.4]}
-    assert work.chosen_superformer(results) == "scores/long/taught/cyclic/shared/0"
-    del results["scores/short/sandwich/inside/shared/0"]
+    results["scores/long/taught/inside/shared/0"] = {"ground": truth}  # the rule looks at single subnets only
+    assert work.chosen_superformer(results) == "scores/long/single/cyclic/shared/0"
+    del results["scores/long/taught/inside/shared/0"]
+    assert work.chosen_superformer(results) == "scores/long/single/cyclic/shared/0"
+    del results["scores/short/single/inside/shared/0"]
     assert work.chosen_superformer(results) is None
 
 

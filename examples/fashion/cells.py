@@ -64,10 +64,11 @@ def ordered(settings: Settings) -> list[Cell]:
     cells = [Cell("ground", (number,), 0) for number in numbers]
     cells += scores("short", first, 0)
     cells += [Cell("ground", (number,), 1) for number in numbers]
-    cells += scores("long", first, 0) + [Cell("search", (budget,), 0) for budget in budgets]
-    cells += headline(["found"], 0) + headline(hand, 0) + headline(drawn, 0)
-    cells += [cell for seed in range(1, settings.seeds) for cell in headline(["found", *hand, *drawn], seed)]
-    cells += scores("short", [*axes, *private], 0)
+    cells += scores("long", first[:3], 0) + [Cell("search", (budget,), 0) for budget in budgets]
+    cells += headline(["found", *hand, *drawn], 0)
+    for kinds in (["found", *hand], drawn):
+        cells += [cell for seed in range(1, settings.seeds) for cell in headline(kinds, seed)]
+    cells += scores("long", first[3:], 0) + scores("short", [*axes, *private], 0)
     cells += [c for seed in range(1, settings.seeds) for c in scores("short", first, seed) + scores("long", first, seed)]
     if settings.every:
         cells += [c for seed in range(settings.seeds) for length in ("short", "long") for c in scores(length, every, seed)]

@@ -2,12 +2,14 @@
 
 import json
 
-import optuna
 import pytest
 import torch
 
 from vitas import create_superformer, evolve, load_search, search_space
 from vitas.errors import FileError, SearchError, VitasError
+
+optuna = pytest.importorskip("optuna")
+pytestmark = pytest.mark.extras
 
 
 def micro(seed=0):
