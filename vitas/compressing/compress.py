@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from vitas.cost import count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, FileError, VitasError, brief, one_of, shown
 from vitas.export import export_subnet, save_subnet
 from vitas.measure import LatencyTable, accuracy, latency_table
+from vitas.nn.kept import copied
 from vitas.sample import SubnetSampler
 from vitas.search import SearchResult, evolve
 from vitas.search.run import fingerprint
@@ -142,7 +142,7 @@ def compress(
     superformer = wrap(model, **_options(space)).to(where).requires_grad_(True)
     val_loader = list(val_loader) if isinstance(val_loader, Iterator) else val_loader
     score = accuracy(val_loader, device=where, amp=amp)
-    teacher = copy.deepcopy(model).to(where).eval().requires_grad_(False)
+    teacher = copied(model).to(where).eval().requires_grad_(False)
     found = {"original": score(teacher)}
     made_for = {"model": fingerprint(model), "space": search_space(superformer).description(), "seed": seed, "lr": lr}
     made_for |= {"budget": [repr(flops), repr(params), repr(latency)], "epochs": [epochs, finetune_epochs], "amp": amp}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from vitas.cost import count_flops, count_params
 from vitas.errors import VitasError
 from vitas.export import origins
+from vitas.nn.kept import on_meta
 from vitas.space import unwrap
 from vitas.wrapping.counted import image_of
 
@@ -70,10 +70,8 @@ def model_card(module: nn.Module, folder: Path, place: str) -> str:
 
 def _macs(module: nn.Module, image: tuple[int, int, int]) -> int:
     """Return the multiply-adds for one image, counted without memory."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
     dtype = next(module.parameters()).dtype
-    return count_flops(deepcopy(module, memo), inputs=torch.empty(1, *image, device="meta", dtype=dtype)).total
+    return count_flops(on_meta(module, module), inputs=torch.empty(1, *image, device="meta", dtype=dtype)).total
 
 
 def _made_of(told: Mapping[str, Any]) -> Iterator[str]:

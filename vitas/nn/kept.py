@@ -1,14 +1,23 @@
-"""What of a module goes into its export: data, and nothing else that somebody put on it."""
+"""What of a module goes into its export: data, and nothing else that somebody put on it; what of it goes into copies.
 
+What a forward pass computed and left on a module, such as a table for the next call, is part of the graph of that pass,
+which torch does not copy. Copies have its numbers.
+"""
+
+import copy
 import enum
 import functools
 import sys
 from types import BuiltinFunctionType, FunctionType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vitas.errors import ExportError
+
+T = TypeVar("T")
 
 TORCHS_OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl", "_output_capturing_hooks_installed"}
 """Attributes of every module, what torch.compile puts on one, transformers' note that hooks are there: they stay behind."""
@@ -51,6 +60,39 @@ def is_data(value: object, kind: type) -> bool:
     return own and not isinstance(value, nn.Module)
 
 
+def without_computed(value: Any) -> Any:
+    """Return a dict without the tensors that a forward pass computed and kept there for the next; any other value itself."""
+    if type(value) is not dict:
+        return value
+    return {key: item for key, item in value.items() if not isinstance(item, Tensor) or item.is_leaf}
+
+
 def _found_by_name(function: FunctionType) -> bool:
     home = sys.modules.get(function.__module__)
     return "." not in function.__qualname__ and getattr(home, function.__qualname__, None) is function
+
+
+def copied(what: T, memo: dict[int, Any] | None = None) -> T:
+    """Return a deep copy of a module, or of anything that holds modules.
+
+    Args:
+        what: What is copied.
+        memo: By identity what stands in place of a part, as of `copy.deepcopy`.
+    """
+    with _Computed():
+        return copy.deepcopy(what, memo)
+
+
+def on_meta(what: T, module: nn.Module) -> T:
+    """Return a deep copy in which the parameters and buffers of `module` are on the meta device."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
+    return copied(what, memo | {id(buffer): buffer.to("meta") for buffer in module.buffers()})
+
+
+class _Computed(TorchFunctionMode):
+    """Let deepcopy take the numbers of tensors that were computed with gradients."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))

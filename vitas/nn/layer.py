@@ -21,7 +21,7 @@ from vitas import plain
 from vitas.choice import Choice, Depth, Dim, take
 from vitas.cost import Cost, cost_of, params_of, product_of
 from vitas.errors import ExportError, ShapeError, VitasError, listed, shown
-from vitas.nn.kept import TORCHS_OWN, is_data, refuse_patches
+from vitas.nn.kept import TORCHS_OWN, copied, is_data, refuse_patches, without_computed
 from vitas.nn.same import ADVICE, differing, note_uses
 from vitas.space import held, holders, unwrap
 
@@ -160,8 +160,8 @@ class Elastic(nn.Module):
         left_out = {*TORCHS_OWN, *axes, *self.holds, *(name.partition(".")[0] for name, _ in held(self))}
         for name in vars(self):
             value = None if name in left_out else getattr(self, name)  # where a property stands in front, what that says
-            if name not in left_out and is_data(value, type(made)):
-                vars(made)[name] = copy.deepcopy(value)
+            if name not in left_out and is_data(data := without_computed(value), type(made)):
+                vars(made)[name] = copy.deepcopy(data)
         vars(made).update(self.plain_sizes())
         weights = self.active_weights()
         for name in axes:
@@ -289,7 +289,7 @@ def exported(module: M) -> nn.Module:
     replaced: dict[int, Any] = {}
     own_weights: list[Any] = []
     _replace(module, replaced, own_weights)
-    result = copy.deepcopy(module, replaced)
+    result = copied(module, replaced)
     if any(isinstance(made, Choice) for made in replaced.values()):
         raise ExportError(
             "still searchable: a choice is held elsewhere than in attributes of modules or in lists, tuples, dicts there"

@@ -245,18 +245,13 @@ class _BiasesAnew(Narrowed):
     Source: ours.
     """
 
+    forgets = ("attention_bias_cache",)
     attention_biases: Tensor
     attention_bias_idxs: Tensor
 
     def get_attention_biases(self, device: torch.device) -> Tensor:
         """Return what is added to the scores of the active heads, (h, N, N)."""
         return self.attention_biases[:, self.attention_bias_idxs]
-
-    def export(self) -> nn.Module:
-        """Return the library's attention of the active subnet; it makes a table of its own."""
-        made: Any = super().export()
-        made.attention_bias_cache = {}
-        return made  # type: ignore[no-any-return]
 
 
 class _Pooled(Narrowed):

@@ -7,7 +7,6 @@ are those positions times its weight's active size, and the products inside atte
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from vitas.cost import Cost, counted
 from vitas.errors import VitasError
 from vitas.nn import CyclicLinear, ElasticConv2d, ShiftableIdentity
+from vitas.nn.kept import on_meta
 from vitas.nn.stacked import StackedLinear
 from vitas.space import State
 from vitas.wrapping.narrow import Narrowed, plain, weight_cost
@@ -63,9 +63,7 @@ def counted_cost(model: Any, known: dict[Any, Counts]) -> Cost:
 
 def _original(model: nn.Module) -> nn.Module:
     """Return the largest subnet's export, without memory."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-    twin = deepcopy(model, memo)
+    twin = on_meta(model, model)
     State.of_module(twin).largest().put_back()
     with torch.no_grad():
         made = plain(twin)

@@ -20,7 +20,7 @@ from vitas.choice import Choice, Dim, compiling, take
 from vitas.cost import Cost, cost_of
 from vitas.errors import VitasError, shown
 from vitas.nn import Elastic
-from vitas.nn.kept import TORCHS_OWN, is_data, refuse_patches
+from vitas.nn.kept import TORCHS_OWN, is_data, refuse_patches, without_computed
 from vitas.nn.layer import Axes, Stack, is_layer, like
 from vitas.nn.parts import part_of
 from vitas.space import unwrap
@@ -56,6 +56,9 @@ class Narrowed(Elastic):
 
     words: ClassVar[tuple[str, ...]] = ()
     """Words that its code asks for, beside those of the record."""
+
+    forgets: ClassVar[tuple[str, ...]] = ()
+    """Dicts in which the narrowed class keeps what it computed for the next call: they stay empty here."""
 
     each_head: ClassVar[tuple[str, ...]] = ()
     """Layers that see the heads one by one, so that they cost as much as there are heads."""
@@ -260,8 +263,8 @@ def rebuilt(module: nn.Module, kind: type[M]) -> M:
     for name, value in vars(module).items():
         if name in reads:
             vars(made)[name] = getattr(module, name)
-        elif name not in TORCHS_OWN and name not in holds and is_data(value, kind):
-            vars(made)[name] = deepcopy(value)
+        elif name not in TORCHS_OWN and name not in holds and is_data(data := without_computed(value), kind):
+            vars(made)[name] = deepcopy(data)
     cut = {} if own is None else own.active_weights()
     for name, parameter in module._parameters.items():
         weight = None if parameter is None else nn.Parameter(_own(cut.get(name, parameter)), parameter.requires_grad)

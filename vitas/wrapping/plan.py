@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from vitas.choice import Choice, Dim, as_dim
 from vitas.errors import VitasError, WrapError, brief
 from vitas.nn import CyclicLinear, ElasticConv2d
 from vitas.nn.follow import become
+from vitas.nn.kept import on_meta
 from vitas.nn.norm import ElasticLayerNorm
 from vitas.nn.stacked import StackedLinear
 from vitas.space import BASE_LAYER, holders, search_space
@@ -177,6 +177,7 @@ class Plan:
             taken = "heads" in attributes or hasattr(type(module), "heads")
             held["num_heads" if taken else "heads"] = heads
             dims.setdefault("h d", dim(Axis(1, ("h", "d"))))
+        held |= {name: {} for name in mixin.forgets}
         shape = Shape(type(module), mixin, tuple(kept), tuple(attributes.items()), row)
         self.steps.append(Step(module, made(shape), {**held, "_dims": dims}))
 
@@ -324,9 +325,7 @@ def refuse_unfit(model: nn.Module, plan: Plan) -> None:
     Raises:
         WrapError: with what the library's code says.
     """
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-    twin, steps = deepcopy((model, plan.steps), memo)
+    twin, steps = on_meta((model, plan.steps), model)
     apply(steps)
     try:
         image = torch.empty(1, *image_of(twin), device="meta", dtype=next(twin.parameters()).dtype)
@@ -353,11 +352,9 @@ def refuse_unfit(model: nn.Module, plan: Plan) -> None:
 
 def _runs(model: nn.Module, image: Tensor) -> bool:
     """Say whether a model as it is runs on an image, without memory."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     try:
         with torch.no_grad():
-            deepcopy(model, memo).eval()(image)
+            on_meta(model, model).eval()(image)
     except Exception:  # whatever the model's own code raises
         return False
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from vitas.checks import check_flags
 from vitas.errors import ChoiceError, WrapError, shown
+from vitas.nn.kept import copied
 from vitas.sharing import Sharing
 from vitas.space import holders, unwrap
 from vitas.wrapping.arguments import Values, for_blocks, for_each_stage
@@ -125,7 +125,7 @@ def wrap(
     dims = [dim for stage in stages for block in stage.blocks for dim, _ in (*block.heads, *block.hidden)]
     check_importance(importance, [dim for dim in (*(stage.width for stage in stages), *dims) if not dim.fixed])
     scores = {} if order is None or order is importance else scores_of(model, order, images)
-    model, steps = (model, plan.steps) if inplace else copy.deepcopy((model, plan.steps))
+    model, steps = (model, plan.steps) if inplace else copied((model, plan.steps))
     apply(steps)
     put_in_order(model, scores, importance)
     return model  # type: ignore[no-any-return]
