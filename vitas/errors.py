@@ -20,7 +20,15 @@ __all__ = [
 
 
 class VitasError(Exception):
-    """Base of every error that vitas raises on purpose; its message has no control characters, whatever it quotes."""
+    """Base of every error that vitas raises on purpose; its message has no control characters, whatever it quotes.
+
+    Example:
+        >>> try:
+        ...     vitas.create_superformer("deit_mikro")
+        ... except vitas.VitasError as error:
+        ...     print(error)
+        unknown superformer 'deit_mikro'; did you mean 'deit_micro'? (14 superformers: list_superformers())
+    """
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -30,7 +38,16 @@ class VitasError(Exception):
 
 
 class ChoiceError(VitasError, ValueError):
-    """A choice, or a value of one, does not fit the search space."""
+    """A choice, or a value of one, does not fit the search space.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> try:
+        ...     vitas.sample_subnet(model, fixed={"dept": 3})
+        ... except vitas.ChoiceError as error:
+        ...     print(error)
+        fixed: unknown choice 'dept'; did you mean 'depth'? (21 choices: search_space(model).choices)
+    """
 
 
 class UnknownChoice(ChoiceError, KeyError):
@@ -40,7 +57,16 @@ class UnknownChoice(ChoiceError, KeyError):
 
 
 class BudgetError(VitasError, ValueError):
-    """A budget that cannot be read or that no subnet meets."""
+    """A budget that cannot be read or that no subnet meets.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> try:
+        ...     vitas.sample_subnet(model, flops=1000)
+        ... except vitas.BudgetError as error:
+        ...     print(error)
+        no subnet has flops from 0 to 1,000: the subnets reach from 165,248 to 33,695,808, nearest: 165,248 above
+    """
 
 
 class SearchError(VitasError, ValueError):

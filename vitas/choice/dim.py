@@ -51,6 +51,14 @@ class Choice(Active[V]):
 
     Raises:
         ChoiceError: no values, repeated, negative, not numbers; weights that are not probabilities.
+
+    Example:
+        >>> heads = vitas.Choice([2, 4, 8], p=[1, 1, 2], name="heads")
+        >>> heads.active
+        8
+        >>> heads.active = 2
+        >>> heads
+        Choice(2, 4, 8, name='heads', active=2)
     """
 
     version = 0
@@ -185,6 +193,15 @@ class Dim(Choice[int]):
 
     Raises:
         ChoiceError: as in Choice; counts that are not positive ints; an unknown pattern.
+
+    Example:
+        >>> width, heads = vitas.Dim([32, 48, 64], name="width"), vitas.Choice([1, 2])
+        >>> layer = vitas.nn.CyclicLinear(width, heads * 8)
+        >>> width.active = 48
+        >>> layer(torch.randn(5, 48)).shape
+        torch.Size([5, 16])
+        >>> width.run
+        (48, 48)
     """
 
     _kind = "Dim"

@@ -50,6 +50,18 @@ class Compressed:
             the superformer's weights) and "fine-tuned". The search saw these images: judge on others.
         flops: Multiply-adds of one image: original, network.
         params: Parameters: original, network.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("test_vit", num_classes=10, img_size=32)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=8)
+        >>> tiny = {"epochs": 1, "finetune_epochs": 1, "population": 2, "generations": 1}
+        >>> done = vitas.compress(model, loader, loader, flops="50%", progress=False, **tiny)
+        >>> list(done.accuracy)
+        ['original', 'inherited', 'fine-tuned']
+        >>> done.network(torch.randn(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
     """
 
     network: nn.Module
@@ -130,9 +142,14 @@ def compress(
         VitasError: a loader or outputs that do not fit; a loss that is no finite number; optuna or tqdm is not installed.
 
     Example:
-        >>> done = vitas.compress(vit, train_loader, val_loader, flops="50%", folder="half")
-        >>> print(done)
-        >>> small = done.network
+        >>> import timm
+        >>> model = timm.create_model("test_vit", num_classes=10, img_size=32)  # yours, trained
+        >>> data = torch.utils.data.TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=8)  # yours: one to train, one to score
+        >>> tiny = {"epochs": 1, "finetune_epochs": 1, "population": 2, "generations": 1}  # leave out
+        >>> done = vitas.compress(model, loader, loader, flops="50%", progress=False, **tiny)
+        >>> done.flops[1] <= 0.5 * done.flops[0]
+        True
     """
     check_flags(amp=amp, progress=progress)
     _check({"epochs": epochs, "finetune_epochs": finetune_epochs, "generations": generations}, population, lr, loss)

@@ -112,6 +112,12 @@ class FlopCount:
         by_operator: Parts by fvcore's names: "linear", "conv", "matmul".
         by_module: Parts by module path; only leaves stand here.
         not_counted: What costs time but is left out.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> count = vitas.count_flops(model)
+        >>> count.total, count.by_operator["conv"], count.by_module["head"]
+        (7927872, 73728, 960)
     """
 
     total: int
@@ -175,6 +181,12 @@ def count_flops(
     Raises:
         ChoiceError: not a subnet of the model's space, or another convention.
         VitasError: a model that states no cost; inputs without a tensor among them.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> subnet = vitas.search_space(model).smallest()
+        >>> vitas.count_flops(model, subnet).total
+        761216
     """
     model = unwrap(model)
     if inputs is not None:
@@ -198,5 +210,10 @@ def count_params(model: nn.Module, subnet: Mapping[str, Number] | None = None) -
 
     Raises:
         ChoiceError: not a subnet of the model's space.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> vitas.count_params(model, vitas.search_space(model).smallest())
+        10426
     """
     return params_of(model).at(_indices(unwrap(model), subnet))

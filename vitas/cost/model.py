@@ -24,6 +24,12 @@ class CostModel:
     """Multiply-adds and parameters of subnets without touching the model, a million a second.
 
     Made by `cost_model(model)`; the tables are set up once. They notice when the model no longer costs what it did.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> costs = vitas.cost_model(model)
+        >>> costs.params(vitas.search_space(model).smallest())
+        10426
     """
 
     def __init__(self, space: SearchSpace, flops: Cost, params: Cost, watch: Watch | None = None) -> None:
@@ -147,6 +153,12 @@ def cost_model(model: nn.Module, *, convention: str = "exact") -> CostModel:
     Raises:
         ChoiceError: a model without choices, or another convention.
         VitasError: a model that states no cost.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> space, costs = vitas.search_space(model), vitas.cost_model(model)
+        >>> costs.flops([space.encode(subnet) for subnet in (space.smallest(), space.largest())]).tolist()
+        [761216, 7927872]
     """
     space, model = search_space(model), unwrap(model)
     flops, params = stated_cost(model, convention), params_of(model)

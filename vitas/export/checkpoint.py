@@ -42,6 +42,10 @@ def save_superformer(model: nn.Module, path: AnyPath) -> None:
     Raises:
         ChoiceError: a model without choices.
         FileError: a disk that is full.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> vitas.save_superformer(model, "model.safetensors")
     """
     inner = unwrap(model)
     prefix, part = _searchable_part(inner)
@@ -78,6 +82,14 @@ def load_superformer(model: nn.Module, path: AnyPath, *, adapt: bool = False) ->
     Raises:
         FileError: a file that is missing, cut short or of another version; another space; a tensor's name, shape or type
             that does not fit; with `adapt` what of the space cannot be kept. The model is then unchanged.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> vitas.save_superformer(model, "model.safetensors")
+        >>> again = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> changes = vitas.load_superformer(again, "model.safetensors")
+        >>> changes.new, changes.gone
+        ({}, {})
     """
     check_flags(adapt=adapt)
     whole, path = unwrap(model), as_path(path)

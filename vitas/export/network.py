@@ -62,6 +62,12 @@ def save_subnet(
         ChoiceError: an `overwrite` that is not a bool.
         FileError: a searchable module, a folder that exists, a disk that is full; a network that was changed so that it
             cannot be described, or a `source` that does not make it.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> vitas.save_subnet(vitas.export_subnet(model), "small")
+        >>> vitas.load_subnet("small")(torch.randn(1, 3, 16, 16)).shape
+        torch.Size([1, 10])
     """
     module, overwrite = unwrap(module), as_flag(overwrite, "overwrite")
     if any(holders(module)):
@@ -141,6 +147,13 @@ def load_subnet(
             tensor's name, shape or type that does not fit. Nothing of the network's size is allocated before that is known.
             No such repository or revision; no connection.
         VitasError: a repository, where huggingface_hub is not installed.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> vitas.save_subnet(vitas.export_subnet(model), "small")
+        >>> larger = vitas.load_subnet("small", img_size=32)
+        >>> larger(torch.randn(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
     """
     folder = downloaded(folder) if isinstance(folder, str) and folder.startswith(HUB) else as_path(folder)
     if folder.name in ("config.json", "model.safetensors") and folder.is_file():

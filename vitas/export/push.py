@@ -42,6 +42,11 @@ def push_to_hub(
     Raises:
         FileError: as `save_subnet`, before anything is sent; what the hub refuses; no connection.
         VitasError: huggingface_hub is not installed.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> vitas.push_to_hub(vitas.export_subnet(model), "user/small")
+        'hf-hub:user/small'
     """
     with needs("hub"):
         from huggingface_hub import HfApi

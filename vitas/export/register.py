@@ -33,6 +33,14 @@ def register(folder: str | PathLike[str], name: str | None = None) -> str:
         ChoiceError: a name that timm has already, or that is not a word.
         FileError: as `load_subnet`; a network that is not timm's.
         VitasError: timm is not installed.
+
+    Example:
+        >>> import timm
+        >>> model = vitas.wrap(timm.create_model("test_vit"))
+        >>> vitas.save_subnet(vitas.export_subnet(model, vitas.search_space(model).smallest()), "my_vit")
+        >>> vitas.register("my_vit")
+        'my_vit'
+        >>> network = timm.create_model("my_vit", pretrained=True, num_classes=10)
     """
     try:
         from timm.models import is_model, model_entrypoint, register_model

@@ -45,6 +45,14 @@ def export_subnet(
         ExportError: `verify` found a difference; a part that is still searchable, that overrides the forward pass of an
             elastic layer, or that cannot draw fresh weights; a model without elastic layers.
         VitasError: `verify` on the meta device.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> images = torch.randn(2, 3, 16, 16)
+        >>> small = vitas.export_subnet(model, vitas.sample_subnet(model, flops="50%"), verify=images)
+        >>> type(small)
+        <class 'vitas.plain.VisionTransformer'>
+        >>> fresh = vitas.export_subnet(model, weights="fresh")  # the active one, to be trained from scratch
     """
     if not is_one_of(["inherit", "fresh"], weights):
         raise ChoiceError(f"weights: {one_of(['inherit', 'fresh'], weights)}")
@@ -92,6 +100,13 @@ def build_subnet(
     Raises:
         ChoiceError: an unknown name or argument, not a subnet of the space.
         ExportError: a network that takes more memory than this machine has.
+
+    Example:
+        >>> small = {"patch_size": 4, "embed_dim": 32, "depth": 1}
+        >>> small |= {"blocks.0.num_heads": 2, "blocks.0.qkv_dim": 32, "blocks.0.mlp_dim": 48}
+        >>> network = vitas.build_subnet("deit_micro", small, num_classes=10, img_size=16)
+        >>> network(torch.randn(1, 3, 16, 16)).shape
+        torch.Size([1, 10])
     """
     with torch.device("meta"):
         model = create_superformer(name, num_classes=num_classes, img_size=img_size, in_chans=in_chans, **overrides)

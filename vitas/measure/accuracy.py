@@ -101,6 +101,13 @@ def accuracy(
         ChoiceError: a device that torch does not know, an option that is not a bool, `batches` that is not a positive int.
         VitasError: a loader that cannot be read, or without images, or that is to be read again and cannot; tqdm is not
             installed and `progress` asks for it; from the function, a model on the meta device.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> loader = [(torch.randn(8, 3, 16, 16), torch.randint(10, (8,)))]
+        >>> score = vitas.accuracy(loader)  # reads the images once
+        >>> 0 <= score(model) <= 1
+        True
     """
     amp, keep, progress = as_flag(amp, "amp"), as_flag(keep, "keep"), as_flag(progress, "progress")
     most = None if batches is None else as_count(batches, "batches", 1, ANY_INT)

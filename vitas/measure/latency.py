@@ -27,6 +27,14 @@ class Latency:
         spread: Distance between the quartiles.
         fastest: The quickest run; other work on the machine only slows one down.
         runs: How many runs were timed.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> latency = vitas.measure_latency(model, torch.randn(1, 3, 16, 16), runs=5)
+        >>> float(latency) == latency.median
+        True
+        >>> latency.runs
+        5
     """
 
     median: float
@@ -76,6 +84,13 @@ def measure_latency(
     Raises:
         VitasError: no module, or one on the meta device; inputs without a tensor, `warmup` below 0, `runs` below 1; another
             runner, or one that is not installed.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> small = vitas.export_subnet(model, vitas.search_space(model).smallest())
+        >>> latency = vitas.measure_latency(small, torch.randn(1, 3, 16, 16), runs=5)
+        >>> latency.fastest <= latency.median
+        True
     """
     if not isinstance(module, nn.Module):
         raise VitasError(f"module: expected a torch.nn.Module, got {shown(module)}")

@@ -62,6 +62,13 @@ class LatencyTable:
         cost: The table as a Cost in nanoseconds: a sum of tables over the choices that each part depends on.
         measured: How the times came about: statistic, runs, runner, threads, configurations, and how often the machine was
             busy.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16, depth=[1, 2])
+        >>> table = vitas.latency_table(model, torch.randn(1, 3, 16, 16), runs=1, calibrate=2)
+        >>> milliseconds = table.by_module(vitas.search_space(model).smallest())
+        >>> milliseconds["blocks.0.attn"] > 0
+        True
     """
 
     def __init__(self, space: SearchSpace, cost: Cost, measured: Measured, watch: Watch | None = None) -> None:
@@ -207,8 +214,11 @@ def latency_table(
             runner that is not installed.
 
     Example:
-        >>> table = vitas.latency_table(model, images[:1], runner="onnxruntime")
-        >>> result = vitas.evolve(model, vitas.accuracy(loader), latency=(table, 8.0))
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16, depth=[1, 2])
+        >>> table = vitas.latency_table(model, torch.randn(1, 3, 16, 16), runs=1, calibrate=2)
+        >>> subnet = vitas.sample_subnet(model, latency=(table, "50%"))
+        >>> table.latency_ms(subnet) > 0
+        True
     """
     warmup, runs = as_count(warmup, "warmup", 0, error=VitasError), as_count(runs, "runs", error=VitasError)
     calibrate, most = as_count(calibrate, "calibrate", 0, error=VitasError), as_count(most, "most", error=VitasError)

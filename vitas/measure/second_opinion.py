@@ -48,6 +48,12 @@ def flop_analysis(model: nn.Module, subnet: Mapping[str, Number] | None = None, 
         ChoiceError: not a subnet of the model's space; inputs without a tensor among them.
         ExportError: a subnet that cannot be exported.
         VitasError: no inputs for a model that does not know the size of its images; a model on the meta device.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> analysis = vitas.flop_analysis(model, vitas.search_space(model).smallest())
+        >>> analysis.total()
+        761216
     """
     model = unwrap(model)
     device = device_of(model)

@@ -30,6 +30,11 @@ def zero_cost(model: nn.Module, inputs: Tensor) -> float:
         ShapeError: not a batch, or of images that the model cannot run.
         VitasError: a model on the meta device, no linear layers under those names, or outputs that are not a tensor.
         ExportError: a subnet that cannot be exported.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> vitas.zero_cost(model, torch.randn(1, 3, 16, 16)) > 0
+        True
     """
     return sum(dss(model, inputs))
 

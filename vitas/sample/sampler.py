@@ -76,6 +76,12 @@ class SubnetSampler:
         ChoiceError: a model without choices, a seed that is not such an int, or as `SearchSpace.restrict`.
         BudgetError: a malformed budget, or an empty window.
         VitasError: a FLOPs budget for a model that states no cost, without `inputs`; a latency table of another model.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> sampler = vitas.SubnetSampler(model, flops=("40%", "60%"), seed=0)
+        >>> sampler.sample(7) == sampler.sample(7)
+        True
     """
 
     def __init__(

@@ -64,8 +64,10 @@ def sample_subnet(
         VitasError: a FLOPs budget for a model that states no cost, without `inputs`; a latency table of another model.
 
     Example:
-        >>> sampler = vitas.SubnetSampler(model, flops="50%")  # in a training loop: once, before it
-        >>> sampler.sample(step)  # and this in place of sample_subnet(model, flops="50%")
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> subnet = vitas.sample_subnet(model, flops="50%")
+        >>> model(torch.randn(1, 3, 16, 16)).shape  # runs this subnet
+        torch.Size([1, 10])
     """
     if not is_one_of(["random", "largest", "smallest"], policy):
         raise ChoiceError(f"policy: {one_of(['random', 'largest', 'smallest'], policy)}")
@@ -123,6 +125,11 @@ def count_subnets(
         BudgetError: a malformed budget. An empty window is no error: 0.
         VitasError: a model that states no cost, without `inputs`; one whose cost its parts do not tell, or with so many
             choices that interact that it cannot be counted.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> vitas.count_subnets(model, flops="10%")
+        485,849,322
     """
     space = search_space(model).restrict(fixed, only)
     model = unwrap(model)
@@ -159,6 +166,12 @@ def activate_subnet(model: nn.Module, subnet: Mapping[str, Number], *, side: str
 
     Raises:
         ChoiceError: a model without choices, not a subnet of its space, a side where no Dim has two.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> vitas.activate_subnet(model, vitas.search_space(model).smallest())
+        >>> vitas.active_subnet(model)["depth"]
+        1
     """
     search_space(model).activate(subnet, side=side)
 
@@ -168,6 +181,12 @@ def active_subnet(model: nn.Module) -> Subnet:
 
     Raises:
         ChoiceError: a model without choices.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> subnet = vitas.sample_subnet(model)
+        >>> vitas.active_subnet(model) == subnet
+        True
     """
     return search_space(model).active()
 
@@ -186,6 +205,14 @@ def use_subnet(model: nn.Module, subnet: Mapping[str, Number], *, side: str | No
 
     Raises:
         ChoiceError: as activate_subnet.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> images = torch.randn(1, 3, 16, 16)
+        >>> with vitas.use_subnet(model, vitas.search_space(model).smallest()):
+        ...     logits = model(images)
+        >>> vitas.active_subnet(model)["depth"]  # the largest is back
+        6
     """
     with search_space(model).use(subnet, side=side) as active:
         yield active

@@ -45,6 +45,14 @@ class Evolution:
         BudgetError: a budget that cannot be read, that no subnet meets, or that an `initial` one does not.
         ChoiceError: a model without choices; as `SearchSpace.restrict`; an `initial` subnet of another space.
         SearchError: objectives, limits or numbers that cannot be used.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> evolution = vitas.Evolution(model, flops="50%", population=4)
+        >>> for subnet in evolution.ask(4):
+        ...     evolution.tell(subnet, {"accuracy": 0.5})  # your score
+        >>> len(evolution.result().history)
+        4
     """
 
     def __init__(

@@ -31,7 +31,11 @@ def load_search(storage: Any, name: str = "vitas") -> SearchResult:
         SearchError: no search of that name; a study that `evolve` did not make; no storage.
 
     Example:
-        >>> vitas.load_search("search.log").best
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> search = {"population": 4, "generations": 1, "progress": False, "storage": "search.log"}
+        >>> found = vitas.evolve(model, lambda model: 0.5, **search)
+        >>> vitas.load_search("search.log").best == found.best
+        True
     """
     if storage is None:
         raise SearchError("storage: expected the path or URL of a search, got None")

@@ -34,6 +34,16 @@ class SearchResult:
         space: The search space; None from `load_search`.
         objectives: Name -> "max" or "min".
         windows: Measure -> (low, high), both included, of the budgets given; of a latency in nanoseconds.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> result = vitas.evolve(model, lambda model: 0.5, population=4, generations=1, progress=False)
+        >>> len(result.history)
+        4
+        >>> result.best in vitas.search_space(model)
+        True
+        >>> [found.subnet for found in result.top(1)] == [result.best]
+        True
     """
 
     def __init__(

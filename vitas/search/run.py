@@ -101,7 +101,11 @@ def evolve(
             too many failures; a storage out of reach.
 
     Example:
-        >>> result = vitas.evolve(model, vitas.accuracy(loader), flops="50%", storage="search.log")
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> loader = [(torch.randn(8, 3, 16, 16), torch.randint(10, (8,)))]  # yours
+        >>> result = vitas.evolve(
+        ...     model, vitas.accuracy(loader), flops="50%", population=4, generations=2, progress=False
+        ... )
         >>> small = vitas.export_subnet(model, result.best)
     """
     if not callable(evaluate):

@@ -41,6 +41,14 @@ def suggest_subnet(
         BudgetError: a malformed budget, or an empty window.
         VitasError: not a trial; as SubnetSampler.
         optuna.TrialPruned: a subnet outside the budget.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> import optuna
+        >>> study = optuna.create_study()
+        >>> subnet = vitas.suggest_subnet(study.ask(), model)
+        >>> subnet in vitas.search_space(model)
+        True
     """
     if not hasattr(trial, "suggest_categorical"):
         raise VitasError(f"trial: expected an optuna.Trial, got {type(trial).__name__}")

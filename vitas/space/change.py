@@ -46,7 +46,10 @@ def narrow(model: M, *, fixed: Mapping[str, Any] | None = None, only: Mapping[st
             which nothing is left. The model is then unchanged.
 
     Example:
-        >>> vitas.narrow(model, only={"embed_dim": [64, 96], "blocks.*.num_heads": [2, 4]})
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> model = vitas.narrow(model, only={"embed_dim": [64, 96]}, fixed={"blocks.*.num_heads": 4})
+        >>> vitas.search_space(model).values["embed_dim"]
+        (64, 96)
     """
     choices = search_space(model).choices
     before = tuple(choice.left for choice in choices.values())
@@ -77,7 +80,11 @@ def widen(model: M, values: Mapping[str, Iterable[Any]]) -> M:
             model is then unchanged.
 
     Example:
-        >>> vitas.widen(model, {"embed_dim": [48], "depth": [5]})
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> model = vitas.narrow(model, only={"embed_dim": [64, 96]})
+        >>> model = vitas.widen(model, {"embed_dim": [72]})
+        >>> vitas.search_space(model).values["embed_dim"]
+        (64, 72, 96)
     """
     choices = search_space(model).choices
     asked = spoken_of("widen", values, choices)

@@ -40,6 +40,17 @@ class SearchSpace:
         choices: Name -> Choice or Dim, in the order of encoded subnets.
         values: Name -> the values that subnets may have, ascending: those of the choice, or what `restrict` left of them.
         liveness: Which choices are live, for given values of the others.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> space = vitas.search_space(model)
+        >>> space.size
+        1994118000
+        >>> subnet = space.subnet({"depth": 2, "embed_dim": 64}, fill="smallest")
+        >>> subnet in space
+        True
+        >>> space.decode(space.encode(subnet)) == subnet
+        True
     """
 
     def __init__(
@@ -356,6 +367,18 @@ def search_space(model: nn.Module) -> SearchSpace:
 
     Raises:
         ChoiceError: no choices; two of one name; a copy that lost its tie; a choice that stands in another model too.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
+        >>> print(vitas.search_space(model))
+        SearchSpace of 21 choices, 1.994e+9 networks
+          165 K / 2.77 M / 33.7 M multiply-adds (cheapest / median / costliest)
+          embed_dim           32, 48, 64, 80, 96
+          patch_size          2, 4
+          depth               1, 2, 3, 4, 5, 6
+          blocks.*.num_heads  2, 4  (x6)
+          blocks.*.qkv_dim    32, 64, 96  (x6)
+          blocks.*.mlp_dim    48, 96, 144, 192  (x6)
     """
     model = unwrap(model)
     paths: dict[AnyChoice, list[tuple[str, ...]]] = {}

@@ -29,6 +29,15 @@ class Subnet(Mapping[str, Number]):
 
     Raises:
         ChoiceError: names that are not strings; bools, infinities, strings or other things as values.
+
+    Example:
+        >>> subnet = vitas.Subnet({"depth": 2, "embed_dim": 64})
+        >>> subnet["depth"]
+        2
+        >>> subnet == {"embed_dim": 64, "depth": 2}
+        True
+        >>> vitas.Subnet.from_json(subnet.to_json()) == subnet
+        True
     """
 
     __slots__ = ("_hash", "_values")

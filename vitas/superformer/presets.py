@@ -144,7 +144,12 @@ _EITHER = (("qkv_dim", "head_dim"), ("mlp_dim", "mlp_ratio"), ("mlp_dims", "mlp_
 
 
 def list_published_subnets() -> dict[str, str]:
-    """Return the names that `published_subnet` takes, each with the superformer whose space it lies in."""
+    """Return the names that `published_subnet` takes, each with the superformer whose space it lies in.
+
+    Example:
+        >>> vitas.list_published_subnets()["vitas_c"]
+        'vitas_deit'
+    """
     return {name: published[0] for name, published in _PUBLISHED.items()}
 
 
@@ -158,6 +163,11 @@ def published_subnet(name: str) -> Subnet:
 
     Raises:
         ChoiceError: an unknown name.
+
+    Example:
+        >>> subnet = vitas.published_subnet("vitas_c")
+        >>> subnet["depth"], subnet["embed_dim"]
+        (12, 230)
     """
     if not is_one_of(list(_PUBLISHED), name):
         raise ChoiceError(f"published subnet: {one_of(list(_PUBLISHED), name, 'list_published_subnets()')}")
@@ -171,7 +181,12 @@ def published_subnet(name: str) -> Subnet:
 
 
 def list_superformers() -> list[str]:
-    """Return the names that `create_superformer` takes."""
+    """Return the names that `create_superformer` takes.
+
+    Example:
+        >>> "deit_micro" in vitas.list_superformers()
+        True
+    """
     return [*_DEIT, *_TWINS]
 
 
@@ -199,6 +214,13 @@ def create_superformer(
 
     Raises:
         ChoiceError: an unknown name or argument, or values that do not fit together.
+
+    Example:
+        >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=32, depth=[2, 4])
+        >>> model(torch.randn(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
+        >>> vitas.search_space(model).values["depth"]
+        (2, 4)
     """
     if not is_one_of(list_superformers(), name):
         if isinstance(name, str) and "patch" in name:

@@ -47,6 +47,12 @@ def check_records(model: nn.Module, images: Tensor | tuple[Any, ...], *, subnets
         WrapError: a difference above 1e-4 (1e-9 in double precision), outputs that are not finite, or a model that `wrap`
             did not make.
         ChoiceError: no tensor among the inputs, a number of subnets that is not a positive int.
+
+    Example:
+        >>> import timm
+        >>> model = vitas.wrap(timm.create_model("test_vit"))
+        >>> vitas.check_records(model, torch.randn(1, 3, 160, 160)) < 1e-4
+        True
     """
     inner = unwrap(model)
     if not isinstance(inner, Model):

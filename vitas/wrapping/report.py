@@ -61,6 +61,13 @@ def export_report(model: nn.Module, subnet: Mapping[str, Number] | None = None) 
     Raises:
         ChoiceError: not a subnet of the model's space.
         WrapError: a model that `wrap` did not make.
+
+    Example:
+        >>> import timm
+        >>> model = vitas.wrap(timm.create_model("test_vit"))
+        >>> report = vitas.export_report(model, vitas.search_space(model).largest())
+        >>> report.of_class, report.reasons
+        ('timm.models.vision_transformer.VisionTransformer', ())
     """
     inner: Any = unwrap(model)
     if not isinstance(inner, Model):

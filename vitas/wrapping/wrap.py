@@ -93,6 +93,17 @@ def wrap(
             or `order`; scores that do not fit; blocks that leave where the depth is fixed; an `inplace` that is neither True
             nor False.
         VitasError: timm is not installed.
+
+    Example:
+        >>> import timm
+        >>> model = vitas.wrap(timm.create_model("test_vit"), embed_dim=["50%", "100%"], depth="auto")
+        >>> print(vitas.search_space(model))
+        SearchSpace of 14 choices, 599,040 networks
+          6.62 M / 16.4 M / 37.6 M multiply-adds (cheapest / median / costliest)
+          embed_dim           32, 64
+          depth               3, 4, 5, 6
+          blocks.*.num_heads  1, 2  (x6)
+          blocks.*.mlp_dim    48, 96, 144, 192  (x6)
     """
     check_flags(inplace=inplace)
     if isinstance(timm_model, str):
