@@ -81,25 +81,28 @@ class Point(NamedTuple):
     accuracy: float
 
 
-def draw(path: Path, scored: dict[str, list[Point]], marked: dict[str, Point], budget: float) -> None:
-    """Draw accuracy against MACs: one cloud of subnets for each name, and single networks."""
-    figure = Figure(figsize=(9, 4.8), layout="constrained")
-    axes = figure.subplots()
+def draw(path: Path, scored: dict[str, list[Point]], tested: dict[str, Point], budget: float) -> None:
+    """Draw accuracy against MACs: left the subnets that were scored, right the networks that were tested."""
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True)
     for (name, points), colour in zip(scored.items(), ("#56B4E9", "#E69F00", "#999999"), strict=True):
         macs, accuracies = zip(*points, strict=True)
-        axes.scatter(np.divide(macs, 1e6), accuracies, s=18, color=colour, alpha=0.7, linewidths=0, label=name)
-    for (name, point), marker, size in zip(marked.items(), "so*", (9, 17, 12), strict=True):
-        inside = "none" if marker == "o" else "black"
-        axes.plot(point.macs / 1e6, point.accuracy, marker, ms=size, mec="black", mfc=inside, label=name)
-    axes.axvline(budget / 1e6, color="grey", linestyle="--", linewidth=1, label="budget: half of\nthe largest's MACs")
-    axes.set_xscale("log")
-    axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
-    axes.set_xlabel("million multiply-adds (MACs) for one image")
-    axes.set_ylabel("accuracy on the search part (%)")
-    axes.set_title("Subnets of one superformer, with inherited weights")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
+        left.scatter(np.divide(macs, 1e6), accuracies, s=18, color=colour, alpha=0.7, linewidths=0, label=name)
+    for (name, point), marker, size in zip(tested.items(), "so*", (9, 11, 17), strict=True):
+        label = f"{name}: {point.accuracy:.1f} %"
+        right.plot(point.macs / 1e6, point.accuracy, marker, ms=size, mec="black", mfc="#0072B2", ls="none", label=label)
+    for axes, part in ((left, "search"), (right, "test")):
+        axes.axvline(budget / 1e6, color="grey", linestyle="--", linewidth=1, label="budget: half of the largest's MACs")
+        axes.set_xscale("log")
+        axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
+        axes.set_xlabel("million multiply-adds (MACs) for one image")
+        axes.set_ylabel(f"accuracy on the {part} part (%)")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
+    left.set_title("Subnets of one superformer, inherited weights")
+    right.set_title("The largest network and the one that was found")
+    right.margins(y=0.25)
     figure.savefig(path, dpi=150)
 
 
@@ -151,18 +154,18 @@ def main() -> None:
     print(f"\ninherited accuracy of {len(drawn)} random subnets on the search part:")
     print(f"min {low:.1f} %, median {middle:.1f} %, max {high:.1f} %, standard deviation {drawn.std():.1f} points\n")
     print(f"{'network':<18}  {'test accuracy':>13}  {'MACs':>9}  {'parameters':>10}")
-    marked = {}
+    tested = {}
     for name, network in networks.items():
         subnet = largest if name.startswith("largest") else chosen
         cost = vitas.count_flops(model, subnet).total
-        print(f"{name:<18}  {accuracy(network, test_part):>11.1f} %  {cost:>9,}  {vitas.count_params(model, subnet):>10,}")
-        marked[name] = Point(cost, accuracy(network, search_part))
+        tested[name] = Point(cost, accuracy(network, test_part))
+        print(f"{name:<18}  {tested[name].accuracy:>11.1f} %  {cost:>9,}  {vitas.count_params(model, subnet):>10,}")
     clouds = {
         f"random, patches of {size} x {size}": [Point(macs[s], scores[s]) for s in scores if s["patch_size"] == size]
         for size in space.choices["patch_size"].values
     }
     clouds["evaluated by the search"] = [Point(int(s["flops"]), s["accuracy"]) for s in found.scores.values()]
-    draw(options.output, clouds, marked, budget)
+    draw(options.output, clouds, tested, budget)
     print(f"\npicture: {options.output} ({time.perf_counter() - started:.0f} s in all)")
 
 

@@ -199,33 +199,6 @@ def test_notebooks_show_figures_without_pyplot():
     assert pickle.loads(pickle.dumps(figure))._repr_png_().startswith(b"\x89PNG")
 
 
-def widths_of(subnet):
-    figure = pictures.figure(1)
-    (axes,) = figure.axes
-    pictures.widths(axes, vitas.Subnet(subnet))
-    figure.canvas.draw()
-    labels = [label.get_text() for label in axes.get_xticklabels()]
-    lines = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines}
-    return axes, labels, lines
-
-
-@pytest.mark.extras
-def test_widths_of_stages_stand_before_those_of_their_blocks():
-    axes, labels, lines = widths_of(
-        {"patch_size": 4, "stages.0.width": 8, "stages.1.width": 16, "stages.0.blocks.0.mlp": 3, "stages.1.blocks.0.mlp": 5}
-    )
-    assert labels == ["0", "0.0", "1", "1.0"]
-    assert lines == {"width": ([0, 2], [8, 16]), "mlp": ([1, 3], [3, 5])}
-    assert (axes.get_title(), axes.get_xlabel()) == ("patch_size 4", "stages.blocks")
-
-
-@pytest.mark.extras
-def test_widths_of_a_space_without_blocks_stand_under_their_names():
-    _, labels, lines = widths_of({"width": 4, "hidden": 9})
-    assert labels == ["width", "hidden"]
-    assert [values for _, values in lines.values()] == [[4, 9]]
-
-
 @pytest.mark.extras
 def test_the_front_tells_what_breaks_a_limit():
     figure = pictures.figure(1)

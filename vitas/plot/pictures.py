@@ -16,8 +16,6 @@ from vitas.choice import Dim
 from vitas.errors import ChoiceError, brief, needs, shown
 from vitas.plot.cards import Card, difference_card, space_card, subnet_card
 from vitas.sharing import coverage
-from vitas.space import Subnet
-from vitas.tables import by_block
 
 __all__ = ["Card", "coverage_map", "difference_card", "space_card", "subnet_card", "training_curves"]
 
@@ -110,41 +108,9 @@ def _name_values(axis: Any, name: str) -> None:
         axis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _legend(axes: Any, **where: Any) -> None:
+def _legend(axes: Any) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(framealpha=0.8, edgecolor="none", fontsize="small", markerscale=1.5, **where)
-
-
-def widths(axes: Any, subnet: Subnet) -> None:
-    """Draw what a subnet chooses in each block: a line for every word such as `mlp_dim`, one point a block.
-
-    What belongs to a stage stands before its blocks; what belongs to no block, in the title.
-    """
-    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
-
-    single, words, rows = by_block(subnet)
-    if not rows:
-        single, words, rows = {}, ["value"], {name: {"value": value} for name, value in single.items()}
-    numbers = {row: tuple(int(part) for part in row.split(".") if part.isdecimal()) for row in rows}
-    numbered = all(numbers.values())
-    blocks = sorted(rows, key=numbers.__getitem__) if numbered else list(rows)
-    for number, word in enumerate(words):
-        x = [position for position, block in enumerate(blocks) if word in rows[block]]
-        values = [rows[block][word] for block in blocks if word in rows[block]]
-        axes.plot(x, values, "o-", color=f"C{number}", markersize=4, linewidth=1, label=word)
-    labels = [".".join(map(str, numbers[block])) if numbered else block for block in blocks]
-    upright = max(map(len, labels), default=0) <= 2
-    axes.set_xticks(range(len(blocks)), labels, rotation=0 if upright else 90, fontsize="small")
-    deepest = max(blocks, key=lambda block: block.count("."), default="")
-    axes.set_xlabel(".".join(part for part in deepest.split(".") if not part.isdecimal()) if numbered else "")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(", ".join(f"{name} {value}" for name, value in single.items()), fontsize="medium")
-    if len(words) > 1:
-        _legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(framealpha=0.8, edgecolor="none", fontsize="small", markerscale=1.5)
 
 
 def coverage_map(dims: Dim | Mapping[str, Dim]) -> Any:

@@ -147,7 +147,7 @@ class SearchResult:
         return pandas.DataFrame(rows)
 
     def plot(self) -> Any:
-        """Return a matplotlib Figure: progress, the front (or score against cost), widths of the best subnet by block.
+        """Return a matplotlib Figure: the progress, and the front (or score against cost) where a cost is known.
 
         Raises:
             VitasError: matplotlib is not installed.
@@ -157,19 +157,14 @@ class SearchResult:
         good = np.array([self._aims.violation(evaluation.scores) == 0 for evaluation in scored], dtype=bool)
         cost = next((name for name in ("latency", "flops", "params") if scored and name in scored[0].scores), None)
         across = names[1] if len(names) > 1 else cost
-        figure = pictures.figure(3 if across is not None else 2)
-        axes = list(figure.axes)
+        figure = pictures.figure(1 if across is None else 2)
         first = np.array([evaluation.scores[names[0]] for evaluation in scored])
-        pictures.progress(axes.pop(0), first, good, names[0], self.objectives[names[0]])
+        pictures.progress(figure.axes[0], first, good, names[0], self.objectives[names[0]])
         if across is not None:
             x = np.array([evaluation.scores[across] for evaluation in scored])
             best = {evaluation.subnet for evaluation in self.front}
             marked = np.array([evaluation.subnet in best for evaluation in scored], dtype=bool)
-            pictures.front(axes.pop(0), x, first, good, marked, across, names[0])
-        if good.any():
-            pictures.widths(axes.pop(0), self.best)
-        else:
-            axes.pop(0).set_axis_off()
+            pictures.front(figure.axes[1], x, first, good, marked, across, names[0])
         return figure
 
     def __repr__(self) -> str:
