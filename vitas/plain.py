@@ -44,11 +44,16 @@ def of_shape(x: Tensor, shape: Sequence[int | None], least: int = 1, error: type
     raise error(f"images: expected shape (batch, {expected}){sides}, got {tuple(x.shape)}")
 
 
+def _whole(length: int, side: int) -> int:
+    """Return how many parts of `side` hold `length`, the last one padded."""
+    return (length + side - 1) // side  # not -(-length // side): ONNX rounds a negative quotient to zero, not down
+
+
 @fx.wrap
 def whole_windows(x: Tensor, side: int) -> Tensor:
     """Pad a map (B, H, W, D) with zeros to whole windows; a step of its own where torch.fx records a network."""
     height, width = x.shape[1], x.shape[2]
-    rows, columns = -(-height // side), -(-width // side)
+    rows, columns = _whole(height, side), _whole(width, side)
     if rows * side > height or columns * side > width:
         x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
     return x
@@ -205,7 +210,7 @@ class WindowAttention(Attention):
         if size is not None:
             return self.forward(torch.unflatten(x, 1, size)).flatten(1, 2)
         height, width, side = x.shape[1], x.shape[2], self.window()
-        rows, columns = -(-height // side), -(-width // side)
+        rows, columns = _whole(height, side), _whole(width, side)
         x = whole_windows(x, side)
         x = torch.unflatten(torch.unflatten(x, 2, (columns, side)), 1, (rows, side))  # (B, rows, side, columns, side, D)
         x = self.attend(x.transpose(2, 3).flatten(3, 4).flatten(0, 2))  # (B * rows * columns, side^2, d)
@@ -552,7 +557,7 @@ class PatchEmbed(nn.Module):
 
     def grid(self, size: Sequence[int]) -> tuple[int, int]:
         """Return how many rows and columns of patches an image has, the last ones padded."""
-        return -(-size[0] // self.patch()), -(-size[1] // self.patch())
+        return _whole(size[0], self.patch()), _whole(size[1], self.patch())
 
     def embed_any_size(self, x: Tensor) -> Tensor:
         """Embed images of any size, padded with zeros to whole patches: (B, C, H, W) -> (B, N, D)."""
