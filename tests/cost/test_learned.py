@@ -1,4 +1,4 @@
-"""Costs that a model does not state, learned from a few runs: against torch's counter, subnet by subnet."""
+"""Costs that a model does not state, learned from a few passes: against torch's counter, subnet by subnet."""
 
 import itertools
 

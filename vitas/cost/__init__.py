@@ -3,7 +3,7 @@
     expression.py  Cost: sums and products of ints, Choices and tables
     stated.py      what a model and its parts say that they cost
     count.py       the cost of one subnet, in parts: count_flops, count_params
-    learned.py     the cost of a model that states none, from a few counted runs
+    learned.py     the cost of a model that states none, from a few counted passes
     watch.py       do costs that were set up once still hold
     model.py       the costs of a million subnets: cost_model
 

@@ -1,8 +1,8 @@
-"""What every subnet costs, of a model that does not state it: learned from a few counted runs.
+"""What every subnet costs, of a model that does not state it: learned from a few counted forward passes.
 
-A run tells how often each part is called and with how many positions. What a part costs for so many positions is known: a
-layer states it, and a part without choices costs what was counted. The parts add up, each while it runs. Other runs then
-have to cost exactly what this says; where they do not, what the model costs depends on more than its parts.
+A pass tells how often each part is called and with how many positions. What a part costs for so many positions is known: a
+layer states it, and a part without choices costs what was counted. The parts add up, each while it runs. Other passes
+then have to cost exactly what this says; where they do not, what the model costs depends on more than its parts.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from vitas.space import (
     unwrap,
 )
 
-_RANDOM_RUNS = 6
+_RANDOM_PASSES = 6
 
 Shape = tuple[int, ...]
 
 
-class Run(NamedTuple):
-    """A counted run of one subnet."""
+class Pass(NamedTuple):
+    """A counted forward pass of one subnet."""
 
     code: dict[Any, int]
     """Choice -> number of its value."""
@@ -63,10 +63,10 @@ class Run(NamedTuple):
 
 
 def learned_cost(model: nn.Module, inputs: Any) -> Cost | None:
-    """Return the multiply-adds of every subnet for all of `inputs`; None where runs do not tell.
+    """Return the multiply-adds of every subnet for all of `inputs`; None where passes do not tell.
 
-    The runs are of the largest subnet, the smallest and six that are drawn with a fixed seed. Where these do not agree since
-    one choice decides how many positions there are, as the size of patches does, so many tell for each of its values.
+    They are of the largest subnet, the smallest and six that are drawn with a fixed seed. Where these do not agree since one
+    choice decides how many positions there are, as the size of patches does, so many tell for each of its values.
 
     Args:
         model: A model with choices, without wrappers.
@@ -76,14 +76,14 @@ def learned_cost(model: nn.Module, inputs: Any) -> Cost | None:
         ChoiceError: inputs without a tensor among them.
     """
     arguments, space = arguments_of(inputs), search_space(model)
-    runs = list(_runs(model, arguments, _some(space)))
-    cost = _added_up(model, runs)
-    if cost is None or _fits(cost, runs):
+    passes = list(_passes(model, arguments, _some(space)))
+    cost = _added_up(model, passes)
+    if cost is None or _fits(cost, passes):
         return cost
     deciding: list[str] = []
     for name, choice in space.choices.items():
         alone = space.subnet({name: choice.smallest}, fill="largest")
-        if not _fits(cost, _runs(model, arguments, [alone])):
+        if not _fits(cost, _passes(model, arguments, [alone])):
             deciding.append(name)
         if len(deciding) > 1:
             return None
@@ -91,21 +91,21 @@ def learned_cost(model: nn.Module, inputs: Any) -> Cost | None:
     for name in deciding:
         choice = space.choices[name]
         for value in choice.values:
-            own = list(_runs(model, arguments, _some(space.restrict({name: value}))))
+            own = list(_passes(model, arguments, _some(space.restrict({name: value}))))
             part = _added_up(model, own)
-            if part is None or len({run.total for run in own}) < 2 or not _fits(part, own):  # one run alone proves nothing
+            if part is None or len({one.total for one in own}) < 2 or not _fits(part, own):  # one pass alone proves nothing
                 return None
             by_value += part * Cost.table(choice, (int(value == other) for other in choice.values))
-    return by_value if _fits(by_value, runs) else None
+    return by_value if _fits(by_value, passes) else None
 
 
 def _some(space: SearchSpace) -> Iterator[Subnet]:
-    """Yield the subnets of a space that are run."""
+    """Yield the subnets of a space that are counted."""
     generator = torch.Generator().manual_seed(0)
-    yield from (space.largest(), space.smallest(), *(space.sample(generator) for _ in range(_RANDOM_RUNS)))
+    yield from (space.largest(), space.smallest(), *(space.sample(generator) for _ in range(_RANDOM_PASSES)))
 
 
-def _runs(model: nn.Module, arguments: tuple[Any, ...], subnets: Iterable[Subnet]) -> Iterator[Run]:
+def _passes(model: nn.Module, arguments: tuple[Any, ...], subnets: Iterable[Subnet]) -> Iterator[Pass]:
     space, state = search_space(model), State.of_module(model)
     try:
         for subnet in subnets:
@@ -113,26 +113,26 @@ def _runs(model: nn.Module, arguments: tuple[Any, ...], subnets: Iterable[Subnet
             with eval_mode(model):
                 counts, calls = _called(model, arguments)
             active = ActiveIndices()
-            yield Run({choice: active[choice] for choice in space.choices.values()}, counts, calls)
+            yield Pass({choice: active[choice] for choice in space.choices.values()}, counts, calls)
     finally:
         state.put_back()
 
 
-def _added_up(model: nn.Module, runs: list[Run]) -> Cost | None:
+def _added_up(model: nn.Module, passes: list[Pass]) -> Cost | None:
     """Return the sum of what the parts cost; None where a part never ran."""
-    terms = list(_terms(model, "", Cost(1), runs, set()))
+    terms = list(_terms(model, "", Cost(1), passes, set()))
     found = [term for term in terms if term is not None]
     return sum(found, Cost()) if len(found) == len(terms) else None
 
 
-def _fits(cost: Cost, runs: Iterable[Run]) -> bool:
-    return all(cost.at(run.code) == run.total for run in runs)
+def _fits(cost: Cost, passes: Iterable[Pass]) -> bool:
+    return all(cost.at(one.code) == one.total for one in passes)
 
 
 def _called(
     model: nn.Module, arguments: tuple[Any, ...]
 ) -> tuple[dict[str, dict[str, int]], dict[str, list[tuple[Shape, Shape]]]]:
-    """Return the counts of a run, and the calls of each module."""
+    """Return the counts of a pass, and the calls of each module."""
     calls: dict[str, list[tuple[Shape, Shape]]] = {}
 
     def note(path: str, given: Any, returned: Any) -> None:
@@ -156,50 +156,51 @@ def _shape(values: Any) -> Shape:
     return tuple(first[0].shape) if first else ()
 
 
-def _terms(module: nn.Module, path: str, gate: Cost, runs: list[Run], seen: set[int]) -> Iterator[Cost | None]:
-    """Yield what the parts of a module cost, where it runs; None for a part of which the runs do not tell."""
+def _terms(module: nn.Module, path: str, gate: Cost, passes: list[Pass], seen: set[int]) -> Iterator[Cost | None]:
+    """Yield what the parts of a module cost, where it runs; None for a part of which the passes do not tell."""
     inner = unwrap(module)
     if id(inner) in seen:  # it stands under another name too, where all its calls are counted
         return
     seen.add(id(inner))
     path = next((f"{path}.{name}".strip(".") for name, part in module.named_modules() if part is inner), path)
-    run = next((run for run in runs if gate.at(run.code) and (path in run.calls or run.below(path))), None)
-    if run is None:
-        yield None if not any(gate.at(run.code) for run in runs) and any(True for _ in module.parameters()) else Cost()
+    reached = [one for one in passes if gate.at(one.code)]
+    forward = next((one for one in reached if path in one.calls or one.below(path)), None)
+    if forward is None:
+        yield None if not reached and any(True for _ in module.parameters()) else Cost()
         return
-    cost = _known(inner, path, run)
+    cost = _known(inner, path, forward)
     if cost is not None:
         yield cost * gate
         return
-    own = run.counts.get(path, {})
+    own = forward.counts.get(path, {})
     yield sum((Cost(macs).named(operator).under(path) for operator, macs in own.items()), Cost()) * gate
     for name, child, opens in gated_children(inner):
         when = gate
         if opens is not None:
             when = gate * Cost.table(opens.choice, (int(i in opens.indices) for i in range(len(opens.choice.values))))
-        yield from _terms(child, f"{path}.{name}" if path else name, when, runs, seen)
+        yield from _terms(child, f"{path}.{name}" if path else name, when, passes, seen)
 
 
-def _known(module: nn.Module, path: str, run: Run) -> Cost | None:
-    """Return what a part costs that a run and what the part states agree on; None: its own parts have to tell."""
-    found = run.below(path)
+def _known(module: nn.Module, path: str, forward: Pass) -> Cost | None:
+    """Return what a part costs that a pass and what the part states agree on; None: its own parts have to tell."""
+    found = forward.below(path)
     if not any(True for _ in holders(module)):
         return sum((Cost(macs).named(operator).under(where) for (where, operator), macs in found.items()), Cost())
     if not isinstance(module, StatesCost):
         return None
     total = sum(found.values())
-    for cost in _stated(module, run.calls.get(path, []), total, run):
-        if cost.at(run.code) == total:
+    for cost in _stated(module, forward.calls.get(path, []), total, forward):
+        if cost.at(forward.code) == total:
             return cost.under(path) if path else cost
     return None
 
 
-def _stated(module: Any, calls: list[tuple[Shape, Shape]], total: int, run: Run) -> Iterator[Cost]:
+def _stated(module: Any, calls: list[tuple[Shape, Shape]], total: int, forward: Pass) -> Iterator[Cost]:
     """Yield what a part may mean by what it states: for each image, or for positions of (B, ..., D) or (B, D, ...)."""
     try:
         if not needs_tokens(module):
             cost = module.cost()
-            one = cost.at(run.code)
+            one = cost.at(forward.code)
             if one and total % one == 0:
                 yield cost * (total // one)
             return

@@ -51,7 +51,7 @@ def sample_subnet(
         policy: "random", "largest" or "smallest"; the latter two take no budget.
         activate: Whether to activate the subnet.
         inputs: For a model that states no cost: tensors on which subnets are run and counted, see count_flops; the budget
-            is for all of them. A few runs tell what every subnet costs, as long as that depends on the parts that run and
+            is for all of them. A few passes tell what every subnet costs, as long as that depends on the parts that run and
             their sizes; the draw is then as exact as any. Where it depends on more, such as how much a detector finds, up
             to 500 subnets are run at each draw, and percentages are of the one with the largest values.
         fixed: Name of a choice, or a glob such as "blocks.*.num_heads" -> the one value that it has; "largest" and

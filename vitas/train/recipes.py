@@ -13,7 +13,7 @@ from vitas.errors import ChoiceError, shown
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of one training run on ImageNet; `dataclasses.replace` makes another.
+    """Settings of one training on ImageNet; `dataclasses.replace` makes another.
 
     Source: public ViTAS code (Su et al., July 2021), configurations and their loader; AdamW, though a file there says SGD.
 
@@ -104,7 +104,7 @@ class Recipe:
         return [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": self.weight_decay}]
 
     def to_timm(self, *, img_size: int = 224, num_classes: int = 1000) -> Mapping[str, dict[str, Any] | None]:
-        """Return the arguments of timm's functions that make the parts of a training run.
+        """Return the arguments of timm's functions that make the parts of a training.
 
         Args:
             img_size: Pixels of the images' side.

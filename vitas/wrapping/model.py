@@ -123,7 +123,7 @@ class Model(Narrowed, OfImages):
         axes = vars(self)["_remade"].get(name)
         if axes and isinstance(value, nn.Module) and not isinstance(value, nn.Conv2d):
             width = self._dims.get(axes[-1].word)
-            if isinstance(width, Dim) and axes[-1].runs == 1:
+            if isinstance(width, Dim) and axes[-1].stacks == 1:
                 refuse_stiff(value, width, name)
         super().__setattr__(name, value)
         if isinstance(value, nn.Module):

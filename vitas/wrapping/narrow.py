@@ -67,12 +67,12 @@ class Narrowed(Elastic):
     _dims: dict[str, Any]
 
     def axes(self) -> Axes:
-        """Return the Dim of each axis of the parameters and buffers that the module itself holds; runs stand apart."""
+        """Return the Dim of each axis of the parameters and buffers that the module itself holds; stacks stand apart."""
         own: Axes = dict.fromkeys((*self._parameters, *self._buffers), ())
         dims = self._dims
         for name, axes in self._axes.items():
             own[name] = tuple(
-                None if not axis.letters else dims[axis.word] if axis.runs == 1 else Stack(axis.runs, dims[axis.word])
+                None if not axis.letters else dims[axis.word] if axis.stacks == 1 else Stack(axis.stacks, dims[axis.word])
                 for axis in axes
             )
         return own
@@ -84,23 +84,25 @@ class Narrowed(Elastic):
 
     def cut(self, *names: str) -> dict[str, Tensor]:
         """Return the parts in use of parameters and buffers; nothing else slices."""
-        dims, weights, runs_of = self._dims, {}, {}
+        dims, weights, stacked = self._dims, {}, {}
         for name in names:
             tensor = self.stored(name)
             if tensor is None:
                 continue
             axes = self._axes[name]
-            if any(axis.runs > 1 for axis in axes):
-                runs_of[name] = axes
-                split = [(n,) if a.runs == 1 else (a.runs, n // a.runs) for a, n in zip(axes, tensor.shape, strict=True)]
-                of = [(_dim(dims, axis),) if axis.runs == 1 else (None, _dim(dims, axis)) for axis in axes]
+            if any(axis.stacks > 1 for axis in axes):
+                stacked[name] = axes
+                split = [
+                    (n,) if a.stacks == 1 else (a.stacks, n // a.stacks) for a, n in zip(axes, tensor.shape, strict=True)
+                ]
+                of = [(_dim(dims, axis),) if axis.stacks == 1 else (None, _dim(dims, axis)) for axis in axes]
                 weights[name] = (tensor.view([n for part in split for n in part]), *(dim for part in of for dim in part))
             else:
                 weights[name] = (tensor, *(_dim(dims, axis) for axis in axes))
         parts = take(**weights)
-        for name, axes in runs_of.items():
+        for name, axes in stacked.items():
             for number, axis in enumerate(axes):
-                if axis.runs > 1:
+                if axis.stacks > 1:
                     parts[name] = parts[name].flatten(number, number + 1)
         return parts
 
@@ -209,19 +211,19 @@ def _part(name: str) -> property:
 
 def _value(name: str, attribute: Attribute) -> property:
     """Return a property: the number that an attribute is in the active subnet, or in a norm the shape."""
-    (runs, letters), per, each, at = attribute
+    (stacks, letters), per, each, at = attribute
     word = " ".join(letters)
     if name == "normalized_shape":
-        return property(lambda self: (runs * self._dims[word].active,))
+        return property(lambda self: (stacks * self._dims[word].active,))
     if at is not None:
-        return property(lambda self: (*vars(self)[name][:at], runs * self._dims[word].active, *vars(self)[name][at + 1 :]))
+        return property(lambda self: (*vars(self)[name][:at], stacks * self._dims[word].active, *vars(self)[name][at + 1 :]))
     if each:
-        return property(lambda self: [runs * dim.active for dim in self._dims[f"{word}*"]])
+        return property(lambda self: [stacks * dim.active for dim in self._dims[f"{word}*"]])
     if per is not None:
-        return property(lambda self: runs * self._dims[word].active // getattr(self, per))
-    if runs == 1:
+        return property(lambda self: stacks * self._dims[word].active // getattr(self, per))
+    if stacks == 1:
         return property(lambda self: self._dims[word].active)
-    return property(lambda self: runs * self._dims[word].active)
+    return property(lambda self: stacks * self._dims[word].active)
 
 
 def _row(name: str) -> property:

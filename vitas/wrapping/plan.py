@@ -27,7 +27,7 @@ Letters = dict[str, Any]
 """What each letter, or product of letters, is: a Dim, a Choice, or the int of a size that stays."""
 
 Settle = Callable[[str, str, int, int, int], Dim]
-"""(letter, path of the module, size, runs, channels of a head) -> the Dim of heads or of a hidden width."""
+"""(letter, path of the module, size, stacks, channels of a head) -> the Dim of heads or of a hidden width."""
 
 _WHOLE = Axis(1, ())
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -104,14 +104,14 @@ class Plan:
         known = {letter: size.largest if isinstance(size, Choice) else size for letter, size in letters.items()}
         sizes = sizes_of(module, record, known)
 
-        def dim(axis: Axis, runs: int = 1) -> Any:
+        def dim(axis: Axis, stacks: int = 1) -> Any:
             """Return what a product of letters is, made when first asked for."""
             if axis.word not in letters:
                 parts: list[Any] = [letters.get(letter) for letter in axis.letters]
                 for number, letter in enumerate(axis.letters):
                     if parts[number] is None:
                         size = sizes.get(letter, 1)
-                        new = settle(letter, path, size, runs, sizes.get("d", 0)) if letter in ("h", "m") else size
+                        new = settle(letter, path, size, stacks, sizes.get("d", 0)) if letter in ("h", "m") else size
                         parts[number] = letters[letter] = new
                 product = parts[0]
                 for part in parts[1:]:
@@ -197,17 +197,17 @@ class Plan:
         weight = weight_of(layer)
         axes = axes if weight is None else axes[: weight.ndim]
         dims: Letters = {}
-        fitted = tuple(_fitted(axis, lambda axis, runs=axis.runs: dim(axis, runs), dims) for axis in axes)
+        fitted = tuple(_fitted(axis, lambda axis, stacks=axis.stacks: dim(axis, stacks), dims) for axis in axes)
         if not any(axis.letters for axis in fitted):
             return
-        one = all(axis.runs == 1 for axis in fitted)
-        if type(layer) is nn.Linear and fitted[1].runs == 1:
+        one = all(axis.stacks == 1 for axis in fitted)
+        if type(layer) is nn.Linear and fitted[1].stacks == 1:
             out_dim, in_dim = (_as_dim(axis, dims, n) for axis, n in zip(fitted, layer.weight.shape, strict=True))
-            if fitted[0].runs == 1:
+            if fitted[0].stacks == 1:
                 self.steps.append(Step(layer, CyclicLinear, {"in_dim": in_dim, "out_dim": out_dim}))
             else:
                 self.steps.append(
-                    Step(layer, StackedLinear, {"in_dim": in_dim, "out_dim": out_dim, "stacks": fitted[0].runs})
+                    Step(layer, StackedLinear, {"in_dim": in_dim, "out_dim": out_dim, "stacks": fitted[0].stacks})
                 )
         elif type(layer) is nn.Conv2d and one and (layer.groups == 1 or layer.weight.shape[1] == 1):
             out_dim = _as_dim(fitted[0], dims, layer.out_channels)
@@ -227,7 +227,7 @@ class Plan:
         for name, several in axes.items():
             found = part_at(module, name)
             if isinstance(found, nn.Module) and type(found) in (nn.Linear, nn.Conv2d, nn.LayerNorm):
-                self.leaf(found, several, lambda axis, runs=1: letters.get(axis.word, 1))
+                self.leaf(found, several, lambda axis, stacks=1: letters.get(axis.word, 1))
 
 
 def apply(steps: Iterable[Step]) -> None:

@@ -5,7 +5,7 @@
 Entries stand between semicolons. There are six forms:
 
     NAMES: AXES              parameters, or layers and then the axes of their weight; an axis is a product of letters and
-                             numbers: `3 h d` are three runs of h heads of d channels, `_` leaves an axis whole
+                             numbers: `3 h d` are three stacks of h heads of d channels, `_` leaves an axis whole
     NAMES = LETTERS          attributes that follow: `num_heads = h`, `num_heads = w / head_dim` (a number that is held
                              there); `embed_dims = w*` is the list over all stages; of a tuple the one that follows,
                              `bias_shape = _, _, h`
@@ -37,9 +37,9 @@ from vitas.errors import WrapError, one_of, shown
 
 
 class Axis(NamedTuple):
-    """An axis: so many runs of a product of letters; no letters leave it whole."""
+    """An axis: so many stacks of a product of letters; no letters leave it whole."""
 
-    runs: int
+    stacks: int
     letters: tuple[str, ...]
 
     @property
@@ -169,13 +169,13 @@ def _axis(text: str, entry: str, of: str) -> Axis:
     words = text.split()
     if words == ["_"]:
         return Axis(1, ())
-    runs = int(words[0]) if words and words[0].isdigit() else None
-    letters = tuple(words if runs is None else words[1:])
-    if runs == 0 or any(word.isdigit() for word in letters):
+    stacks = int(words[0]) if words and words[0].isdigit() else None
+    letters = tuple(words if stacks is None else words[1:])
+    if stacks == 0 or any(word.isdigit() for word in letters):
         raise _fault(of, entry, f'expected a number from 1 on, in front ("3 h d", else "h e"), got {shown(text.strip())}')
     if not letters or not all(map(_LETTER.fullmatch, letters)):
         raise _fault(of, entry, f'expected letters and numbers such as "3 h d", or "_", got {shown(text.strip())}')
-    return Axis(1 if runs is None else runs, letters)
+    return Axis(1 if stacks is None else stacks, letters)
 
 
 def _attribute(text: str, entry: str, of: str) -> Attribute:
@@ -222,7 +222,7 @@ def sizes_of(module: nn.Module, record: Record, known: dict[str, int]) -> dict[s
     """
     of, sizes = type(module).__name__, dict(known)
     for name, what in record.attributes.items():
-        plain = what.at is None and what.axis.runs == 1 and len(what.axis.letters) == 1 and not what.per and not what.each
+        plain = what.at is None and what.axis.stacks == 1 and len(what.axis.letters) == 1 and not what.per and not what.each
         if plain and isinstance(vars(module).get(name), int):
             sizes.setdefault(what.axis.letters[0], vars(module)[name])
     lengths = [
@@ -238,9 +238,9 @@ def sizes_of(module: nn.Module, record: Record, known: dict[str, int]) -> dict[s
         for name, axis, size in lengths:
             unknown = [letter for letter in axis.letters if letter not in sizes]
             if len(unknown) == 1:
-                times = axis.runs * prod(sizes[letter] for letter in axis.letters if letter in sizes)
+                times = axis.stacks * prod(sizes[letter] for letter in axis.letters if letter in sizes)
                 if size % times:
-                    raise _fault(of, f"{name}: {axis.runs} {axis.word}", f"{times} does not divide the {size} there are")
+                    raise _fault(of, f"{name}: {axis.stacks} {axis.word}", f"{times} does not divide the {size} there are")
                 sizes[unknown[0]], again = size // times, True
     for name, axes in record.axes.items():
         shape = shape_at(module, name)
@@ -248,13 +248,13 @@ def sizes_of(module: nn.Module, record: Record, known: dict[str, int]) -> dict[s
             raise _fault(of, name, f"expected {len(shape)} axes, got {len(axes)}")
         for number, (axis, size) in enumerate(zip(axes, shape, strict=False)):
             if axis.letters and all(letter in sizes for letter in axis.letters):
-                expected = axis.runs * prod(sizes[letter] for letter in axis.letters)
+                expected = axis.stacks * prod(sizes[letter] for letter in axis.letters)
                 if expected != size:
-                    text = f"{axis.runs} {axis.word}" if axis.runs > 1 else axis.word
+                    text = f"{axis.stacks} {axis.word}" if axis.stacks > 1 else axis.word
                     raise _fault(of, f"{name}: {text}", f"axis {number} has {size} channels, the letters say {expected}")
     for name, (axis, per, _, _) in record.attributes.items():
         if isinstance(value := vars(module).get(name), int) and all(letter in sizes for letter in axis.letters):
-            expected = axis.runs * prod(sizes[letter] for letter in axis.letters) // (vars(module)[per] if per else 1)
+            expected = axis.stacks * prod(sizes[letter] for letter in axis.letters) // (vars(module)[per] if per else 1)
             if value != expected:
                 raise _fault(of, f"{name} = {axis.word}", f"it is {value}, the letters say {expected}")
     return sizes

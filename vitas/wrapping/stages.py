@@ -147,7 +147,7 @@ def _kind_of(model: nn.Module) -> type[Model]:
     return TimmModel if "feature_info" in vars(model) else Model
 
 
-def _stays(letter: str, path: str, size: int, runs: int, head_dim: int) -> Dim:
+def _stays(letter: str, path: str, size: int, stacks: int, head_dim: int) -> Dim:
     """Make the Dim of a size outside the rows of blocks, which is not searched."""
     return Dim([size], name=f"{path}.{letter}")
 
@@ -202,7 +202,7 @@ def _width_of(plan: Plan, row: nn.Module, fixed: bool) -> int:
         for name, axes in record.axes.items() if record else ():
             for axis, size in zip(axes, shape_at(part, name), strict=False):
                 if axis.letters == ("w",):
-                    return size // axis.runs
+                    return size // axis.stacks
     if fixed:
         return 1
     first = next(iter(row._modules.values()))
@@ -248,14 +248,14 @@ class _Choices(NamedTuple):
     heads: dict[str, tuple[Dim, int]]
     hidden: dict[str, tuple[Dim, int]]
 
-    def settle(self, letter: str, path: str, size: int, runs: int, head_dim: int) -> Dim:
+    def settle(self, letter: str, path: str, size: int, stacks: int, head_dim: int) -> Dim:
         """Return the Dim of the heads, or of the hidden width, of the module at `path` in the block."""
         made, word = (self.heads, "num_heads") if letter == "h" else (self.hidden, "mlp_dim")
         name = f"{self.prefix}.{path}.{word}" if made else f"{self.prefix}.{word}"
         if letter == "h":
             values = counts_of(name, self.given["num_heads"], size)
         else:
-            values = hidden_of(name, self.given["mlp_ratio"], size, self.width / runs)
+            values = hidden_of(name, self.given["mlp_ratio"], size, self.width / stacks)
         dim = Dim(values, sharing=self.sharing, name=name)
-        made[name] = (dim, head_dim if letter == "h" else runs)
+        made[name] = (dim, head_dim if letter == "h" else stacks)
         return dim
