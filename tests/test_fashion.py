@@ -241,7 +241,7 @@ def test_the_full_study_has_each_cell_once_the_truth_first():
     assert len({cell.name for cell in every}) == len(every)
     assert [cell.name for cell in every[:24]] == [f"ground/{number}/0" for number in range(24)]
     counts = {part: sum(cell.part == part for cell in every) for part in work.PARTS}
-    assert counts == {"ground": 48, "scores": 2 * 3 * 6 * 2 * 3, "search": 3, "headline": 3 * 3 * (6 + 8 + 1)}
+    assert counts == {"ground": 48, "scores": 2 * 3 * 6 * 2 * 3, "search": 3, "headline": 3 * ((6 + 8 + 1) + 2 * 4)}
 
 
 @pytest.mark.parametrize("name", ["ground/1/0", "scores/short/taught/inside/private/0", "headline/1000000/hand-3-7/0"])
@@ -450,6 +450,21 @@ def test_tables_say_what_is_known_of_made_up_results():
     )
     difference = tables.contrasts(results).splitlines()[2].split(" | ")
     assert difference[:3] == ["| cyclic - ordinal", "2", "0.00 (0.00 to 0.00)"]
+
+
+def test_further_seeds_train_the_best_of_a_kind_and_count_as_its_trainings(tmp_path):
+    import headline
+
+    again = cells.Cell("headline", ("1000000", "hand"), 1)
+    names = [f"hand-{depth}-{patch}" for depth, patch in networks.HAND]
+    results = {f"headline/1000000/{name}/0": {"held_out": 0.5, "test": 0.9} for name in names}
+    results["headline/1000000/hand-3-7/0"] = {"held_out": 0.6, "test": 0.1}
+    assert work.run(again, cells.SMOKE, dict(list(results.items())[1:]), tmp_path) is None
+    results[again.name] = work.run(again, cells.SMOKE, results, tmp_path)
+    assert results[again.name]["which"] == "hand-3-7"
+    every = headline.trained(results, 1_000_000)
+    assert {name: len(runs) for name, runs in every.items()} == {**dict.fromkeys(names, 1), "hand-3-7": 2}
+    assert headline.rivals(every)["best scaling by hand"] == "hand-3-7"
 
 
 @pytest.mark.extras

@@ -58,16 +58,17 @@ def ordered(settings: Settings) -> list[Cell]:
     def scores(length: str, whats: list[tuple[str, str, str]], seed: int) -> list[Cell]:
         return [Cell("scores", (length, *what), seed) for what in whats]
 
-    def headline(kinds: list[str], seed: int) -> list[Cell]:
-        return [Cell("headline", (budget, kind), seed) for budget, kind in product(budgets, kinds)]
+    def headline(budget: str, kinds: list[str], seeds: range) -> list[Cell]:
+        return [Cell("headline", (budget, kind), seed) for seed, kind in product(seeds, kinds)]
 
     cells = [Cell("ground", (number,), 0) for number in numbers]
     cells += scores("short", first, 0)
     cells += [Cell("ground", (number,), 1) for number in numbers]
     cells += scores("long", first[:3], 0) + [Cell("search", (budget,), 0) for budget in budgets]
-    cells += headline(["found", *hand, *drawn], 0)
-    for kinds in (["found", *hand], drawn):
-        cells += [cell for seed in range(1, settings.seeds) for cell in headline(kinds, seed)]
+    again = range(1, settings.seeds)
+    for budget in budgets:  # all networks once; further seeds for those that stand in the table
+        cells += headline(budget, ["found", *hand], range(1)) + headline(budget, ["found", "hand-12-7", "hand"], again)
+        cells += headline(budget, drawn, range(1)) + headline(budget, ["random"], again)
     cells += scores("long", first[3:], 0) + scores("short", [*axes, *private], 0)
     cells += [c for seed in range(1, settings.seeds) for c in scores("short", first, seed) + scores("long", first, seed)]
     if settings.every:
