@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 import shutil
+import zlib
 from pathlib import Path
 
 import vitas
@@ -13,12 +14,19 @@ HERE = Path(__file__).parent
 project = "vitas"
 author = "the vitas contributors"
 version = release = vitas.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
 exclude_patterns = ["_build", "jupyter_execute", "pictures"]
 html_theme = "furo"
 html_title = f"vitas {release}"
 html_static_path = ["_static"]
-html_css_files = ["cards.css"]
+html_css_files = ["cards.css", "tables.css"]
 html_show_sphinx = False
 
 # Notebooks are shown with the outputs that are committed; .ci/notebooks.py runs them.
@@ -30,6 +38,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autosummary_generate = False  # tables only; the pages are written below
 napoleon_google_docstring = True
 napoleon_use_ivar = True
 
@@ -46,19 +55,7 @@ def copy_notebooks() -> None:
         shutil.copy(notebook, folder)
 
 
-MODULES = (
-    "vitas",
-    "vitas.nn",
-    "vitas.superformer",
-    "vitas.sharing",
-    "vitas.train",
-    "vitas.plot",
-    "vitas.plain",
-    "vitas.cost",
-    "vitas.errors",
-)
-
-# The page of `vitas` in the order of use; a name that is missing here, or too much, stops the build.
+# The names of `vitas` in the order of use; a name that is missing here, or too much, stops the build.
 GROUPS = {
     "Choices and subnets": "Choice Dim search_space SearchSpace Subnet narrow widen",
     "Superformers": "create_superformer list_superformers published_subnet list_published_subnets",
@@ -74,6 +71,25 @@ GROUPS = {
     "Errors": "VitasError ChoiceError BudgetError",
 }
 
+# A page for each room: its heading, and the module whose other public names follow those of `vitas`.
+ROOMS = {
+    "space": ("Choices and subnets", None),
+    "nn": ("Layers", "vitas.nn"),
+    "superformer": ("Superformers", "vitas.superformer"),
+    "sharing": ("Sharing patterns", "vitas.sharing"),
+    "sample": ("Sampling and budgets", None),
+    "cost": ("Counting", "vitas.cost"),
+    "measure": ("Scores and latency", None),
+    "train": ("Training", "vitas.train"),
+    "search": ("Searching", None),
+    "export": ("Exporting, saving, loading", None),
+    "plain": ("Plain networks", "vitas.plain"),
+    "wrapping": ("Wrapping timm", None),
+    "compressing": ("Compressing", None),
+    "plot": ("Pictures", "vitas.plot"),
+    "errors": ("Errors", "vitas.errors"),
+}
+
 # What public functions return, or a layer of one's own needs, without being a name of a public module.
 BESIDE = {
     "Sampling and budgets": ["vitas.sample.counting.SubnetCount"],
@@ -81,7 +97,7 @@ BESIDE = {
     "Searching": ["vitas.search.result.Evaluation"],
     "Exporting, saving, loading": ["vitas.export.adapt.Adapted"],
     "Wrapping timm": ["vitas.wrapping.report.ExportReport"],
-    "vitas.nn": ["vitas.choice.take", "vitas.nn.layer.filled"],
+    "Layers": ["vitas.choice.take", "vitas.nn.layer.filled"],
 }
 
 
@@ -94,38 +110,84 @@ def entry(path: str) -> list[str]:
     return [f".. auto{'function' if inspect.isfunction(it) else 'data'}:: {path}", ""]
 
 
-def sections(name: str) -> dict[str, list[str]]:
-    """Return the public names of a module under headings; a name has one place, the first page that lists it."""
-    module = importlib.import_module(name)
-    own = [key for key, it in vars(module).items() if getattr(it, "__module__", None) == name and not key.startswith("_")]
-    names = [key for key in getattr(module, "__all__", own) if not inspect.ismodule(getattr(module, key))]
-    if name != "vitas":
-        return {"": [f"{name}.{key}" for key in names if getattr(module, key) not in _listed_by_vitas()]}
-    grouped = {heading: keys.split() for heading, keys in GROUPS.items()}
-    listed = [key for keys in grouped.values() for key in keys]
+def check_groups() -> None:
+    """Stop the build where GROUPS are not the names of `vitas`, or have no page."""
+    names = [key for key in vitas.__all__ if not inspect.ismodule(getattr(vitas, key))]
+    listed = [key for keys in GROUPS.values() for key in keys.split()]
     if sorted(listed) != sorted(names):
         raise ValueError(f"docs/conf.py: GROUPS and vitas.__all__ differ: {set(listed) ^ set(names)}")
-    return {heading: [f"vitas.{key}" for key in keys] for heading, keys in grouped.items()}
+    without = set(GROUPS) - {heading for heading, _ in ROOMS.values()}
+    if without:
+        raise ValueError(f"docs/conf.py: groups without a page in ROOMS: {without}")
 
 
-def _listed_by_vitas() -> list[object]:
-    return [getattr(vitas, key) for keys in GROUPS.values() for key in keys.split()]
+def others_of(name: str) -> list[str]:
+    """Return the public names of a module but those that stand in GROUPS; a name has one place."""
+    module = importlib.import_module(name)
+    own = [key for key, it in vars(module).items() if getattr(it, "__module__", None) == name and not key.startswith("_")]
+    listed = [getattr(vitas, key) for keys in GROUPS.values() for key in keys.split()]
+    names = [key for key in getattr(module, "__all__", own) if not inspect.ismodule(getattr(module, key))]
+    return [f"{name}.{key}" for key in names if getattr(module, key) not in listed]
+
+
+def write_page(page: str, lines: list[str]) -> None:
+    """Write a page of the reference."""
+    (HERE / "api" / f"{page}.md").write_text("\n".join(lines))
+
+
+def summary(paths: list[str]) -> list[str]:
+    """Return a table of names with the first sentence of each."""
+    return ["```{eval-rst}", ".. autosummary::", "   :nosignatures:", "", *(f"   {path}" for path in paths), "```", ""]
 
 
 def write_reference() -> None:
-    """Write a page for each public module: every public name, which is what the tests compare too."""
-    folder = HERE / "api"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name in MODULES:
-        lines = [f"# {name}", "", (importlib.import_module(name).__doc__ or "").strip(), ""]
-        for heading, paths in sections(name).items():
-            lines += [f"## {heading}", ""] if heading else []
-            lines += ["```{eval-rst}"]
-            for path in [*paths, *BESIDE.get(heading or name, [])]:
-                lines += entry(path)
-            lines += ["```", ""]
-        (folder / f"{name.rpartition('.')[2]}.md").write_text("\n".join(lines))
+    """Write a page for each room, every public name, which is what the tests compare too; and one with all of them."""
+    shutil.rmtree(HERE / "api", ignore_errors=True)
+    (HERE / "api").mkdir()
+    check_groups()
+    overview = ["# Reference", "", "What you type is in `vitas`; the pages of the rooms hold the rest.", ""]
+    for page, (heading, module) in ROOMS.items():
+        paths = [f"vitas.{key}" for key in GROUPS.get(heading, "").split()]
+        paths += [*(others_of(module) if module else []), *BESIDE.get(heading, [])]
+        about = (importlib.import_module(module).__doc__ or "").strip() if module else ""
+        lines = [f"# {heading}", "", about, "", *summary(paths), "```{eval-rst}"]
+        write_page(page, [*lines, *(line for path in paths for line in entry(path)), "```", ""])
+        if heading in GROUPS:
+            overview += [f"## [{heading}]({page}.md)", "", *summary([f"vitas.{key}" for key in GROUPS[heading].split()])]
+    more = [f"[{heading}]({page}.md)" for page, (heading, _) in ROOMS.items() if heading not in GROUPS]
+    write_page("index", [*overview, "## More", "", ", ".join(more), ""])
+
+
+# The classes of torch that signatures name -> their place in its documentation. Sphinx reads such a list from a file, so
+# that the links need no connection while the site is built.
+TORCH = "https://docs.pytorch.org/docs/stable/"
+TORCH_CLASSES = {
+    "torch.Tensor": "tensors.html#torch.Tensor",
+    "torch.device": "tensor_attributes.html#torch.device",
+    "torch.dtype": "tensor_attributes.html#torch.dtype",
+    "torch.Generator": "generated/torch.Generator.html#torch.Generator",
+    "torch.nn.Module": "generated/torch.nn.Module.html#torch.nn.Module",
+    "torch.nn.Linear": "generated/torch.nn.Linear.html#torch.nn.Linear",
+    "torch.nn.LayerNorm": "generated/torch.nn.LayerNorm.html#torch.nn.LayerNorm",
+    "torch.nn.Conv2d": "generated/torch.nn.Conv2d.html#torch.nn.Conv2d",
+    "torch.nn.ModuleList": "generated/torch.nn.ModuleList.html#torch.nn.ModuleList",
+    "torch.nn.Parameter": "generated/torch.nn.parameter.Parameter.html#torch.nn.parameter.Parameter",
+    "torch.optim.Optimizer": "optim.html#torch.optim.Optimizer",
+}
+INVENTORY = HERE / "api" / "torch.inv"
+intersphinx_mapping = {"torch": (TORCH, str(INVENTORY))}
+
+
+def write_inventory() -> None:
+    """Write where torch's documentation has its classes, under their public names and under those of their modules."""
+    places = dict(TORCH_CLASSES)
+    for name, place in TORCH_CLASSES.items():
+        module, _, key = name.rpartition(".")
+        it = getattr(importlib.import_module(module), key)
+        places[f"{it.__module__}.{it.__qualname__}"] = place
+    lines = [f"{name} py:class 1 {place} -" for name, place in sorted(places.items())]
+    head = "# Sphinx inventory version 2\n# Project: torch\n# Version: stable\n# The rest is compressed with zlib.\n"
+    INVENTORY.write_bytes(head.encode() + zlib.compress("\n".join([*lines, ""]).encode()))
 
 
 def as_fields(app, what, name, obj, options, lines) -> None:
@@ -162,3 +224,4 @@ def setup(app) -> None:
 
 copy_notebooks()
 write_reference()
+write_inventory()

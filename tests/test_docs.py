@@ -26,6 +26,8 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, request):
         _as_the_only_rank(monkeypatch)
     if page.name == "many_machines.md":
         _with_a_file_for_the_server(monkeypatch, names, tmp_path)
+    if page.name == "folder.md":
+        _with_a_folder_of_images(tmp_path)
     exec(compile("\n".join(code_of(page)), str(page), "exec"), names)
 
 
@@ -63,6 +65,23 @@ def _with_a_file_for_the_server(monkeypatch, names, folder):
         return evolve(*args, storage=str(folder / "search.log"), population=4, generations=2, progress=False, **options)
 
     monkeypatch.setattr(vitas, "evolve", on_a_file)
+
+
+def _with_a_folder_of_images(folder):
+    """Twenty images of each of two classes to train on, four to test on: dark ones and light ones."""
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("torchvision")
+    for part, number in (("train", 20), ("val", 4)):
+        for label, colour in {"dark": 40, "light": 200}.items():
+            (folder / "images" / part / label).mkdir(parents=True)
+            for i in range(number):
+                picture = image.new("RGB", (40, 36), (colour + i, colour, colour))
+                picture.save(folder / "images" / part / label / f"{i}.png")
+
+
+def test_the_list_of_questions_is_that_of_the_headings():
+    text = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\* \[(.*)\]\(#", text, flags=re.MULTILINE) == re.findall(r"^### (.*)$", text, flags=re.MULTILINE)
 
 
 def test_every_page_is_in_the_table_of_contents():
