@@ -28,6 +28,7 @@ html_title = f"vitas {release}"
 html_static_path = ["_static"]
 html_css_files = ["cards.css", "tables.css"]
 html_show_sphinx = False
+html_show_copyright = False
 
 # Notebooks are shown with the outputs that are committed; .ci/notebooks.py runs them.
 nb_execution_mode = "off"

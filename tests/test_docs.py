@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 
-def code_of(page):
-    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+def code_of(page, languages="python"):
+    return re.findall(rf"```(?:{languages})\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if code_of(page)], ids=lambda page: page.name)
@@ -33,7 +33,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, request):
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
 def test_code_fits_the_width_of_a_page(page):
-    lines = "\n".join(code_of(page)).splitlines()
+    lines = "\n".join(code_of(page, "python|py|bash|text")).splitlines()
     assert [line for line in lines if len(line) > 88] == []
 
 
