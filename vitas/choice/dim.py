@@ -240,7 +240,7 @@ class Dim(Choice[int]):
             options: Other arguments of Dim.
 
         Raises:
-            ChoiceError: `largest` is no channel count; fractions outside (0, 1], or two that round to one count.
+            ChoiceError: `largest` is not a channel count; fractions outside (0, 1], or two that round to one count.
         """
         name = options.get("name")
         what = name if is_name(name) else cls._kind

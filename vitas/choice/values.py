@@ -67,7 +67,7 @@ def fractions_of(largest: int, fractions: Iterable[float], what: str) -> list[in
     """Return round(largest * fraction) for each fraction.
 
     Raises:
-        ChoiceError: `largest` is no channel count; fractions outside (0, 1].
+        ChoiceError: `largest` is not a channel count; fractions outside (0, 1].
     """
     if not is_int(largest, 1):
         raise ChoiceError(f"{what}: expected a positive int, got {shown(largest)}")

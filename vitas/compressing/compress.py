@@ -139,7 +139,7 @@ def compress(
         BudgetError: no budget, one that cannot be read or that no subnet meets.
         ChoiceError: numbers that cannot be used; arguments that `wrap` does not take.
         FileError: a folder of another model or of other settings.
-        VitasError: a loader or outputs that do not fit; a loss that is no finite number; optuna or tqdm is not installed.
+        VitasError: a loader or outputs that do not fit; a loss that is not a finite number; optuna or tqdm is not installed.
 
     Example:
         >>> import timm

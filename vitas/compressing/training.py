@@ -53,9 +53,9 @@ def train(
         progress: Whether to show a progress bar.
 
     Raises:
-        VitasError: a loader without a length; a loss that is no finite number.
+        VitasError: a loader without a length; a loss that is not a finite number.
         ShapeError: batches that are not (images, labels).
-        FileError: a file that is no state of this training.
+        FileError: a file that is not a state of this training.
     """
     steps, batches = length(loader), cast(Iterable[Any], loader)
     model.to(device).train()

@@ -51,7 +51,7 @@ _MOST_HOLES = 64
 
 
 def check_regular(path: Path, most: int | None = None) -> None:
-    """Refuse to read what is no regular file, such as a device or a pipe that never ends, or one that is too large.
+    """Refuse to read anything but a regular file, such as a device or an endless pipe, or a file that is too large.
 
     Raises:
         FileError: that; a file that is missing, has more than `most` bytes, or consists of holes.

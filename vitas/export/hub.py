@@ -35,7 +35,7 @@ def downloaded(place: str) -> Path:
 
 
 def check_repo_id(repo_id: object) -> None:
-    """Refuse what is no name of a repository.
+    """Refuse anything but the name of a repository.
 
     Raises:
         FileError: anything but "user/name", or "name" alone.

@@ -139,8 +139,8 @@ def load_subnet(
         folder: Folder with `config.json` and `model.safetensors`; or "hf-hub:user/name", perhaps with "@revision" behind it:
             a repository on the hub of Hugging Face, which is fetched, or found in the hub's cache without a connection.
         into: A module of your own class to load into, where the network is neither of vitas.plain nor of timm.
-        img_size: Another image size: the positions are resampled (bicubic, antialiased) as timm does. A Twins has none
-            and takes images of any size; that of timm only notes it, for counts.
+        img_size: Another image size: the positions are resampled (bicubic, antialiased) as timm does. Twins have none
+            and take images of any size; that of timm only notes it, for counts.
 
     Raises:
         FileError: a file in place of its folder; one that is missing, cut short or of another version; a hash, a field, a

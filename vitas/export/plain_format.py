@@ -12,7 +12,7 @@ from vitas.memory import refuse_beyond_memory
 
 
 def resize(model: nn.Module, size: tuple[int, int], where: Path) -> None:
-    """Give a network another image size: positions are resampled; a Twins has none.
+    """Give a network another image size: positions are resampled; Twins have none.
 
     Raises:
         FileError: patches that do not divide the image; a size that no machine like this one holds.

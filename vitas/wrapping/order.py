@@ -37,7 +37,7 @@ class _Use(NamedTuple):
 
 
 def check_order(order: Any, images: Any) -> None:
-    """Refuse what is no order, and a batch of images that is missing or too much.
+    """Refuse anything but an order, and a batch of images that is missing or too much.
 
     Raises:
         ChoiceError: with the legal values.
