@@ -212,6 +212,7 @@ def test_the_front_tells_what_breaks_a_limit():
     assert "2G" in [label.get_text() for label in axes.get_xticklabels()]
 
 
+@pytest.mark.heavy
 def test_a_space_beyond_any_float_has_a_card():
     model = torch.nn.ModuleList(vitas.nn.CyclicLinear(1, vitas.Dim(range(1, 101))) for _ in range(2100))
     assert "1.000 · 10⁴²⁰⁰ networks" in vitas.plot.space_card(model).html

@@ -365,6 +365,7 @@ def networks_between(low, high):
     return total
 
 
+@pytest.mark.heavy
 def test_the_number_of_networks_in_the_one_gigamac_window_is_exact(deit):
     expected = networks_between(9 * G // 10, G)
     count = count_subnets(deit, flops=(9 * G // 10, G))

@@ -109,7 +109,8 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize("cases", [QUICK, pytest.param([c for c in ALL if c not in QUICK], marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("cases", [QUICK, [c for c in ALL if c not in QUICK]])
 def test_equals_one_process_on_the_joint_batch(tmp_path, cases):
     """After 20 steps of random depth and private q, k, momentum and decay included."""
     for case, *ranks in zip(cases, *run_ranks(check_all, tmp_path, cases), strict=True):
@@ -165,6 +166,7 @@ def sandwich_ranks(rank, world):
     return [sandwich_rank(rank, world, *case) for case in SANDWICHES]
 
 
+@pytest.mark.heavy
 def test_a_sandwich_accumulated_under_no_sync_is_exact(tmp_path):
     """Where nothing is private, the largest subnet in the one pass that communicates uses all: nobody has to look."""
     for (way, last), *ranks in zip(SANDWICHES, *run_ranks(sandwich_ranks, tmp_path), strict=True):
@@ -232,11 +234,13 @@ def touched_rank(rank, world):
     return train_rank(rank, world, "deit", "sgd", "same", "touch", torch.float64)
 
 
+@pytest.mark.heavy
 def test_without_find_unused_parameters_unused_blocks_are_refused_by_torch(tmp_path):
     for said in run_ranks(unhelped_rank, tmp_path):
         assert "find_unused_parameters" in said
 
 
+@pytest.mark.heavy
 def test_zeros_alone_would_let_momentum_and_decay_move_what_nobody_used(tmp_path):
     alone = train_alone("deit", "sgd", "same", "find", torch.float64)
     trained, _ = run_ranks(touched_rank, tmp_path)
@@ -282,6 +286,7 @@ def compiled_ranks(rank, world):
         return [compiled_rank(rank, world, way) for way in ("find", "touch")]
 
 
+@pytest.mark.heavy
 def test_compiled_ddp_makes_few_graphs_and_the_same_gradients(tmp_path):
     for results in run_ranks(compiled_ranks, tmp_path):
         for graphs, difference in results:

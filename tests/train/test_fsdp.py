@@ -75,6 +75,7 @@ def differ(rank, world):
     return str(caught.value)
 
 
+@pytest.mark.heavy
 def test_another_depth_on_each_rank_is_refused_on_all(tmp_path):
     expected = "depth: expected the same value on all ranks, got 2 on rank 0, 3 on rank 1; see RankSampler"
     assert run_ranks(differ, tmp_path) == [expected, expected]
