@@ -1,5 +1,9 @@
 """Messages begin with the answer, in one line of at most 160 characters, and their advice can be followed."""
 
+import ast
+import io
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -91,10 +95,26 @@ def test_an_export_is_not_wrapped_but_named(model):
     assert answer.startswith("vitas.plain.VisionTransformer cannot be wrapped: it is an export")
 
 
-def test_recorders_are_sent_to_an_export(model):
-    image = torch.zeros(1, 1, 8, 8)
-    answer = said(lambda: torch.export.export(model.eval(), (image,)), ExportError)
-    assert answer == "torch.export and torch.onnx.export record one network: export a subnet first, export_subnet(model)"
+RECORDERS = {
+    "torch.export": lambda model, image: torch.export.export(model, (image,)),
+    "torch.jit.trace": lambda model, image: torch.jit.trace(model, image),
+    "torch.onnx, older": lambda model, image: torch.onnx.export(model, (image,), io.BytesIO(), dynamo=False),
+    "torch.onnx": lambda model, image: torch.onnx.export(model, (image,), dynamo=True, verbose=False),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of recorders: that they are old, that they see sizes
+@pytest.mark.parametrize("recorder", RECORDERS)
+@pytest.mark.parametrize("wrapped", [False, pytest.param(True, marks=pytest.mark.extras)])
+def test_recorders_are_sent_to_an_export(recorder, wrapped, model):
+    if recorder.startswith("torch.onnx"):
+        pytest.importorskip("onnxscript")
+    if wrapped:
+        timm = pytest.importorskip("timm")
+        model = vitas.wrap(timm.create_model("test_vit", img_size=8, patch_size=4, in_chans=1, depth=2))
+    answer = said(lambda: RECORDERS[recorder](model.eval(), torch.zeros(1, 1, 8, 8)), ExportError)
+    assert answer == "export a subnet first, export_subnet(model): torch.export, torch.onnx and torch.jit record one network"
+    assert "of" in repr(model)  # printed as ever once the recorder has stopped
 
 
 @pytest.mark.extras
@@ -121,3 +141,82 @@ def test_a_report_at_chance_calls_no_task_too_easy(score, verdict, model):
 )
 def test_budgets_are_refused_in_a_line(budget, model):
     assert said(lambda: vitas.sample_subnet(model, flops=budget), vitas.BudgetError).startswith("flops: ")
+
+
+@pytest.mark.extras
+def test_a_budget_below_reach_is_told_of_the_depth_where_that_helps():
+    timm = pytest.importorskip("timm")
+    vit = timm.create_model("test_vit", img_size=8, patch_size=4, in_chans=1, depth=2)
+    answer = said(lambda: vitas.sample_subnet(vitas.wrap(vit), flops="30%"), vitas.BudgetError)
+    assert answer.endswith('; a searched depth reaches lower: wrap(depth="auto")')
+    deeper = vitas.wrap(vit, depth="auto")
+    vitas.sample_subnet(deeper, flops="30%")
+    assert "depth" not in said(lambda: vitas.sample_subnet(deeper, flops="1%"), vitas.BudgetError)
+    assert "depth" not in said(lambda: vitas.sample_subnet(vitas.wrap(vit), flops=("200%", None)), vitas.BudgetError)
+
+
+# -- every message of the library ---------------------------------------------------------------------------------------
+
+_LENGTHS = {"shown": 60, "brief": 80, "listed": 60, "one_of": 100, "unknown": 100}
+"""Characters of what these put into a message; `shown`, `brief` and `listed` are also given how much they may."""
+
+
+def length(node):
+    """Return how long a message of the code is, a plain placeholder being twelve characters."""
+    if isinstance(node, ast.Constant):
+        return len(str(node.value))
+    if isinstance(node, ast.JoinedStr):
+        return sum(map(length, node.values))
+    if isinstance(node, ast.FormattedValue):
+        return length(node.value)
+    if isinstance(node, ast.BinOp):
+        return length(node.left) + length(node.right)
+    if isinstance(node, ast.IfExp):
+        return max(length(node.body), length(node.orelse))
+    name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+    if name in ("shown", "brief", "listed") and len(node.args) == 2:
+        return node.args[1].value * (20 if name == "listed" else 1)
+    return _LENGTHS.get(name, 12)
+
+
+@pytest.mark.parametrize("path", sorted(Path(vitas.__file__).parent.rglob("*.py")), ids=lambda path: path.name)
+def test_every_message_that_is_raised_is_short(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        made = isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args
+        if made and getattr(node.exc.func, "id", "").lower().endswith("error"):
+            assert length(node.exc.args[0]) <= 160, f"{path}:{node.lineno}"
+
+
+LONG = "a" * 3000
+GUESSES = {
+    "Choice: expected ": lambda model: vitas.Choice([1, "3"]),
+    "sharing: expected one of ": lambda model: vitas.Dim([2, 4], sharing=LONG),
+    "policy: expected one of random, ": lambda model: vitas.sample_subnet(model, policy="biggest"),
+    "flops: ": lambda model: vitas.sample_subnet(model, flops="half"),
+    "params: ": lambda model: vitas.count_subnets(model, params=LONG),
+    "fixed: unknown choice ": lambda model: vitas.sample_subnet(model, fixed={LONG: 3}),
+    "only: unknown choice ": lambda model: vitas.SubnetSampler(model, only={"mlp_dims": [1]}),
+    "fixed: depth: ": lambda model: vitas.sample_subnet(model, fixed={"depth": 2000}),
+    "seed: expected ": lambda model: vitas.SubnetSampler(model, seed="one"),
+    "depth: ": lambda model: vitas.search_space(model).subnet({"depth": LONG}, fill="largest"),
+    "fill: expected one of ": lambda model: vitas.search_space(model).subnet({}, fill="max"),
+    "convention: expected one of ": lambda model: vitas.count_flops(model, convention="macs"),
+    "weights: expected one of ": lambda model: vitas.export_subnet(model, weights="copy"),
+    "side: expected one of ": lambda model: vitas.activate_subnet(model, vitas.active_subnet(model), side="top"),
+    "unknown superformer ": lambda model: vitas.create_superformer(LONG),
+    "deit_micro: unknown argument ": lambda model: vitas.create_superformer("deit_micro", heads=3),
+    "published subnet: expected one of ": lambda model: vitas.published_subnet("vitas_x"),
+    "expected a model, got the name ": lambda model: vitas.wrap("vit_tiny_patch16_224"),
+    "population: expected ": lambda model: vitas.evolve(model, lambda model: 1.0, population=-1),
+    "evaluate: expected ": lambda model: vitas.evolve(model, 3),
+    "objectives: ": lambda model: vitas.evolve(model, lambda model: 1.0, objectives={"accuracy": "up"}),
+    "limits: ": lambda model: vitas.evolve(model, lambda model: 1.0, limits=LONG),
+    "expected a budget, ": lambda model: vitas.compress(model, [], []),
+    "epochs: expected ": lambda model: vitas.compress(model, [], [], flops="50%", epochs=0),
+    "expected a path, got 3": lambda model: vitas.save_subnet(vitas.export_subnet(model), 3),
+}
+
+
+@pytest.mark.parametrize("begins", GUESSES)
+def test_a_wrong_guess_is_answered_at_once(begins, model):
+    assert said(lambda: GUESSES[begins](model)).startswith(begins)

@@ -105,7 +105,7 @@ def needs(extra: str) -> Iterator[None]:
 class _Short(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 80, 200, 80
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 60, 200, 60
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = self.maxdeque = 12
 
     def repr_int(self, x: int, level: int) -> str:
@@ -116,7 +116,7 @@ class _Short(reprlib.Repr):
 _short = _Short()
 
 
-def shown(value: object, most: int = 200) -> str:
+def shown(value: object, most: int = 60) -> str:
     """Return a value as messages show it: its repr, cut where it is long; never fails, whatever the value."""
     shape = getattr(value, "shape", ()) if type(value).__module__.partition(".")[0] == "torch" else ()
     if shape:
@@ -137,7 +137,7 @@ def fault_of_name(name: object, most: int) -> str | None:
     return None
 
 
-def brief(error: Exception, most: int = 300) -> str:
+def brief(error: Exception, most: int = 80) -> str:
     """Return in one line what another library's error says, cut where it is long; its kind where it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 4]} ..."

@@ -59,7 +59,7 @@ def runs_of(sharing: Sharing, values: Sequence[int], p: Sequence[float]) -> tupl
         starts = _RULES[sharing](values, largest, p)
     else:
         if not callable(sharing):
-            raise ChoiceError(f"sharing: {one_of(PATTERNS, sharing)}, or a rule (values, largest, p) -> starts")
+            raise ChoiceError(f"sharing: {one_of((*PATTERNS, 'a function'), sharing)}")
         starts = _checked(sharing(values, largest, p), values)
     turn = starts[-1]
     runs = tuple(((start - turn) % largest, width) for start, width in zip(starts, values, strict=True))

@@ -265,12 +265,12 @@ def test_a_superformers_positions_follow_its_image(options, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"embed_dim": [4, 8]}, "another search space; different in embed_dim; with adapt=True"),
-        ({"depth": range(2, 4)}, "another search space; different in depth"),
+        ({"embed_dim": [4, 8]}, "another search space, different in embed_dim; adapt=True"),
+        ({"depth": range(2, 4)}, "another search space, different in depth"),
         ({"depth": range(1, 3)}, "another search space; .*blocks.2.num_heads"),
-        ({"sharing": "ordinal"}, "another search space; different in embed_dim, .*blocks.0.mlp_dim"),
-        ({"sharing": {"embed_dim": "ordinal"}}, "another search space; different in embed_dim; with adapt=True"),
-        ({"sharing": {"qkv_dim": "ordinal"}}, "different in blocks.0.qkv_dim, blocks.1.qkv_dim, blocks.2.qkv_dim; with"),
+        ({"sharing": "ordinal"}, "another search space, different in embed_dim, .*blocks.0.mlp_dim"),
+        ({"sharing": {"embed_dim": "ordinal"}}, "another search space, different in embed_dim; adapt=True"),
+        ({"sharing": {"qkv_dim": "ordinal"}}, "different in blocks.0.qkv_dim, blocks.1.qkv_dim, blocks.2.qkv_dim; adapt"),
         ({"num_classes": 6}, r"head.weight: expected shape \(6, 8\), got \(5, 8\)"),
         ({"distilled": True}, "missing tensors: dist_token.2, dist_token.4"),
         ({"private": None}, "missing tensors: blocks.0.attn.qkv"),

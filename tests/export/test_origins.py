@@ -132,7 +132,7 @@ def test_another_image_size_on_loading(tmp_path):
 def test_a_network_that_was_changed_is_not_saved(tmp_path):
     export, _ = an_export()
     export.blocks[0].mlp.act = nn.ReLU()
-    with pytest.raises(FileError, match=r"is another network, different in blocks\.0\.mlp\.act.*; .* pass source="):
+    with pytest.raises(FileError, match=r"it differs in blocks\.0\.mlp\.act.*; .* pass source="):
         save_subnet(export, tmp_path / "net", source=source())
     export, _ = an_export()
     with pytest.raises(FileError, match="pass source="):

@@ -157,7 +157,7 @@ def test_adapters_on_searchable_layers_are_refused_with_the_reason(build, kind):
     config = {"LoraConfig": {"r": 2}, "IA3Config": {"feedforward_modules": ["fc2"]}}[kind]
     tuned = peft.get_peft_model(model, getattr(peft, kind)(target_modules=["fc1", "fc2"], **config))
     for do in (sample_subnet, export_subnet):
-        with pytest.raises(ChoiceError, match=r"the adapter on .*fc1 is as wide as the whole layer"):
+        with pytest.raises(ChoiceError, match=r"the adapter on .*fc1 being so wide"):
             do(tuned, **({"policy": "smallest"} if do is sample_subnet else {"subnet": search_space(tuned).smallest()}))
     merged = tuned.merge_and_unload()
     activate_subnet(merged, search_space(merged).smallest())
@@ -167,8 +167,6 @@ def test_adapters_on_searchable_layers_are_refused_with_the_reason(build, kind):
 def test_an_adapted_model_is_not_wrapped():
     tuned = adapted(original())
     for model in (tuned.base_model.model, tuned):
-        with pytest.raises(
-            WrapError, match=r"blocks\.0\.attn\.qkv is an adapter \(peft\) as wide as the whole layer; merge"
-        ):
+        with pytest.raises(WrapError, match=r"blocks\.0\.attn\.qkv is an adapter \(peft\); merge"):
             wrap(model)
     assert isinstance(wrap(tuned.merge_and_unload()), nn.Module)

@@ -227,7 +227,7 @@ def test_counts_of_twins_follow_the_image_size():
         ("deit", 10, "patch_size: 4 does not divide an image of 10 x 10 pixels"),
         ("deit", 0, "img_size: expected a positive int or"),
         ("deit", (8, 8, 8), "img_size: expected a positive int or"),
-        ("twins", 2, "img_size: an image of 2 x 2 pixels leaves some layer without a position"),
+        ("twins", 2, "img_size: the stages and sr_ratios need sides of at least"),
     ],
 )
 def test_sizes_that_do_not_fit_leave_the_model_alone(kind, size, message):

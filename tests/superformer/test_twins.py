@@ -429,7 +429,7 @@ def test_features_that_do_not_exist_are_refused(indices):
         ({"qkv_dims": range(1, 10**9)}, "qkv_dims: expected one entry for each of at most 16 stages, got range"),
         ({"mlp_dims": 8}, "mlp_dims: expected one entry for each stage, got 8"),
         ({"embed_dims": "ab"}, "embed_dims: expected one entry for each stage, got 'ab'"),
-        ({"img_size": 3}, "img_size: an image of 3 x 3 pixels leaves some layer without a position; .* at least 4"),
+        ({"img_size": 3}, "img_size: the stages and sr_ratios need sides of at least 4 pixels, got 3 x 3"),
         ({"img_size": 0}, "img_size: expected a positive int"),
         ({"depths": [range(1, 3), [1, 2, 4]]}, r"stages.1.depth: expected positive ints without gaps, or in equal steps"),
         ({"depths": [0, 2]}, "stages.0.depth"),

@@ -254,7 +254,7 @@ def test_a_file_of_another_order_of_leaving_is_refused(tmp_path):
     save_superformer(wrap(model, depth="auto", leave=LEAVE), path)
     twin = wrap(vit(depth=4), depth="auto", leave=LEAVE)
     load_superformer(twin, path)
-    with pytest.raises(FileError, match="another search space; different in depth"):
+    with pytest.raises(FileError, match="another search space, different in depth"):
         load_superformer(wrap(model, depth="auto"), path)
 
 

@@ -223,7 +223,7 @@ def test_a_model_made_for_other_images_is_tried_with_those(name):
         assert wrap(export).image_shape() == (3, 64, 64)
         assert count_flops(wrapped).total == macs(export, torch.randn(1, 3, 64, 64))
         del model._model_args
-    with pytest.raises(WrapError, match="it does not run on an image of 3 x 224 x 224, the size that its pretrained_cfg"):
+    with pytest.raises(WrapError, match="it does not run on 3 x 224 x 224, its pretrained_cfg"):
         wrap(model)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitas.checks import LONGEST_NAME, MOST_CHANNELS, is_int, is_name
 from vitas.choice.active import Active
-from vitas.choice.marks import Mark
+from vitas.choice.marks import Mark, refuse_onnx
 from vitas.choice.products import products_of
 from vitas.choice.runs import fitting, laid_around, scaled
 from vitas.choice.take import take
@@ -167,9 +167,16 @@ class Choice(Active[V]):
     __rmul__ = __mul__
 
     def brief(self) -> str:
-        """Return "96 of 32..192", for the printed model."""
+        """Return "96 of 32..192", for the printed model.
+
+        Raises:
+            ExportError: torch.onnx.export prints the model.
+        """
         active = self.values[self._index]
-        return str(active) if self.fixed else f"{active} of {self.values[self.left[0]]}..{self.values[self.left[-1]]}"
+        if self.fixed:
+            return str(active)
+        refuse_onnx()
+        return f"{active} of {self.values[self.left[0]]}..{self.values[self.left[-1]]}"
 
     def __repr__(self) -> str:
         name = f", name={self.name!r}" if self.name else ""

@@ -4,6 +4,7 @@ Layers read `choice.active` and `dim.run`, which read a Mark, and never ask how.
 compiled code, since nothing there may branch on an active value, asks `compiling()`.
 """
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,15 +74,31 @@ def compiling() -> bool:
     """Say whether torch.compile is making a graph, in which active values are symbols and may not decide what is computed.
 
     Raises:
-        ExportError: torch.export is recording.
+        ExportError: torch.export, torch.onnx.export or torch.jit.trace is recording.
     """
-    if not torch.compiler.is_compiling():
-        return False
-    if not torch.compiler.is_dynamo_compiling():  # what records without Dynamo is torch.export
-        raise ExportError(
-            "torch.export and torch.onnx.export record one network: export a subnet first, export_subnet(model)"
-        )
-    return True
+    compiled = torch.compiler.is_compiling()
+    if compiled and torch.compiler.is_dynamo_compiling():
+        return True
+    if compiled or torch.jit.is_tracing():  # what compiles without Dynamo is torch.export
+        raise _one_network()
+    return False
+
+
+def refuse_onnx() -> None:
+    """Refuse to be printed by torch.onnx, which prints a model and then packs what goes wrong in errors of its own.
+
+    Raises:
+        ExportError: torch.onnx.export is recording.
+    """
+    onnx = sys.modules.get("torch.onnx")  # torch loads it when it is used
+    if onnx is not None and onnx.is_in_onnx_export():
+        raise _one_network()
+
+
+def _one_network() -> ExportError:
+    return ExportError(
+        "export a subnet first, export_subnet(model): torch.export, torch.onnx and torch.jit record one network"
+    )
 
 
 outside_graphs = _disable_dynamo
@@ -160,6 +177,6 @@ def refuse_reentrant() -> None:
         return
     if not tensors_are_hooked():
         raise CheckpointError(
-            "reentrant checkpointing recomputes with whatever subnet is active by then, not with the one that ran;"
-            " use model.set_grad_checkpointing() or torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            "reentrant checkpointing recomputes another subnet than the one that ran;"
+            " use model.set_grad_checkpointing() or checkpoint(..., use_reentrant=False)"
         )

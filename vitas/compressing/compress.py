@@ -263,7 +263,7 @@ def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:
         where = own if device is None else torch.device(device)
         torch.empty(1, device=where).fill_(1.0).item()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        raise ChoiceError(f"device: got {shown(device)} ({brief(error, 80)})") from None
+        raise ChoiceError(f"device: got {shown(device, 40)} ({brief(error)})") from None
     return where
 
 
@@ -302,7 +302,7 @@ def _prepared(place: str | Path, made_for: Mapping[str, Any]) -> Path:
             _write(facts, json.dumps(made_for, indent=1))
         before = facts.read_text(encoding="utf-8")
     except (OSError, ValueError, TypeError) as error:
-        raise FileError(f"{shown(place)}: cannot be used ({brief(error)})") from None
+        raise FileError(f"{shown(place)}: cannot be used ({brief(error, 60)})") from None
     there, here = _read(before), json.loads(json.dumps(made_for))
     if differ := [name for name in here if there.get(name) != here[name]]:
         raise FileError(f"{folder}: made for another {' and '.join(differ)}; name another folder")

@@ -49,8 +49,8 @@ class Watch:
             return
         if not all(_equal(say(), said) for say, said in self._costs):
             raise VitasError(
-                f"make a new {self._what}: since this one was made, the {type(self._model).__name__} has changed (its image"
-                " size, its head or another part), and its subnets no longer cost what they did"
+                f"make a new {self._what}: the {type(self._model).__name__} has changed (its image size, its head or another"
+                " part), so its subnets cost something else now"
             )
         self._seen = seen
 

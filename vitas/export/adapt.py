@@ -45,8 +45,8 @@ def adapt_choices(space: SearchSpace, saved: Mapping[str, Any], path: Path) -> A
         check(all(isinstance(value, (int, float)) for value in values), where, "numbers", values)
         if max(values, default=0) > choice.largest:
             raise FileError(
-                f"{path}: {name}: values up to {max(values)}, here up to {choice.largest}: build a model with the values of"
-                " the file, load it, then vitas.narrow it"
+                f"{path}: {name}: values up to {max(values)}, here up to {choice.largest}; build a model with the file's"
+                " values, load it, then vitas.narrow it"
             )
         if not set(values) & set(space.values[name]):
             raise FileError(f"{path}: {name}: the values {listed(map(str, values))} have none in common with those here")

@@ -97,15 +97,13 @@ def load_superformer(model: nn.Module, path: AnyPath, *, adapt: bool = False) ->
     refuse_meta(whole, f"{path}")
     metadata = read_metadata(path)
     if metadata.get("format") != SUPERFORMER or metadata.get("version") != str(VERSION):
-        raise FileError(
-            f"{path}: expected format {shown(SUPERFORMER)} version {VERSION}, got {shown(metadata.get('format'))}"
-        )
+        raise FileError(f"{path}: expected format {SUPERFORMER!r} version {VERSION}, got {shown(metadata.get('format'))}")
     if "part" not in metadata:  # an older file, which is read by the very module that was written
         inner = whole
     at = metadata.get("part", own)
     if at != own and own and not at.endswith(f".{own}"):
         raise FileError(
-            f"{path}: its choices stand at {shown(at)}, here at {shown(own)}; load it into the part that was written"
+            f"{path}: written of {shown(at, 40)}, here is {shown(own, 40)}; load it into the part that was written"
         )
     below = at[: len(at) - len(own)] if own or not at else f"{at}."  # where the names of this model begin in the file
     with all_or_nothing(search_space(inner).choices.values()):
@@ -159,8 +157,7 @@ def _check_space(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> N
     if saved != own:
         differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
         raise FileError(
-            f"{path}: another search space; different in {listed(differing)}; with adapt=True the values that both have keep"
-            " what they used"
+            f"{path}: another search space, different in {listed(differing, 3)}; adapt=True keeps what both have"
         )
 
 

@@ -198,8 +198,7 @@ def _built(config: Mapping[str, Any], folder: Path) -> tuple[nn.Module, Resize]:
         return origins.built(told, name, where), origins.resize if known is None else known.resize
     if known is None:
         raise FileError(
-            f"{folder}: a network of class {shown(name)}, not one of those that are built here;"
-            " build one and pass it as into=, or save it with source="
+            f"{folder}: class {shown(name)} is not built here; build one and pass it as into=, or save it with source="
         )
     return built(known.kinds[name], told, where), known.resize
 
@@ -249,7 +248,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise FileError(f"{path}: expected a JSON object, got {type(config).__name__}")
     if config.get("format") != FORMAT:
-        raise FileError(f"{path}: format: expected {shown(FORMAT)}, got {shown(config.get('format'))}")
+        raise FileError(f"{path}: format: expected {FORMAT!r}, got {shown(config.get('format'))}")
     if config.get("version") != VERSION or isinstance(config.get("version"), bool):
         raise FileError(f"{path}: version: expected {VERSION}, got {shown(config.get('version'))}")
     librarys = set(config) if origins.is_origin(config.get("model")) else set()  # what timm or Hugging Face reads

@@ -67,8 +67,8 @@ def expressed(module: nn.Module, source: tuple[str, Mapping[str, Any]] | None) -
             made = _made(origin, "config")
     if different := differences(made, module):
         raise FileError(
-            f"config: made again from {shown(origin['source']['name'])} it is another network, different in"
-            f" {listed(different)}; if it was not changed by hand, pass source=(name, arguments) of the original"
+            f"config: made again from {shown(origin['source']['name'], 40)} it differs in {listed(different, 1)};"
+            " pass source=(name, arguments) of the original"
         )
     told: dict[str, Any] = json.loads(json.dumps(origin))
     pretrained = dict(vars(module).get("pretrained_cfg") or {})

@@ -80,7 +80,7 @@ def _created(folder: Path, pretrained: bool, options: dict[str, Any]) -> nn.Modu
     legal = (*_ANY, *(name for name in _ORIGINALS if origins.is_origin(told) or name in told))
     for option in options:
         if option not in legal:
-            raise ChoiceError(f"{folder.name}: {one_of(legal, option)}; the rest of a saved network is settled")
+            raise ChoiceError(f"{folder.name}: {one_of(legal, option)}")
     loaded: Any = load_subnet(folder, img_size=options.get("img_size"))  # checks the file too
     asked = shown(options)
     features: dict[str, Any] = {name: options.pop(name) for name in ("features_only", "out_indices") if name in options}

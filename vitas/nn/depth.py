@@ -107,8 +107,8 @@ class ShiftableIdentity(Elastic, plain.Blocks):
         """
         if isinstance(index, slice):
             raise VitasError(
-                "a row whose depth can be searched cannot be sliced: list(row)[1:] gives the blocks, row.running()[1:] those"
-                " that run, and the row of an export can be sliced"
+                "a row whose depth can be searched is not sliced: list(row)[1:] gives the blocks,"
+                " row.running()[1:] those that run"
             )
         return super().__getitem__(index)
 

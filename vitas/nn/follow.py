@@ -55,7 +55,7 @@ def refuse_stiff(layer: nn.Module, width: Dim, what: str) -> None:
     elif not width.fixed and any(True for _ in layer.parameters()) and not any(map(_is_elastic, layer.modules())):
         raise VitasError(
             f"{what}: a {type(layer).__name__} cannot follow {width.label}; expected nn.Linear({width.largest}, ...) or"
-            f" layers of vitas.nn, such as CyclicLinear(search_space(model).choices[{width.label!r}], ...)"
+            f" a vitas.nn layer of search_space(model).choices[{width.label!r}]"
         )
 
 

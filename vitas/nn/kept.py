@@ -32,8 +32,8 @@ def refuse_patches(module: nn.Module) -> None:
     for name, value in vars(module).items():
         if name not in TORCHS_OWN and callable(value) and callable(getattr(type(module), name, None)):
             raise ExportError(
-                f"a {type(module).__name__} has a {name} of its own, which an export would lose or run with the wrong"
-                f" weights: take it off (del module.{name}) before exporting"
+                f"a {type(module).__name__} has a {name} of its own, which an export would lose; take it off first:"
+                f" del module.{name}"
             )
 
 

@@ -54,8 +54,8 @@ class Part(Tensor):
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         name = self.shown_as
         raise VitasError(
-            f"{name} is here the part of a parameter that the active subnet uses, to be read only; take the whole one, by"
-            f" get_parameter({name!r}) of the module that holds it, or activate the largest subnet first"
+            f"{name}: the active subnet's part cannot be written to; take the whole,"
+            f" get_parameter({name!r}), or activate the largest subnet"
         )
 
     data = grad = property(_refuse, _refuse)

@@ -133,7 +133,7 @@ def coverage_map(dims: Dim | Mapping[str, Dim]) -> Any:
         raise ChoiceError("coverage_map: expected at least one Dim, got none")
     for name, dim in named.items():
         if not isinstance(dim, Dim):
-            raise ChoiceError(f"coverage_map: expected a Dim, got {shown(dim)} for {shown(name)}")
+            raise ChoiceError(f"coverage_map: expected a Dim, got {shown(dim)} for {shown(name, 40)}")
     made = Figure(figsize=(max(2.7 * len(named), 4.2), 4.2), layout="constrained")
     axes = made.subplots(2, len(named), sharex="col", squeeze=False, height_ratios=[3, 1])
     for (name, dim), (runs, uses) in zip(named.items(), axes.T, strict=True):

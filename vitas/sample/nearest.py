@@ -37,13 +37,20 @@ def is_empty(chain: Chain, windows: Sequence[Window]) -> bool:
     return False
 
 
-def explain_empty(chain: Chain, windows: Mapping[str, Window]) -> str:
-    """Say what can be reached instead of empty windows."""
+def explain_empty(chain: Chain, windows: Mapping[str, Window], whole_rows: bool = False) -> str:
+    """Say what can be reached instead of empty windows.
+
+    Args:
+        chain: The subnets.
+        windows: What they shall cost.
+        whole_rows: Whether the model has rows of blocks whose depth is not searched.
+    """
     every = list(windows.values())
-    return "no subnet has " + "; ".join(
-        _said(name, window, beside(chain, every, measure), len(every) > 1, chain.space.whole is not chain.space)
-        for measure, (name, window) in enumerate(windows.items())
-    )
+    found = [beside(chain, every, measure) for measure in range(len(every))]
+    held = chain.space.whole is not chain.space
+    said = (_said(name, *of, len(every) > 1, held) for name, of in zip(windows, zip(every, found, strict=True), strict=True))
+    lower = whole_rows and any(window.high < near.low for window, near in zip(every, found, strict=True))
+    return f"no subnet has {'; '.join(said)}" + ('; a searched depth reaches lower: wrap(depth="auto")' if lower else "")
 
 
 def _said(name: str, window: Window, found: Beside, several: bool, held: bool) -> str:

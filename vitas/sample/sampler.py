@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.checks import ANY_INT, as_count
-from vitas.choice import SIDES
+from vitas.choice import SIDES, Depth
 from vitas.cost import Cost, count_flops, params_of
 from vitas.cost.model import TableSum
 from vitas.cost.watch import Stated, Watch
@@ -23,7 +23,7 @@ from vitas.sample.chain import Chain, TooManyNodes
 from vitas.sample.conditional import BINS, Conditional
 from vitas.sample.lattice import extremes
 from vitas.sample.nearest import explain_empty, is_empty
-from vitas.space import SearchSpace, StatesCost, Subnet, codes_of, needs_tokens, search_space, unwrap
+from vitas.space import SearchSpace, StatesCost, Subnet, codes_of, held, needs_tokens, search_space, unwrap
 
 _BLOCK = 64  # subnets that a sampler draws at once
 
@@ -121,7 +121,7 @@ class SubnetSampler:
             greatest = {name: int(self._measure(name, largest)[0]) for name in budgets}
         self.windows = {name: window_of(budget.typed, name, greatest[name]) for name, budget in budgets.items()}
         if whole is not None:
-            self._conditional = conditional_of(whole.restricted(self.space), self.windows)
+            self._conditional = conditional_of(whole.restricted(self.space), self.windows, _has_whole_rows(self.model))
 
     def sample(self, step: int, activate: bool = True) -> Subnet:
         """Return the subnet of a step and make it the active one; in bilateral sharing with the step's side.
@@ -326,7 +326,13 @@ def _chain(space: SearchSpace, costs: Sequence[Cost]) -> Chain | None:
         return None
 
 
-def conditional_of(chain: Chain, windows: Mapping[str, Window]) -> Conditional:
+def _has_whole_rows(model: nn.Module) -> bool:
+    """Say whether there are rows of blocks all of which always run, where some could leave."""
+    choices = (choice for module in model.modules() for _, choice in held(module))
+    return any(isinstance(choice, Depth) and choice.fixed and choice.largest > 1 for choice in choices)
+
+
+def conditional_of(chain: Chain, windows: Mapping[str, Window], whole_rows: bool = False) -> Conditional:
     """Return the prior inside the windows, with bins fine enough that a fair share of proposals arrives.
 
     Raises:
@@ -335,11 +341,11 @@ def conditional_of(chain: Chain, windows: Mapping[str, Window]) -> Conditional:
     conditional = Conditional(chain, list(windows.values()))
     for finer in (4, 16):
         if not conditional.bound:
-            raise BudgetError(explain_empty(chain, windows))
+            raise BudgetError(explain_empty(chain, windows, whole_rows))
         arrived = len(conditional.propose(512, np.random.default_rng(0))[0])
         if arrived >= 16 or not windows:
             return conditional
         conditional = Conditional(chain, list(windows.values()), bins=finer * BINS[len(windows)], memory=40_000_000)
     if not conditional.bound or is_empty(chain, list(windows.values())):
-        raise BudgetError(explain_empty(chain, windows))
+        raise BudgetError(explain_empty(chain, windows, whole_rows))
     return conditional

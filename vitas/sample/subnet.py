@@ -150,8 +150,8 @@ def count_subnets(
 def _told(cost: Cost | None, model: nn.Module) -> Cost:
     if cost is None:
         raise VitasError(
-            f"flops: what a {type(model).__name__} costs depends on more than its parts and their sizes, so that its subnets"
-            " cannot be counted; draw some, sample_subnet(..., inputs=...)"
+            f"flops: subnets of a {type(model).__name__} cannot be counted: its cost depends on more than its parts;"
+            " draw some by sample_subnet(..., inputs=...)"
         )
     return cost
 

@@ -61,9 +61,8 @@ class Aims:
         for what, wanted in (("the objective", self.objectives), ("the limited value", self.limits)):
             for name in wanted:
                 if name not in scores:
-                    raise SearchError(
-                        f"evaluate: {what} {shown(name)} is not in what it returned: {one_of(list(scores), name)}"
-                    )
+                    got = listed(scores, 3) or "nothing"
+                    raise SearchError(f"evaluate: {what} {shown(name, 40)} is missing; it returned {got}")
         return scores
 
     def failure(self, scores: Mapping[str, float]) -> str | None:

@@ -112,11 +112,11 @@ def _database(url: str) -> Any:
         raise SearchError(f"storage: the database cannot be opened: {_first_cause(error)}") from None
 
 
-def _first_cause(error: BaseException) -> str:
+def _first_cause(error: BaseException, most: int = 100) -> str:
     """Return what the driver said, in a line: SQLAlchemy's and Optuna's errors only hand it on."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    return brief(Exception(" ".join(str(error).split())), 100)
+    return brief(error if isinstance(error, Exception) else Exception(error), most)
 
 
 def patiently(step: Callable[[], Any], *errors: type[Exception]) -> Any:
@@ -151,11 +151,10 @@ def persistently(step: Callable[[], Any], seconds: float) -> Any:
             now = time.monotonic()
             ends = now + seconds if ends is None else ends
             if now >= ends:
-                cause = type(error.__cause__ or error).__name__  # not the whole text: it may hold a password
                 raise SearchError(
-                    f"storage: out of reach for {seconds:g} s ({cause}); the same call goes on where this one stopped,"
-                    " and storage_timeout= says how long to try"
-                ) from error
+                    f"storage: out of reach for {seconds:g} s ({_first_cause(error, 40)}); the same call goes on;"
+                    " storage_timeout= says how long to try"
+                ) from None
         time.sleep(min(pause, ends - now))
         pause = min(10.0, 2 * pause)
 

@@ -61,7 +61,7 @@ def spoken_of(what: str, asked: Any, choices: Mapping[str, AnyChoice]) -> list[t
             values = [values]
         elif not are_several(values) or isinstance(values, Mapping):
             instead = "; fixed= takes one" if what == "only" else ""
-            raise ChoiceError(f"{what}: {shown(pattern)}: expected several values, got {shown(values)}{instead}")
+            raise ChoiceError(f"{what}: {shown(pattern, 40)}: expected several values, got {shown(values, 40)}{instead}")
         else:
             values = list(islice(values, MOST_VALUES + 1))
             if len(values) > MOST_VALUES:

@@ -97,9 +97,8 @@ def refuse_broken_ties(paths: Mapping[AnyChoice, Sequence[tuple[str, ...]]]) -> 
         if twin is not choice:
             here, there = ".".join(at[0]), ".".join(paths[twin][0])
             raise ChoiceError(
-                f"{choice.name or here}: {here} and {there} hold two copies of what was one {type(choice).__name__}; a part"
-                " of a model was copied alone and lost its tie: copy the whole model, or build the part anew with the same"
-                " object"
+                f"{choice.name or here}: {here} and {there} hold two copies of what was one {type(choice).__name__};"
+                " copy the whole model, or build the part anew"
             )
 
 
@@ -125,8 +124,8 @@ def claim_for_model(choice: AnyChoice, model: nn.Module, name: str) -> None:
         around = any(module is other for module in model.modules())
         if not inside and not around:
             raise ChoiceError(
-                f"{name} stands in two models ({type(other).__name__} and {type(model).__name__}): activating one would"
-                " change the other; give each its own, for instance by copy.deepcopy(model), or call with the model inside"
+                f"{name} stands in two models ({type(other).__name__} and {type(model).__name__}); give each its own, for"
+                " instance by copy.deepcopy(model), or call with the model inside"
             )
         if inside:
             return

@@ -242,8 +242,8 @@ class SearchSpace:
         for (name, choice), number in zip(self.choices.items(), code, strict=True):
             if name in self._adapted and 0 <= number < len(choice.values) - 1:
                 raise ChoiceError(
-                    f"{name}: the adapter on {self._adapted[name]} is as wide as the whole layer, so only the largest value,"
-                    f" {choice.largest}, runs; adapt what export_subnet returns, or merge the adapter into the weights first"
+                    f"{name}: only {choice.largest} runs, the adapter on {self._adapted[name]} being so wide;"
+                    " merge it into the weights, or adapt what export_subnet returns"
                 )
 
     @contextmanager

@@ -159,8 +159,7 @@ class TwinsSuperformer(Superformer, plain.Twins):
         (height, width), least = pixels(img_size), self.sizes()[1]
         if min(height, width) < least:
             raise ChoiceError(
-                f"img_size: an image of {height} x {width} pixels leaves some layer without a position; the stages and"
-                f" sr_ratios need sides of at least {least}"
+                f"img_size: the stages and sr_ratios need sides of at least {least} pixels, got {height} x {width}"
             )
         self.img_size = height, width
 

@@ -81,10 +81,7 @@ class Recipe:
                 raise ChoiceError(f"{name}: expected a number of at least 0, got {shown(getattr(self, name))}")
         pair = isinstance(self.scale, (tuple, list)) and len(self.scale) == 2
         if not pair or not 0 < as_number(self.scale[0], "scale") <= as_number(self.scale[1], "scale") <= 1:
-            raise ChoiceError(
-                "scale: expected the smallest and the largest part of the image, 0 < smallest <= largest <= 1, got"
-                f" {shown(self.scale)}"
-            )
+            raise ChoiceError(f"scale: expected parts of the image, 0 < smallest <= largest <= 1, got {shown(self.scale)}")
 
     def lr_factor(self, epoch: float) -> float:
         """Return the learning rate as a part of `lr` after `epoch` epochs (whole or not): linear warm-up, then a cosine."""

@@ -78,8 +78,8 @@ def check_records(model: nn.Module, images: Tensor | tuple[Any, ...], *, subnets
     worst = max(errors)
     if not worst <= (1e-9 if next(inner.parameters()).dtype == torch.float64 else _MOST):
         raise WrapError(
-            f"{type(inner).__name__}: a subnet differs from the whole model without its other units by {worst:.2g}; "
-            "the letters of an axis stand in the wrong order, or a norm or a layer works across heads or units"
+            f"{type(inner).__name__}: a subnet is {worst:.2g} off the model without its other units: letters in the wrong"
+            " order, or a layer across heads or units"
         )
     return worst
 

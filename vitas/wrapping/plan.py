@@ -273,8 +273,8 @@ def refuse_adapters(model: nn.Module) -> None:
         if BASE_LAYER in part._modules:
             home = type(part).__module__.partition(".")[0]
             raise WrapError(
-                f"{type(model).__name__} cannot be wrapped: {path} is an adapter ({home}) as wide as the whole layer;"
-                " merge it into the weights first (merge_and_unload), or adapt what export_subnet returns"
+                f"{type(model).__name__} cannot be wrapped: {path} is an adapter ({home});"
+                " merge it first (merge_and_unload), or adapt what export_subnet returns"
             )
 
 
@@ -344,8 +344,8 @@ def refuse_unfit(model: nn.Module, plan: Plan) -> None:
         if not _runs(model, image):
             size = " x ".join(map(str, image.shape[1:]))
             raise WrapError(
-                f"{type(model).__name__} cannot be wrapped: it does not run on an image of {size}, the size that its"
-                f' pretrained_cfg["input_size"] says; write there the one it was made for ({brief(error)})'
+                f"{type(model).__name__} cannot be wrapped: it does not run on {size}, its"
+                f' pretrained_cfg["input_size"]; correct that ({brief(error, 40)})'
             ) from error
         raise WrapError(f"{type(model).__name__} cannot be wrapped: a subnet does not run ({brief(error)})") from error
 

@@ -107,7 +107,8 @@ def wrap(
     """
     check_flags(inplace=inplace)
     if isinstance(timm_model, str):
-        raise WrapError(f"expected a model, got the name {shown(timm_model)}; pass timm.create_model({shown(timm_model)})")
+        name = shown(timm_model, 40)
+        raise WrapError(f"expected a model, got the name {name}; pass timm.create_model({name})")
     model: Any = unwrap(timm_model)
     if any(holders(model)) or any(isinstance(part, Narrowed) for part in model.modules()):
         raise WrapError(f"{type(model).__name__} is searchable already")
