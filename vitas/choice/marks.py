@@ -79,7 +79,8 @@ def compiling() -> bool:
     compiled = torch.compiler.is_compiling()
     if compiled and torch.compiler.is_dynamo_compiling():
         return True
-    if compiled or torch.jit.is_tracing():  # what compiles without Dynamo is torch.export
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if compiled or traced:  # what compiles without Dynamo is torch.export
         raise _one_network()
     return False
 
