@@ -169,28 +169,41 @@ def test_a_regular_subnet_is_a_folder_that_timm_loads(name, tmp_path):
     assert repr(loaded) == repr(export)
 
 
+BOTH = {"embed_dim": ["50%", "100%"], "num_heads": ["50%", "100%"]}
 NATIVE = {  # sizes of all blocks that the constructor can say; the widths of Swin's stages double
     "swin_tiny_patch4_window7_224": {"embed_dim": ["33%", "100%"], "num_heads": ["33.3%", "100%"], "depth": "auto"},
-    "swinv2_tiny_window8_256": {"num_heads": None, "depth": "auto"},
+    "swinv2_tiny_window8_256": {**BOTH, "depth": "auto"},
     "eva02_tiny_patch14_224": {"num_heads": None, "depth": "auto"},
-    "pvt_v2_b0": {"embed_dim": ["50%", "100%"], "num_heads": ["50%", "100%"], "depth": "auto"},
+    "pvt_v2_b0": {**BOTH, "depth": "auto"},
     "pit_ti_224": {"num_heads": None, "depth": "auto", "mlp_ratio": None},
-    "vit_small_patch16_dinov3": {"embed_dim": ["50%", "100%"], "num_heads": ["50%", "100%"], "depth": "auto"},
-    "qwen3_vit_88m": {"embed_dim": ["50%", "100%"], "num_heads": ["50%", "100%"], "depth": "auto"},
+    "vit_small_patch16_dinov3": {**BOTH, "depth": "auto"},
+    "qwen3_vit_88m": {**BOTH, "depth": "auto"},
+    "tiny_vit_5m_224": {"num_heads": None, "depth": "auto"},
+    "levit_128s": {"num_heads": "auto", "depth": "auto"},
+    "maxvit_tiny_tf_224": {"num_heads": None, "depth": "auto", "mlp_ratio": None},
+    "naflexvit_base_patch16_map": {"num_heads": None, "depth": "auto", "mlp_ratio": None},
 }
 
 
-@pytest.mark.parametrize("name", [name for name in NATIVE if name in RECORDED])
-def test_whatever_the_constructor_can_build_timm_loads(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "searched"),
+    [
+        *((name, searched) for name, searched in NATIVE.items() if name in RECORDED),
+        ("swin_tiny_patch4_window7_224", {"num_heads": ["33.3%", "100%"]}),  # whose constructor takes head_dim
+    ],
+)
+def test_whatever_the_constructor_can_build_timm_loads(name, searched, tmp_path):
     options, side = RECORDED[name]
     model = randomize(timm.create_model(name, num_classes=5, **options)).eval()
     x = torch.randn(2, 3, side, side)
-    wrapped = wrap(model, **{"mlp_ratio": ["50%", "100%"], **NATIVE[name]})
+    wrapped = wrap(model, **{"mlp_ratio": ["50%", "100%"], **searched})
     sample_subnet(wrapped, policy="smallest")
     export = export_subnet(wrapped)
     save_subnet(export, tmp_path / "net", source=None if tells else (name, {**options, "num_classes": 5}))
     loaded = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
     assert torch.equal(loaded(x), export(x))
+    if name == "swinv2_tiny_window8_256":
+        assert [block.num_heads for layer in export.layers for block in layer.blocks] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["SwinConfig", "Dinov2Config"])

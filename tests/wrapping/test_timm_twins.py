@@ -655,7 +655,7 @@ def test_a_ratio_in_a_report_gives_back_the_hidden_width():
 def timm_sizes(dim, hidden):
     from vitas.wrapping.constructor import Sizes
 
-    return Sizes("", dim, (1,), (dim,), (hidden,), (1,))
+    return Sizes("", dim, 1, (1,), (dim,), (hidden,), (1,))
 
 
 @every_kind

@@ -41,11 +41,18 @@ def for_blocks(what: str, given: Values, blocks: Sequence[Sequence[str]], word: 
 
 
 def constructor_arguments(own: Any, gates: bool = True) -> dict[str, int | float]:
-    """Return the sizes of a row of blocks in the words of timm's VisionTransformer; with `gates` the ratio counts them."""
-    dim, hidden = own.embed_dim, own.mlp_dim[0] * (own.stacks[0] if gates else 1)
-    ratio = hidden / dim
-    ratio = ratio if int(dim * ratio) == hidden else nextafter(ratio, inf)  # timm rounds the product down
-    return {"embed_dim": dim, "depth": len(own.num_heads), "num_heads": own.num_heads[0], "mlp_ratio": ratio}
+    """Return the sizes of a row of blocks in the words of timm's VisionTransformer; with `gates` the ratio counts them.
+
+    Blocks of convolutions have no heads, or no MLP: then these words are not there.
+    """
+    dim = own.embed_dim
+    words: dict[str, int | float] = {"embed_dim": dim, "depth": own.depth}
+    words |= {"num_heads": own.num_heads[0]} if own.num_heads else {}
+    for hidden, stacks in zip(own.mlp_dim[:1], own.stacks, strict=False):
+        product = hidden * (stacks if gates else 1)
+        ratio = product / dim
+        words["mlp_ratio"] = ratio if int(dim * ratio) == product else nextafter(ratio, inf)  # timm rounds it down
+    return words
 
 
 def for_each_stage(what: str, given: Values, n: int) -> list[Values]:

@@ -22,6 +22,7 @@ class Sizes(NamedTuple):
 
     prefix: str  # of the names of its choices
     embed_dim: int
+    depth: int
     num_heads: tuple[int, ...]
     head_dim: tuple[int, ...]
     mlp_dim: tuple[int, ...]
@@ -36,6 +37,7 @@ def sizes(stage: Any) -> Sizes:
     return Sizes(
         stage.prefix,
         stage.width.active,
+        len(run),
         tuple(dim.active for dim, _ in heads),
         tuple(head_dim for _, head_dim in heads),
         tuple(dim.active for dim, _ in hidden),
@@ -50,9 +52,10 @@ def constructed(model: Any) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
         part.export() for part in model.modules() if isinstance(part, Narrowed) and part is model._modules.get("attn_pool")
     ]
     pooled = [pool.mlp.fc2.in_features for pool in pools if hasattr(pool, "mlp")]
-    reasons = [reason for own in stages for reason in _unlike_constructor(own, pooled)]
-    kind = model.shape.narrowed
-    if name_of(kind) not in _CONSTRUCTED:
+    reasons, kind = [reason for own in stages for reason in _irregular(own)], model.shape.narrowed
+    if name_of(kind) in _CONSTRUCTED:
+        reasons += [reason for own in stages for reason in _unlike_constructor(own, pooled)]
+    else:
         reasons.append(f"what builds a {kind.__name__} of these sizes is not known here")
     return (None if reasons else _arguments(stages)), tuple(reasons)
 
@@ -66,18 +69,25 @@ def _arguments(stages: Sequence[Sizes]) -> dict[str, Any]:
     return {several: [own[one] for own in per_stage] for several, one in names.items()}
 
 
-def _unlike_constructor(own: Sizes, pooled: Sequence[int]) -> list[str]:
-    """Say why timm's constructors, which have one size for all blocks of a stage, cannot build a row of blocks."""
-    stage = own.prefix and f"{own.prefix[:-1]}: "
-    reasons = [
-        f"{stage}{what} differs from block to block: {', '.join(map(str, values))}"
+def _irregular(own: Sizes) -> list[str]:
+    """Say what differs between the blocks of a stage, for all of which timm's constructors have one size."""
+    return [
+        f"{_of(own)}{what} differs from block to block: {', '.join(map(str, values))}"
         for what, values in (("num_heads", own.num_heads), ("the hidden width of the MLP", own.mlp_dim))
         if len(set(values)) > 1
     ]
-    dim, heads, head_dims = own.embed_dim, next(iter(own.num_heads), 1), set(own.head_dim)
+
+
+def _of(own: Sizes) -> str:
+    return own.prefix and f"{own.prefix[:-1]}: "
+
+
+def _unlike_constructor(own: Sizes, pooled: Sequence[int]) -> list[str]:
+    """Say which sizes of a row of blocks follow others in timm's constructors, and here do not."""
+    reasons, dim, heads, head_dims = [], own.embed_dim, next(iter(own.num_heads), 1), set(own.head_dim)
     if len(set(own.num_heads)) == 1 and (dim % heads or head_dims != {dim // heads}):
         width = ", ".join(map(str, head_dims))
-        reasons.append(f"{stage}{heads} heads have {width} channels each and not embed_dim / num_heads = {dim / heads:g}")
+        reasons.append(f"{_of(own)}{heads} heads have {width} channels each and not embed_dim / num_heads = {dim / heads:g}")
     return reasons + [
         f"the MLP of attention pooling keeps its hidden width of {width}, those of the blocks have {own.mlp_dim[0]}"
         for width in pooled

@@ -85,7 +85,9 @@ class Plan:
         row = held.pop("row", None)
         mixin = (FORWARDS | LAYERS).get(name_of(type(module)), mixin)
         if record is not None or mixin is not Narrowed or row is not None:
-            self._narrow(module, path, dict(letters), settle, record or Record({}, {}, None, (), ()), mixin, row, held)
+            own = dict(letters)
+            self._narrow(module, path, own, settle, record or Record({}, {}, None, (), ()), mixin, row, held)
+            letters = {**letters, **({"h": own["h"]} if "h" in own else {})}
         for name, child in module._modules.items():
             if child is not None:
                 self.visit(child, f"{path}.{name}" if path else name, letters, settle)

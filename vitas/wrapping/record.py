@@ -18,9 +18,10 @@ An entry may end on `if PATH` or `unless PATH`: it holds where a module has such
 that is true, or where it has none.
 
 Letters: w width of the residual stream (of the stage), u of the stage before, v of the next one, w0 w1 ... of each stage,
-h heads, d channels of a head, m hidden width of an MLP, n blocks that run; any other letter is a size that stays. What a
-letter counts is read off the shapes by division. A name may be a path, `patch_embed.proj`; numbers in it may count from the
-end. What a class of a library lacks is passed over: that nothing is forgotten is checked on the model.
+h heads, d channels of a head, m hidden width of an MLP, n blocks that run; any other letter is a size that stays. The h of a
+part is that of all parts inside it. What a letter counts is read off the shapes by division. A name may be a path,
+`patch_embed.proj`; numbers in it may count from the end. What a class of a library lacks is passed over: that nothing is
+forgotten is checked on the model.
 """
 
 from __future__ import annotations

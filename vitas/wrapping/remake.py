@@ -10,7 +10,8 @@ import inspect
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -92,19 +93,31 @@ def regular(origin: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         return
     *before, last = origin["subnets"]
     model = narrowed(taken(original(origin["source"]), before), last)
-    known = inspect.signature(type(model).shape.narrowed).parameters
+    known = _words_of(type(model).shape.narrowed)
     searched = {name.rpartition(".")[2] for subnet in origin["subnets"] for name in subnet}
     unchanged = {word for word, names in _FOLLOWS.items() if not names & searched}
     stages = [sizes(stage) for stage in model._stages]
     for gates in (True, False):
         per_stage = [constructor_arguments(stage, gates) for stage in stages]
-        words: dict[str, Any] = dict(per_stage[0])
+        words: dict[str, Any] = {name: value for own in reversed(per_stage) for name, value in own.items()}
         if model._stages[0].prefix:
-            lists = {name: [own[name] for own in per_stage] for name in words}
+            lists = {name: [own[name] for own in per_stage] for name in words if all(name in own for own in per_stage)}
             words |= {f"{name}s": values for name, values in lists.items()}
-            words |= {"depth": lists["depth"], "num_heads": lists["num_heads"], "heads": lists["num_heads"]}
+            words |= {name: lists[name] for name in ("depth", "num_heads") if name in lists}
+            if "num_heads" in lists:
+                words |= {"heads": lists["num_heads"], "head_dim": [stage.head_dim[0] for stage in stages]}
         words = {name: value for name, value in words.items() if {name, name.removesuffix("s")}.isdisjoint(unchanged)}
         yield arguments | {name: value for name, value in words.items() if name in known}
+
+
+def _words_of(kind: type) -> set[str]:
+    """Return the names of what a class of timm can be built with: by its constructor, those of its bases, their configs."""
+    words: set[str] = set()
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        for name, parameter in inspect.signature(base).parameters.items():
+            kinds = (parameter.annotation, *get_args(parameter.annotation))
+            words |= {name, *(field.name for config in kinds if is_dataclass(config) for field in fields(config))}
+    return words
 
 
 _FOLLOWS = {
@@ -112,6 +125,7 @@ _FOLLOWS = {
     "depth": {"depth"},
     "num_heads": {"num_heads"},
     "heads": {"num_heads"},
+    "head_dim": {"num_heads"},
     "mlp_ratio": {"mlp_dim", "embed_dim"},
 }
 """The choices that change a word of constructors."""

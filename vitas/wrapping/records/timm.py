@@ -48,9 +48,9 @@ _MODELS = {
     " cls_token: _, _, _; stages transformers; rows transformers.*.blocks",
     "levit.Levit": "fixed w; whole stem head; stages stages; rows stages.*.blocks",
     "levit.LevitDistilled": "fixed w; whole stem head head_dist; stages stages; rows stages.*.blocks",
-    "tiny_vit.TinyVit": "fixed w; whole patch_embed head; stages stages; rows stages.*.blocks",
+    "tiny_vit.TinyVit": "fixed w; whole patch_embed head; stages stages; rows stages.*.blocks; depths = n*",
     "mvitv2.MultiScaleVit": "fixed w; whole patch_embed norm head; cls_token pos_embed: _, _, _; stages stages;"
-    " rows stages.*.blocks",
+    " rows stages.*.blocks; depths = n*",
     "crossvit.CrossVit": "fixed w; whole patch_embed norm head; rows blocks; cls_token_0 cls_token_1: _, _, _;"
     " pos_embed_0 pos_embed_1: _, _, _",
     "volo.VOLO": "fixed w h n; whole patch_embed post_network aux_head norm head; rows network; cls_token: _, _, _;"
@@ -82,7 +82,7 @@ _PARTS = {
     "swin_transformer.SwinTransformerStage": _SWIN_STAGE,
     "swin_transformer_v2.WindowAttention": f"{_QKV}; {_BIASES}; logit_scale: h, _, _; cpb_mlp.0: _, _;"
     " cpb_mlp.2: h, _; dim = w",
-    "swin_transformer_v2.SwinTransformerV2Block": f"{_BLOCK}; dim = w",
+    "swin_transformer_v2.SwinTransformerV2Block": f"{_BLOCK}; attn.proj: w, h d; num_heads = h; dim = w",
     "swin_transformer_v2.PatchMerging": "norm: w; reduction: w, 4 u; dim = u; out_dim = w",
     "swin_transformer_v2.SwinTransformerV2Stage": _SWIN_STAGE,
     "beit.Attention": f"{_QKV}; {_BIASES}; relative_position_bias_table: _, h",
@@ -121,14 +121,14 @@ _PARTS = {
     "maxxvit.MbConvBlock": "whole .",
     "maxxvit.ConvNeXtBlock": "whole .",
     "pit.Transformer": "whole pool norm",
-    "levit.Attention": "qkv.linear: h e, _, _, _; qkv.bn: h e; proj.ln.linear: _, h v, _, _; whole proj;"
-    " attention_biases: h, _; num_heads = h; val_attn_dim = h v; key_attn_dim = h k",
+    "levit.Attention": "qkv.linear: h e, _, _, _; qkv.bn: h e; proj.ln.linear: _, h d, _, _; whole proj;"
+    " attention_biases: h, _; num_heads = h; val_attn_dim = h d; key_attn_dim = h k",
     "levit.LevitMlp": "ln1.linear: m, w, _, _; ln1.bn: m; ln2.linear: w, m, _, _; whole ln2",
     "levit.AttentionDownsample": "whole .",
-    "tiny_vit.Attention": "norm: _; qkv: h e, _; proj: _, h v; attention_biases: h, _; num_heads = h; out_dim = h v",
+    "tiny_vit.Attention": "norm: _; qkv: h e, _; proj: _, h d; attention_biases: h, _; num_heads = h; out_dim = h d",
     "tiny_vit.NormMlp": "norm: w; fc1: m, w; fc2: w, m",
-    "tiny_vit.TinyVitBlock": "whole local_conv",
-    "tiny_vit.TinyVitStage": "whole downsample",
+    "tiny_vit.TinyVitBlock": "attn.proj: _, h d; num_heads = h; whole local_conv",
+    "tiny_vit.TinyVitStage": "depth = n; whole downsample",
     "tiny_vit.MBConv": "whole .",
     "mvitv2.MultiScaleAttention": "qkv: 3 h d, _; proj: _, h d; rel_pos_h rel_pos_w: _, _; num_heads = h;"
     " dim_out = h d; norm_q norm_k norm_v: _ unless unshared; pool_q pool_k pool_v: _, _, _, _ unless unshared",
