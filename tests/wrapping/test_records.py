@@ -227,6 +227,12 @@ def test_a_model_made_for_other_images_is_tried_with_those(name):
         wrap(model)
 
 
+@pytest.mark.parametrize("name", ["naflexvit_base_patch16_map", "levit_128s"])  # patches by a linear layer, by convolutions
+def test_images_of_another_number_of_channels(name):
+    model = timm.create_model(name, num_classes=5, in_chans=1, **SMALL[name][0])
+    assert wrap(model).image_shape() == (1, SMALL[name][1], SMALL[name][1])
+
+
 @every_model
 def test_gradients_are_those_of_the_export(name):
     check_gradients(*original(name), **staying(name))

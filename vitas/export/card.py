@@ -63,7 +63,7 @@ def model_card(module: nn.Module, folder: Path, place: str) -> str:
     card = _HEAD.format(title=place.partition(":")[2].partition("@")[0].rpartition("/")[2] or place, facts=rows, place=place)
     if not told:
         card = card.replace(f'("{place}")', f'("{place}", into=...)  # a module of the class above')
-    if "architecture" in config:
+    if "model_args" in config:
         card += f'\n`timm.create_model("{place}", pretrained=True)` loads it too.\n'
     return "\n".join([card, "## What it is made of", "", *_made_of(told), ""]) if told else card
 

@@ -6,7 +6,7 @@ arguments plain data; the network is built on the meta device first, within boun
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,29 +120,37 @@ def _now(model: nn.Module) -> dict[str, Any]:
 
 
 def native(told: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
-    """Return what the library itself reads in a config, where its constructor builds the network as it is; else nothing."""
+    """Return what the library itself reads in a config, where its constructor builds the network as it is.
+
+    Else nothing, or for timm a name of no model, which it shows when it refuses the folder.
+    """
     own: Any = vars(module)
-    source = dict(told["source"])
-    of_timm = source["library"] == "timm"
-    try:
-        with _bounded(), torch.device("meta"):
-            for arguments in regular(told) if of_timm else [json.loads(own["config"].to_json_string())]:
-                source["arguments"] = arguments
-                if not differences(original(source), module):
-                    break
-            else:
-                return {}
-    except Exception:  # whatever the library's own code raises for sizes that are not regular
-        return {}
+    name, of_timm = told["source"]["name"], told["source"]["library"] == "timm"
+    arguments = _of_constructor(told, module, regular(told) if of_timm else [json.loads(own["config"].to_json_string())])
+    if arguments is None:
+        refused = f"subnet of {name}, which timm's constructor does not build: it is read by load_subnet of vitas"
+        return {"architecture": refused, "pretrained_cfg": {}} if of_timm else {}
     if not of_timm:
-        return {**source["arguments"], "architectures": [type(module).__name__], "model_type": own["config"].model_type}
+        return {**arguments, "architectures": [type(module).__name__], "model_type": own["config"].model_type}
     return {
-        "architecture": source["name"],
+        "architecture": name,
         "num_classes": own["num_classes"],
         "num_features": own["num_features"],
-        "model_args": source["arguments"],
-        "pretrained_cfg": {**told["pretrained_cfg"], "architecture": source["name"], "custom_load": False},
+        "model_args": arguments,
+        "pretrained_cfg": {**told["pretrained_cfg"], "architecture": name, "custom_load": False},
     }
+
+
+def _of_constructor(told: Mapping[str, Any], module: nn.Module, several: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the first arguments, or config, by which the library's constructor builds a network; None where it cannot."""
+    try:
+        with _bounded(), torch.device("meta"):
+            for arguments in several:
+                if not differences(original({**told["source"], "arguments": arguments}), module):
+                    return arguments
+    except Exception:  # whatever the library's own code raises for sizes that are not regular
+        return None
+    return None
 
 
 def built(told: Any, name: str, where: str) -> nn.Module:

@@ -56,7 +56,7 @@ def constructed(model: Any) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     if name_of(kind) in _CONSTRUCTED:
         reasons += [reason for own in stages for reason in _unlike_constructor(own, pooled)]
     else:
-        reasons.append(f"what builds a {kind.__name__} of these sizes is not known here")
+        reasons.append("whether that builds these sizes is found out by save_subnet")
     return (None if reasons else _arguments(stages)), tuple(reasons)
 
 

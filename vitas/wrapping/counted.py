@@ -43,7 +43,8 @@ def image_of(model: nn.Module) -> tuple[int, int, int]:
     if not size and len(given) != 3:
         raise VitasError("this model does not know the size of its images; give it one by set_input_size")
     height, width = given[1:] if not size else (size, size) if isinstance(size, int) else size
-    return (conv.in_channels if conv is not None else 3), int(height), int(width)
+    told = next((vars(part)["in_chans"] for part in model.modules() if "in_chans" in vars(part)), 3)
+    return (conv.in_channels if conv is not None else told), int(height), int(width)
 
 
 def counted_cost(model: Any, known: dict[Any, Counts]) -> Cost:

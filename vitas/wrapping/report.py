@@ -26,7 +26,8 @@ class ExportReport:
     Attributes:
         of_class: The class of the export, one of timm's; its blocks are timm's too.
         arguments: Sizes with which the constructor, or `timm.create_model` for the wrapped model, builds the same network;
-            None where it cannot. `save_subnet`, `load_subnet` and `register` take the export either way.
+            None where it cannot, or where only `save_subnet` finds that out. `save_subnet`, `load_subnet` and `register`
+            take the export either way.
         reasons: Why the constructor cannot.
         of_plain: Parts that timm's classes cannot express, and that are of vitas.plain: attention that timm ties to the
             width of its input, whose heads are together narrower or wider.
@@ -40,7 +41,7 @@ class ExportReport:
     def __str__(self) -> str:
         if self.arguments is not None:
             return f"{self.of_class}({', '.join(f'{name}={sized(value)}' for name, value in self.arguments.items())})"
-        text = f"{self.of_class}, put together block by block: its constructor cannot, since " + "; ".join(self.reasons)
+        text = f"{self.of_class}, put together block by block and not by its constructor: " + "; ".join(self.reasons)
         if self.of_plain:
             text += f". Of vitas.plain, since timm's have embed_dim channels inside: {', '.join(self.of_plain)}"
         return text
