@@ -1,13 +1,26 @@
 """The script that makes the tables of docs/wrapping.md."""
 
+import re
+
 import pytest
 import torch
 
 from tests.contract import randomize
 from tests.wrapping import table
+from vitas.wrapping.records import RECORDS
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.extras
+
+
+def test_the_page_names_every_class_that_records_know():
+    known = {name.rpartition(".")[2] for name, text in RECORDS.items() if "rows " in text}
+    page = table.PAGE.read_text()
+    of_timm, of_transformers = (
+        dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", part.partition("<!-- end of")[0], flags=re.MULTILINE))
+        for part in page.split("python -m tests.wrapping.table -->")[1:]
+    )
+    assert known == {kind for kind, names in of_timm.items() if not names.startswith("0 of")} | of_transformers.keys()
 
 
 def on_meta(name, **options):

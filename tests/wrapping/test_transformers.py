@@ -72,6 +72,14 @@ def test_counts_by_running_add_up(name):
     check_counts(*original(name))
 
 
+def test_a_parameter_without_numbers_is_in_nobodys_way():
+    config = transformers.DINOv3ViTConfig(**MLP)
+    assert config.num_register_tokens == 0
+    model, x = randomize(transformers.DINOv3ViTModel(config)).eval(), torch.randn(2, 3, 16, 16)
+    check_exports(model, x)
+    check_silent_units(model, x)
+
+
 # -- what transformers promises of its models --------------------------------------------------------------------------
 
 FEW = ["ViTModel", "Dinov2ForImageClassification", "DINOv3ViTModel", "SiglipVisionModel", "SwinForImageClassification"]

@@ -216,7 +216,7 @@ def _uses_in(module: nn.Module, scores: Tensor | None) -> Iterator[tuple[Dim, _U
     if not isinstance(module, Elastic):
         return
     for name, dims in module.axes().items():
-        if (tensor := module.stored(name)) is None:
+        if (tensor := module.stored(name)) is None or not tensor.numel():  # such as no register tokens
             continue
         own, axis = scores if name == "weight" else None, 0
         for dim in dims:
