@@ -13,6 +13,8 @@ Needs pip install -e ".[timm,search]" and a folder with train/CLASS/*.jpg and va
 The same command again goes on from the last checkpoint, and ends with the weights of a run that was never stopped: the
 subnet, the images, their augmentation and every other random number of a step are functions of the seed and of the step.
 The search scores subnets on images that the superformer was not trained on (`--hold-out`), never on those of the test.
+A rank that stops answering ends the run after half of `--timeout`, named by the others; one that answers and only does not
+come, after all of it, which is why that has to be longer than one rank ever keeps the others waiting.
 """
 
 import argparse
@@ -32,6 +34,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from rank_watch import RankWatch
 from safetensors.torch import load_file, save_file
 from timm.data import Mixup, create_dataset, transforms_factory
 from torch import Tensor, nn
@@ -186,23 +189,24 @@ class Checkpoints:
 # -- training -------------------------------------------------------------------------------------------------------------
 
 
-def start_ranks() -> tuple[int, int, torch.device]:
-    """Join the processes that torchrun started, if it did; return rank, number of ranks and this rank's device."""
+def start_ranks(timeout: float) -> tuple[int, int, torch.device, RankWatch | None]:
+    """Join the processes that torchrun started, if it did; return rank, number of ranks, device and watch."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if "RANK" not in os.environ:
-        return 0, 1, device
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=10))
-    return dist.get_rank(), dist.get_world_size(), device
+        return 0, 1, device, None
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=timeout))
+    watch = RankWatch(timeout / 2, "; the same command goes on from the last checkpoint, --timeout says how long ranks wait")
+    return dist.get_rank(), dist.get_world_size(), device, watch
 
 
 def train(
     options: argparse.Namespace, recipe: Recipe, make_model: Callable[[int], nn.Module], hold_out: int
 ) -> nn.Module | None:
     """Train a superformer or a plain network; return it (its average where one is kept) on rank 0, None on the others."""
-    rank, world, device = start_ranks()
+    rank, world, device, watch = start_ranks(options.timeout)
     dataset = create_dataset("", root=options.data, split="train")
     classes = len(dataset.reader.class_to_idx)
     timm_arguments = recipe.to_timm(img_size=options.img_size, num_classes=classes)
@@ -247,6 +251,8 @@ def train(
     model.train()
     started, first = time.perf_counter(), done
     for step in range(done, steps):
+        if watch is not None:
+            watch.step = step + 1
         if sampler is not None:
             sampler.sample(step)  # the same subnet on every rank, a function of (seed, step)
         for group in optimizer.param_groups:
@@ -277,7 +283,8 @@ def train(
         if rank == 0 and ((step + 1) % options.log_every == 0 or step + 1 == steps):
             speed = (step + 1 - first) * recipe.batch_size / (time.perf_counter() - started)
             print(f"step {step + 1}/{steps}  loss {float(total):.4f}  {speed:.1f} images/s", flush=True)
-    if world > 1:
+    if watch is not None:
+        watch.close()
         dist.destroy_process_group()
     return (ema.module if ema is not None else model) if rank == 0 else None
 
@@ -413,6 +420,7 @@ def arguments() -> argparse.ArgumentParser:
         sub.add_argument("--accumulate", type=int, default=1, help="parts of a batch, one after the other")
         sub.add_argument("--checkpoint-every", type=int, default=1000, help="steps")
         sub.add_argument("--log-every", type=int, default=100, help="steps")
+        sub.add_argument("--timeout", type=float, default=300, help="seconds that ranks wait for each other; silence: half")
     return parser
 
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -148,6 +149,38 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(data, trained, tmp_
         paths = [folder / "checkpoints" / "step-40" / f"{name}.safetensors" for folder in (tmp_path, trained)]
         assert_same_weights(*paths)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-40"]
+
+
+def rank_of(pid):
+    """Return the rank of a process that torchrun started; None for others."""
+    words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next((int(word[5:]) for word in words if word.startswith(b"RANK=")), None)
+
+
+def test_a_rank_that_is_stopped_ends_the_run_and_is_named(data, tmp_path):
+    arguments = ["superformer", "--data", data, "--output", tmp_path / "run", *LAW, *SPACE, *TRAINING]
+    arguments += ["--epochs", "2000", "--timeout", "40"]
+    with (tmp_path / "said").open("w") as said:
+        job = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stdout=said, stderr=said)
+        try:
+            end = time.monotonic() + 600
+            while max(steps(tmp_path / "run"), default=0) < 5:
+                assert job.poll() is None, "ended before a rank could be stopped"
+                assert time.monotonic() < end, "no checkpoint"
+                time.sleep(0.1)
+            (stopped,) = (pid for pid in children(job.pid) if rank_of(pid) == 1)
+            os.kill(stopped, signal.SIGSTOP)
+            assert job.wait(timeout=600) != 0
+        finally:
+            if job.poll() is None:
+                for pid in [*children(job.pid), job.pid]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            job.wait()
+    text = (tmp_path / "said").read_text()
+    assert re.search(rf"rank 1 \(process {stopped} on .*\) was last heard of 20 s ago, in step \d+; rank 0 is in step", text)
+    assert "goes on from the last checkpoint, --timeout says how long ranks wait" in text
+    assert "imed out" not in text  # the process group's own timeout, twice as long, was not waited for
 
 
 def test_search_retrain_and_test(data, trained, tmp_path):
