@@ -1,10 +1,11 @@
-"""The command line: `python -m vitas compress | spaces | count | show`."""
+"""The command line: `python -m vitas compress | spaces | count | show | serve`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vitas.cost import count_flops, count_params
 from vitas.errors import ChoiceError, FileError, VitasError, brief, needs
 from vitas.export import load_subnet
 from vitas.sample import count_subnets
+from vitas.search.storage import serve
 from vitas.space import device_of, holders, search_space
 from vitas.superformer import create_superformer, list_superformers
 
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vitas", description="Vision Transformers under a budget.")
-    commands = parser.add_subparsers(required=True, metavar="compress | spaces | count | show")
+    commands = parser.add_subparsers(required=True, metavar="compress | spaces | count | show | serve")
 
     one = commands.add_parser("compress", help="make a trained model of timm smaller")
     one.add_argument("--model", required=True, help="a name of timm, such as vit_small_patch16_224")
@@ -69,7 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("show", help="say what a folder of save_subnet holds")
     one.add_argument("folder", type=Path)
     one.set_defaults(run=_show)
+
+    one = commands.add_parser("serve", help="let workers on other machines search in a journal file, by grpc://HOST:PORT")
+    one.add_argument("storage", help="path of a journal file, or URL of a database")
+    one.add_argument("--host", default="localhost", help="address on which to listen; who reaches it can change searches")
+    one.add_argument("--port", type=int, default=13000)
+    one.set_defaults(run=_serve)
     return parser
+
+
+def _serve(options: argparse.Namespace) -> None:
+    """Serve a storage until Ctrl-C."""
+    print(f"grpc://{options.host}:{options.port} serves {options.storage}; Ctrl-C ends it", flush=True)
+    with suppress(KeyboardInterrupt):
+        serve(options.storage, options.host, options.port)
 
 
 def _compress(options: argparse.Namespace) -> None:

@@ -18,8 +18,6 @@ optuna = pytest.importorskip("optuna")
 pytest.importorskip("tqdm")
 pytestmark = [pytest.mark.extras, pytest.mark.skipif(sys.platform == "win32", reason="flock")]
 
-VALUES = {"width": (2, 4, 6)}
-
 
 @pytest.fixture(scope="module")
 def model():
@@ -62,7 +60,7 @@ def test_of_two_that_start_at_once_with_other_weights_the_first_is_let_in(tmp_pa
     slow.get_study_user_attrs = look
     with pytest.raises(SearchError, match="differs in weights"):
         joined(slow, "B")
-    quick[0].claim(vitas.Subnet({"width": 2}), VALUES, {})
+    quick[0].claim(vitas.Subnet({"width": 2}), {})
     joined(open_storage(tmp_path / "race.log"), "A")
     with pytest.raises(SearchError, match="differs in weights"):
         joined(open_storage(tmp_path / "race.log"), "B")
@@ -82,8 +80,8 @@ def test_where_neither_saw_the_other_the_first_claim_decides(tmp_path, place):
         return made
 
     first, second = blind("A"), blind("B")
-    second_id, _ = second.claim(vitas.Subnet({"width": 4}), VALUES, {})
-    first.claim(vitas.Subnet({"width": 2}), VALUES, {})
+    second_id = second.claim(vitas.Subnet({"width": 4}), {})
+    first.claim(vitas.Subnet({"width": 2}), {})
     with pytest.raises(SearchError, match="differs in weights"):
         list(first.news())  # before it evaluates: a claim is read back first
     assert [dict(claim.params) for claim in second.news()] == [{"width": 4}]  # and never sees the other's
@@ -112,7 +110,7 @@ def test_a_search_whose_worker_is_refused_at_its_first_claim(model, tmp_path, mo
     slow = []
     monkeypatch.setattr(Ledger, "_agree", agree_late)
     result = vitas.evolve(model, score, storage=path, **SETTINGS)
-    slow[0].claim(result.best, {name: (value,) for name, value in result.best.items()}, {})
+    slow[0].claim(result.best, {})
     with pytest.raises(SearchError, match="differs in weights"):
         list(slow[0].news())
     slow[0].withdraw_own()
@@ -132,7 +130,7 @@ def test_searches_of_before_there_were_such_claims_go_on(tmp_path):
     study.add_trial(trial)
     ledger = joined(open_storage(tmp_path / "search.log"), "A")
     assert [claim.state for claim in ledger.news()] == ["COMPLETE"]
-    ledger.claim(vitas.Subnet({"width": 4}), VALUES, {})
+    ledger.claim(vitas.Subnet({"width": 4}), {})
     assert len(list(joined(open_storage(tmp_path / "search.log"), "A").news())) == 2
     with pytest.raises(SearchError, match="differs in weights"):
         joined(open_storage(tmp_path / "search.log"), "B")
@@ -145,10 +143,10 @@ def test_a_claim_that_is_given_up_before_it_is_read_back_is_made_again(model, mo
     claim, first = Ledger.claim, []
 
     def taken(self, *given):
-        trial_id, number = claim(self, *given)
+        trial_id = claim(self, *given)
         if not first:
             first.append(self.withdraw(trial_id))
-        return trial_id, number
+        return trial_id
 
     monkeypatch.setattr(Ledger, "claim", taken)
     result = vitas.evolve(model, score, **SETTINGS)
@@ -181,7 +179,7 @@ def test_the_claims_of_another_living_thread_stand_and_those_of_one_that_ended_d
 
     def work():
         here.append(joined(open_storage(path), "A"))
-        here[0].claim(vitas.Subnet({"width": 2}), VALUES, {})
+        here[0].claim(vitas.Subnet({"width": 2}), {})
         claimed.set()
         end.wait(60)
 
@@ -206,7 +204,7 @@ def test_clocks_an_hour_apart_double_nothing(tmp_path, monkeypatch, hours):
     other = joined(open_storage(path), "A")
     other._process = ("elsewhere", 1, "1")
     monkeypatch.setattr(storage_file.time, "time", lambda: now + 3600 * hours)
-    other.claim(vitas.Subnet({"width": 2}), VALUES, {})
+    other.claim(vitas.Subnet({"width": 2}), {})
     monkeypatch.undo()
     here = joined(open_storage(path), "A")
     list(here.news())

@@ -468,10 +468,10 @@ def test_a_claim_of_a_higher_number_gives_way(model, tmp_path, monkeypatch):
     path, others = tmp_path / "search.log", []
     claim = Ledger.claim
 
-    def late(self, subnet, values, attrs):
+    def late(self, subnet, attrs):
         if len(others) < 5:
-            others.append((self, claim(self, subnet, values, attrs)[0]))
-        return claim(self, subnet, values, attrs)
+            others.append((self, claim(self, subnet, attrs)))
+        return claim(self, subnet, attrs)
 
     monkeypatch.setattr(Ledger, "claim", late)
     calls = []
@@ -494,12 +494,12 @@ def test_the_last_network_is_the_one_that_was_claimed_first(model, tmp_path, mon
 
     claim, ours, calls = Ledger.claim, [], []
 
-    def late(self, subnet, values, attrs):
+    def late(self, subnet, attrs):
         ours.append(subnet)
         if len(ours) == 30:
-            trial_id, _ = claim(self, vitas.search_space(model).largest(), values, attrs)
+            trial_id = claim(self, vitas.search_space(model).largest(), attrs)
             self.complete(trial_id, [0.0], {})
-        return claim(self, subnet, values, attrs)
+        return claim(self, subnet, attrs)
 
     def evaluate(model):
         calls.append(vitas.active_subnet(model))

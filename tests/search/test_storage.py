@@ -21,7 +21,6 @@ optuna = pytest.importorskip("optuna")
 pytestmark = [pytest.mark.extras, pytest.mark.skipif(sys.platform == "win32", reason="flock")]
 
 FACTS = {"objectives": {"score": "max"}}
-VALUES = {"width": (2, 4, 6)}
 
 
 def ledger(path):
@@ -29,14 +28,14 @@ def ledger(path):
 
 
 def claimed(path, width):
-    return ledger(path).claim(vitas.Subnet({"width": width}), VALUES, {})
+    return ledger(path).claim(vitas.Subnet({"width": width}), {})
 
 
 @pytest.mark.parametrize("kept", [1, 20, -1])
 def test_a_torn_last_line_is_cut_before_the_next_is_written(tmp_path, kept):
     path = tmp_path / "search.log"
     first = ledger(path)
-    trial_id, _ = first.claim(vitas.Subnet({"width": 4}), VALUES, {})
+    trial_id = first.claim(vitas.Subnet({"width": 4}), {})
     whole = path.read_bytes()
     path.write_bytes(whole + whole.splitlines()[-1][:kept])  # a worker died in the middle of a line, while we are at work
     first.complete(trial_id, [0.5], {})
@@ -118,27 +117,27 @@ def test_whose_claims_are_given_up(tmp_path, monkeypatch):
 
     here, alive = ledger(path), ledger(path)
     alive._process = ("elsewhere", 1, "1")
-    here.claim(vitas.Subnet({"width": 2}), VALUES, {})
-    alive.claim(vitas.Subnet({"width": 4}), VALUES, {})
+    here.claim(vitas.Subnet({"width": 2}), {})
+    alive.claim(vitas.Subnet({"width": 4}), {})
     assert after(50) == ["RUNNING", "RUNNING"]
     assert after(99, longest=10.0) == ["RUNNING", "RUNNING"]
     assert after(10**9, longest=0.0) == ["RUNNING", "RUNNING"]  # no evaluation has ended: nobody knows how long one takes
     assert after(61) == ["RUNNING", "PRUNED"]
-    alive.claim(vitas.Subnet({"width": 6}), VALUES, {})
+    alive.claim(vitas.Subnet({"width": 6}), {})
     assert after(61, stale_after=0) == ["RUNNING", "PRUNED", "PRUNED"]
     dead = ledger(path)
     dead._process = (*dead._process[:2], "another start")
-    dead.claim(vitas.Subnet({"width": 6}), VALUES, {})
+    dead.claim(vitas.Subnet({"width": 6}), {})
     assert after(61) == ["RUNNING", "PRUNED", "PRUNED", "PRUNED"]
 
 
 def test_a_worker_that_stops_gives_up_what_it_has_not_done_and_nothing_of_others(tmp_path):
     path = tmp_path / "search.log"
     here, other = ledger(path), ledger(path)
-    done, _ = here.claim(vitas.Subnet({"width": 2}), VALUES, {})
+    done = here.claim(vitas.Subnet({"width": 2}), {})
     here.complete(done, [0.5], {})
-    other.claim(vitas.Subnet({"width": 4}), VALUES, {})
-    here.claim(vitas.Subnet({"width": 6}), VALUES, {})
+    other.claim(vitas.Subnet({"width": 4}), {})
+    here.claim(vitas.Subnet({"width": 6}), {})
     here.withdraw_own()
     assert [claim.state for claim in other.news()] == ["COMPLETE", "RUNNING", "PRUNED"]
 
@@ -146,15 +145,15 @@ def test_a_worker_that_stops_gives_up_what_it_has_not_done_and_nothing_of_others
 def test_what_was_given_up_stays_given_up(tmp_path):
     path = tmp_path / "search.log"
     slow, other = ledger(path), ledger(path)
-    trial_id, number = slow.claim(vitas.Subnet({"width": 4}), VALUES, {})
+    trial_id = slow.claim(vitas.Subnet({"width": 4}), {})
     other.withdraw(trial_id)
     slow.complete(trial_id, [0.5], {"more": 1})  # it was only slow: its result comes too late
-    assert [(claim.number, claim.state) for claim in ledger(path).news()] == [(number, "PRUNED")]
+    assert [(claim.number, claim.state) for claim in ledger(path).news()] == [(0, "PRUNED")]
 
 
 def test_an_evaluation_that_failed_says_how_long_one_takes_too(tmp_path):
     searched = ledger(tmp_path / "search.log")
-    trial_id, _ = searched.claim(vitas.Subnet({"width": 4}), VALUES, {})
+    trial_id = searched.claim(vitas.Subnet({"width": 4}), {})
     time.sleep(0.05)
     searched.fail(trial_id, "no memory")
     list(searched.news())

@@ -8,6 +8,7 @@
     result.py     what was found
     worker.py     one process of a search: claims, evaluates, stores
     ledger.py     claims on subnets in a study
+    trials.py     which trials are new, which network each is of, a copy that Optuna can draw
     storage.py    memory, journal file or database; one that is out of reach is tried again
     journal.py    a journal file on a disk that may fail
     timeout.py    a limit on the time of one evaluation

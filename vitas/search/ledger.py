@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitas.errors import SearchError, shown
-from vitas.search.storage import patiently, persistently
+from vitas.search.storage import patiently, persistently, quietly
+from vitas.search.trials import SUBNET, TrialReader, params_of
 from vitas.space import Number, Subnet
 
 
 class Claim(NamedTuple):
     """One claim on one network, as it stands in the storage."""
 
+    trial_id: int
     number: int
     state: str
     """RUNNING, COMPLETE, FAIL or PRUNED."""
@@ -87,14 +89,13 @@ class Ledger:
         self._facts: dict[str, Any] = json.loads(json.dumps(facts))
         digest = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:16]
         self._key = f"{_FACTS} {digest}"
+        self._reader = TrialReader(storage, self._id, self._done)
         self._agree()
         self.token = uuid.uuid4().hex
         """Tells the claims of this ledger from all others."""
         self._process = _this_process()
         self._thread = threading.current_thread().ident
-        self._seen = 0
         self._open: dict[int, tuple[Any, float]] = {}  # RUNNING, as last read, and since when this process knows
-        self._distributions: dict[tuple[str, tuple[Number, ...]], Any] = {}
         self.longest = 0.0
         """Seconds that the longest evaluation so far took."""
 
@@ -102,12 +103,8 @@ class Ledger:
         """Return what a step on the storage returns, tried as long as there is patience."""
         return persistently(lambda: step(*arguments, **options), self.patience)
 
-    def _trials(self) -> Sequence[Any]:
-        trials: Sequence[Any] = self._done(self.storage.get_all_trials, self._id, deepcopy=False)
-        return trials
-
     def _agree(self) -> None:
-        trials = self._trials()  # first: another worker states facts before it claims
+        trials = self._reader.all()  # first: another worker states facts before it claims
         if not self._is_there(trials):
             self._done(self.storage.set_study_user_attr, self._id, self._key, self._facts)
             self._done(self.storage.set_study_system_attr, self._id, "study:metric_names", list(self._facts["objectives"]))
@@ -145,12 +142,14 @@ class Ledger:
         Raises:
             SearchError: the first claim of all is on a search for something else.
         """
-        trials = self._trials()
-        if trials and not self._seen:
+        is_first = not self._reader.seen
+        trials = self._reader.news()
+        if trials and is_first:
             self._is_there(trials)
-        changed = [number for number in self._open if trials[number].state.name != "RUNNING"]
-        for number in sorted([*changed, *range(self._seen, len(trials))]):
-            trial = trials[number]
+        for trial in trials:
+            number = trial.number
+            if number in self._open and trial.state.name == "RUNNING":
+                continue
             claimed = "claim" in trial.user_attrs
             if not trial.state.is_finished() and not claimed:
                 raise SearchError(f"storage: trial {number} of the study {shown(self.study.study_name)} is not evolve's")
@@ -163,14 +162,12 @@ class Ledger:
             if trial.state.name in ("COMPLETE", "FAIL") and trial.datetime_start is not None:
                 self.longest = max(self.longest, (trial.datetime_complete - trial.datetime_start).total_seconds())
             yield _claim(trial)
-        self._seen = len(trials)
 
-    def claim(self, subnet: Subnet, values: Mapping[str, tuple[Number, ...]], attrs: Mapping[str, Any]) -> tuple[int, int]:
-        """Add a claim on a network; return its id and its number.
+    def claim(self, subnet: Subnet, attrs: Mapping[str, Any]) -> int:
+        """Add a claim on a network; return its id.
 
         Args:
             subnet: The network.
-            values: Name -> legal values, for Optuna's pictures.
             attrs: JSON values to be kept with it.
         """
         owner = [*_Owner(self.token, time.time(), *self._process, self._thread, self._key)]
@@ -181,27 +178,22 @@ class Ledger:
             value=None,
             datetime_start=datetime.now(),
             datetime_complete=None,
-            params=dict(subnet),
-            distributions={name: self._distribution(name, values[name]) for name in subnet},
-            user_attrs={"claim": owner, **attrs},
+            params={},
+            distributions={},
+            user_attrs={"claim": owner, SUBNET: dict(subnet), **attrs},
             system_attrs={},
             intermediate_values={},
         )
         tried: list[None] = []
 
         def create() -> int:
-            made = [trial._trial_id for trial in self._trials() if trial.user_attrs.get("claim") == owner] if tried else []
+            there = self._reader.all() if tried else []
+            made = [trial._trial_id for trial in there if trial.user_attrs.get("claim") == owner]
             tried.append(None)
             trial_id: int = made[0] if made else self.storage.create_new_trial(self._id, template)
             return trial_id  # made: the last try reached the storage, and only its answer was lost
 
-        trial_id = self._done(create)
-        return trial_id, self._done(self.storage.get_trial_number_from_id, trial_id)
-
-    def _distribution(self, name: str, values: tuple[Number, ...]) -> Any:
-        if (name, values) not in self._distributions:
-            self._distributions[name, values] = self._optuna.distributions.CategoricalDistribution(values)
-        return self._distributions[name, values]
+        return int(self._done(create))
 
     def complete(
         self, trial_id: int, values: Sequence[float], attrs: Mapping[str, Any], violations: Sequence[float] = ()
@@ -237,8 +229,8 @@ class Ledger:
         with suppress(self._optuna.exceptions.UpdateFinishedTrialError):  # it was taken for dead, its claim given up
             self._done(write, *arguments)
 
-    def withdraw_dead(self, stale_after: float | None) -> None:
-        """Give up the claims of workers that died.
+    def withdraw_dead(self, stale_after: float | None) -> bool:
+        """Give up the claims of workers that died; return whether there were any.
 
         A process or a thread of this machine that is gone is dead, and so is a claim that this very thread made for
         an earlier search. Another is taken for dead when this ledger has known its claim for `stale_after` seconds, whatever
@@ -246,10 +238,14 @@ class Ledger:
         """
         if stale_after is None:
             stale_after = max(60.0, 10 * self.longest) if self.longest else float("inf")
+        dead = []
         for trial, since in self._open.values():
             owner = _owner(trial)
             if owner.token != self.token and (self._is_gone(owner) or time.monotonic() - since >= stale_after):
-                self.withdraw(trial._trial_id)
+                dead.append(trial._trial_id)
+        for trial_id in dead:
+            self.withdraw(trial_id)
+        return bool(dead)
 
     def _is_gone(self, owner: _Owner) -> bool:
         machine, pid, _ = self._process
@@ -263,7 +259,7 @@ class Ledger:
 
     def withdraw_own(self) -> None:
         """Give up the claims of this ledger that have no result."""
-        for trial in self._trials():
+        for trial in self._reader.all():
             if trial.state.name == "RUNNING" and "claim" in trial.user_attrs and _owner(trial).token == self.token:
                 self.withdraw(trial._trial_id)
 
@@ -278,7 +274,7 @@ def _owner(trial: Any) -> _Owner:
 
 
 def _claim(trial: Any) -> Claim:
-    return Claim(trial.number, trial.state.name, trial.params, trial.values, trial.user_attrs)
+    return Claim(trial._trial_id, trial.number, trial.state.name, params_of(trial), trial.values, trial.user_attrs)
 
 
 def _decisive(attrs: Mapping[str, Any], trials: Sequence[Any]) -> tuple[str | None, str | None]:
@@ -320,19 +316,14 @@ def _open_study(storage: Any, name: str, objectives: Mapping[str, str]) -> Any:
     import optuna
 
     directions: list[Any] = ["maximize" if direction == "max" else "minimize" for direction in objectives.values()]
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line on standard error for a study that is opened
-    try:
-        study = optuna.create_study(
+    with quietly():
+        return optuna.create_study(
             study_name=name,
             storage=storage,
             directions=directions,
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(),
         )
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    return study
 
 
 _OF_THE_MODEL = ("search space", "weights")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from vitas.errors import SearchError, needs
 from vitas.plot import pictures
 from vitas.search.aims import Aims
 from vitas.search.genetic import Floats, hypervolume, nondominated
+from vitas.search.trials import drawable
 from vitas.space import SearchSpace, Subnet
 
 
@@ -57,10 +59,17 @@ class SearchResult:
     ) -> None:
         self.history = history
         """Every evaluation, in the order in which the subnets were asked for; failed ones too."""
-        self.study = study
-        """The Optuna study, for its own reports and pictures; None from `Evolution`."""
+        self._stored = study
         self.space, self.objectives, self.windows = space, aims.objectives, windows
         self._aims, self._population = aims, population
+
+    @cached_property
+    def study(self) -> Any:
+        """An Optuna study for its own reports and pictures: a copy in memory, in which each choice is a parameter.
+
+        The study that is stored keeps a network as one attribute, `subnet`. None from `Evolution`.
+        """
+        return None if self._stored is None else drawable(self._stored)
 
     @property
     def _good(self) -> list[Evaluation]:

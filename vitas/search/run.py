@@ -136,9 +136,7 @@ def evolve(
     ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts, storage_timeout, restart)
     worker = Worker(archive, ledger, total, stale_after, timeout)
     worker.work(model, evaluate, max_failures, ProgressBar(archive, total, name) if progress else None)
-    result = archive.result()
-    result.study = ledger.study
-    return result
+    return archive.result(ledger.study)
 
 
 def _check_seconds(stale_after: float | None, timeout: float | None, storage_timeout: float) -> None:

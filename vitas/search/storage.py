@@ -1,4 +1,4 @@
-"""Where a search is kept: in memory, in a journal file, in a database."""
+"""Where a search is kept: in memory, in a journal file, in a database, behind a server."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from vitas.errors import FileError, SearchError, brief, needs, shown
 from vitas.search.journal import Journal
@@ -67,7 +70,7 @@ def open_storage(where: Any) -> Any:
 
     Raises:
         FileError: a file that is not a journal or cannot be opened, a folder that does not exist.
-        SearchError: a database that cannot be opened; something else than a place.
+        SearchError: a database or a server that cannot be reached; something else than a place.
         VitasError: optuna is not installed.
     """
     with needs("search"):
@@ -76,7 +79,7 @@ def open_storage(where: Any) -> Any:
     if where is None or isinstance(where, optuna.storages.BaseStorage):
         return optuna.storages.get_storage(where)
     if isinstance(where, str) and "://" in where:
-        return _database(where)
+        return _server(where) if where.startswith("grpc:") else _database(where)
     if not isinstance(where, (str, os.PathLike)) or not _can_be_path(os.fspath(where)):
         raise SearchError(f"storage: expected None, a path or a URL, got {shown(where)}")
     path = Path(where)
@@ -106,10 +109,75 @@ def _database(url: str) -> Any:
     from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
     try:
-        return patiently(lambda: optuna.storages.get_storage(url), DatabaseError, StorageInternalError)
+        return patiently(lambda: optuna.storages.get_storage(_one_connection(url)), DatabaseError, StorageInternalError)
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
         # Not the URL itself: it may hold a password.
         raise SearchError(f"storage: the database cannot be opened: {_first_cause(error)}") from None
+
+
+def _one_connection(url: str) -> Any:
+    """Return what `get_storage` makes a storage of that keeps one connection open, where Optuna would keep two."""
+    import optuna
+
+    return url if url.startswith("sqlite") else optuna.storages.RDBStorage(url, engine_kwargs={"pool_size": 1})
+
+
+def _server(url: str) -> Any:
+    """Return a storage that a process on another machine keeps, see `serve`."""
+    try:
+        host, port = urlsplit(url).hostname, urlsplit(url).port
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise SearchError(f"storage: expected grpc://host:port, got {shown(url)}")
+    with _grpc():
+        import grpc
+        from optuna.storages import GrpcStorageProxy
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna says that it is experimental
+            storage = GrpcStorageProxy(host=host, port=port)
+        with grpc.insecure_channel(f"{host}:{port}") as channel:
+            try:
+                grpc.channel_ready_future(channel).result(timeout=_ANSWERS_WITHIN)
+            except grpc.FutureTimeoutError:
+                raise SearchError(f"storage: no server answers at {shown(url)}") from None
+    return storage
+
+
+_ANSWERS_WITHIN = 10.0
+"""Seconds."""
+
+
+@contextmanager
+def _grpc() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise SearchError(f"storage: grpc:// needs grpcio and optuna 4.2 or later ({brief(error)})") from None
+
+
+def serve(where: Any, host: str, port: int) -> None:
+    """Let workers on other machines search by way of this process, as `grpc://host:port`; does not return.
+
+    Args:
+        where: What is served, as `open_storage` takes it.
+        host: Address on which to listen; whoever reaches it can read and change the searches.
+        port: Its port.
+
+    Raises:
+        FileError: as open_storage.
+        SearchError: as open_storage; grpcio is not installed; an address that cannot be had.
+    """
+    storage = open_storage(where)
+    with _grpc(), warnings.catch_warnings():
+        from optuna.storages import run_grpc_proxy_server
+
+        warnings.simplefilter("ignore")
+        try:
+            run_grpc_proxy_server(storage, host=host, port=port)
+        except RuntimeError as error:
+            raise SearchError(f"storage: cannot listen at {shown(f'{host}:{port}')}: {brief(error)}") from error
 
 
 def _first_cause(error: BaseException, most: int = 100) -> str:
@@ -117,6 +185,19 @@ def _first_cause(error: BaseException, most: int = 100) -> str:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return brief(error if isinstance(error, Exception) else Exception(error), most)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Let Optuna write no line on standard error for a study that is made."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def patiently(step: Callable[[], Any], *errors: type[Exception]) -> Any:

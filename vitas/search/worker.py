@@ -62,16 +62,16 @@ class Worker:
     ) -> None:
         self.archive, self.ledger, self.total, self.timeout = archive, ledger, total, timeout
         self.stale_after = timeout + 60.0 if stale_after is None and timeout is not None else stale_after
-        self._values = {name: choice.values for name, choice in archive.space.choices.items()}
         self._holders: dict[bytes, set[int]] = {}  # subnet -> numbers of its claims that stand
         self._orphans: dict[bytes, Codes] = {}  # claimed once, given up, not claimed since
         self._salt = int(ledger.token, 16)
         self.read()
 
-    def read(self) -> None:
-        """Take in what this and other workers have stored."""
-        archive = self.archive
+    def read(self) -> dict[int, int]:
+        """Take in what this and other workers have stored; return the numbers of these claims, by their ids."""
+        archive, numbers = self.archive, {}
         for claim in self.ledger.news():
+            numbers[claim.trial_id] = claim.number
             code = archive.space.encode(claim.params)
             key = code.tobytes()
             holders = self._holders.setdefault(key, set())
@@ -86,6 +86,7 @@ class Worker:
             archive.reserve(code)
             if claim.state != "RUNNING" and not archive.is_evaluated(code):
                 archive.record(code, self._evaluation(claim, code))
+        return numbers
 
     def _evaluation(self, claim: Claim, code: Codes) -> Evaluation:
         return evaluation_of(claim, self.archive.space.decode(code), self.archive.aims)
@@ -148,8 +149,7 @@ class Worker:
         quicker, pause = False, 0.01
         while True:
             self.read()
-            if self.ledger.running:
-                self.ledger.withdraw_dead(self.stale_after)
+            if self.ledger.running and self.ledger.withdraw_dead(self.stale_after):
                 self.read()
             salt = (self._salt,) if quicker or self.ledger.running else ()  # another way than all who know the same
             code = self._candidate(salt) if len(self.archive) < self.total else None
@@ -173,8 +173,8 @@ class Worker:
     def _claim(self, code: Codes) -> _Job | None:
         """Claim a subnet; None if another's claim is older, if the search was full before, or if it was given up since."""
         subnet, counts = self.archive.space.decode(code), self.archive.counts(code)
-        trial_id, number = self.ledger.claim(subnet, self._values, counts)
-        self.read()
+        trial_id = self.ledger.claim(subnet, counts)
+        number = self.read()[trial_id]
         if min(self._holders[code.tobytes()], default=None) == number and not self._is_beyond(number):
             return _Job(trial_id, subnet, counts)
         self.ledger.withdraw(trial_id)
