@@ -61,7 +61,7 @@ def _with_a_file_for_the_server(monkeypatch, names, folder):
     evolve = vitas.evolve
 
     def on_a_file(*args, storage, **options):
-        assert storage.startswith("postgresql")
+        assert storage.startswith("grpc://")
         return evolve(*args, storage=str(folder / "search.log"), population=4, generations=2, progress=False, **options)
 
     monkeypatch.setattr(vitas, "evolve", on_a_file)

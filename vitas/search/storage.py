@@ -79,7 +79,7 @@ def open_storage(where: Any) -> Any:
     if where is None or isinstance(where, optuna.storages.BaseStorage):
         return optuna.storages.get_storage(where)
     if isinstance(where, str) and "://" in where:
-        return _server(where) if where.startswith("grpc:") else _database(where)
+        return _server(where) if where.startswith("grpc://") else _database(where)
     if not isinstance(where, (str, os.PathLike)) or not _can_be_path(os.fspath(where)):
         raise SearchError(f"storage: expected None, a path or a URL, got {shown(where)}")
     path = Path(where)

@@ -1,0 +1,69 @@
+"""A storage behind a server: `python -m vitas serve` and `grpc://host:port`."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import vitas
+from vitas.errors import SearchError
+from vitas.search import storage
+
+pytest.importorskip("optuna")
+pytest.importorskip("tqdm")
+pytestmark = [pytest.mark.extras, pytest.mark.skipif(sys.platform == "win32", reason="flock")]
+
+SETTINGS = {"population": 4, "generations": 3, "progress": False}
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize("url", ["grpc://", "grpc://server", "grpc://:13000", "grpc://server:port"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(SearchError, match="storage: expected grpc://host:port"):
+        storage.open_storage(url)
+
+
+def test_where_nobody_answers_one_line_says_so(monkeypatch):
+    pytest.importorskip("grpc")
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.2)
+    with pytest.raises(SearchError, match="no server answers at"):
+        storage.open_storage(f"grpc://127.0.0.1:{free_port()}")
+
+
+def test_without_grpcio_it_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(SearchError, match="grpc:// needs grpcio"):
+        storage.open_storage("grpc://server:13000")
+
+
+@pytest.mark.heavy
+def test_a_search_by_way_of_a_server_is_the_same(tmp_path):
+    pytest.importorskip("grpc")
+    torch.manual_seed(0)
+    model = vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1)
+    port, path = free_port(), tmp_path / "search.log"
+    command = [sys.executable, "-m", "vitas", "serve", str(path), "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert f"grpc://127.0.0.1:{port} serves {path}" in server.stdout.readline()
+            result = vitas.evolve(model, score, storage=f"grpc://127.0.0.1:{port}", **SETTINGS)
+            beside = vitas.load_search(f"grpc://127.0.0.1:{port}")
+        finally:
+            os.kill(server.pid, signal.SIGINT)
+        assert server.wait(60) == 0
+    alone = vitas.evolve(model, score, **SETTINGS)
+    for found in (result, beside, vitas.load_search(path)):
+        assert [(e.subnet, dict(e.scores)) for e in found.history] == [(e.subnet, dict(e.scores)) for e in alone.history]
+
+
+def score(model):
+    return float(sum(vitas.active_subnet(model).values()))
