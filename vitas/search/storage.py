@@ -131,7 +131,7 @@ def _server(url: str) -> Any:
     if not host or not port:
         raise SearchError(f"storage: expected grpc://host:port, got {shown(url)}")
     with _grpc():
-        import grpc
+        import grpc  # type: ignore[import-untyped]
         from optuna.storages import GrpcStorageProxy
 
         with warnings.catch_warnings():
