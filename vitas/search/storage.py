@@ -177,7 +177,7 @@ def serve(where: Any, host: str, port: int) -> None:
         try:
             run_grpc_proxy_server(storage, host=host, port=port)
         except RuntimeError as error:
-            raise SearchError(f"storage: cannot listen at {shown(f'{host}:{port}')}: {brief(error)}") from error
+            raise SearchError(f"storage: cannot listen at {shown(f'{host}:{port}')}") from error
 
 
 def _first_cause(error: BaseException, most: int = 100) -> str:
