@@ -246,6 +246,19 @@ def test_fill_gives_live_choices_that_are_not_named_a_value():
         space.subnet({}, fill="larges")
 
 
+@pytest.mark.parametrize("fill", [None, "largest", "smallest"])
+@pytest.mark.parametrize("blank", [None, math.nan, np.float32("nan")])
+def test_a_live_choice_that_is_said_not_to_be_live_is_not_filled(fill, blank):
+    space = search_space(micro())
+    subnet = space.subnet(micro_genes(2))
+    row = {**dict.fromkeys(space.choices, blank), **subnet}
+    assert space.subnet(row, fill=fill) == subnet
+    with pytest.raises(ChoiceError, match=r"^missing choices: blocks\.1\.mlp_dim; "):
+        space.subnet({**row, "blocks.1.mlp_dim": blank}, fill=fill)
+    with pytest.raises(ChoiceError, match=r"^missing choices: depth"):
+        space.subnet({**row, "depth": blank}, fill=fill)
+
+
 BAD_SUBNETS = [
     ({"embed_dim": 64}, "missing choices: patch_size, depth, .* and .* more; complete them by .*fill='largest'"),
     (

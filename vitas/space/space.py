@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.choice import SIDES, Depth, Dim
-from vitas.errors import ChoiceError, VitasError, brief, is_one_of, one_of, shown
+from vitas.errors import ChoiceError, VitasError, brief, is_one_of, listed, one_of, shown
 from vitas.space.codes import Encoding
 from vitas.space.left import Left, restricted
 from vitas.space.liveness import Liveness, conditions_of, gates_first, weakest
 from vitas.space.model import StatesCost, needs_tokens, unwrap
 from vitas.space.naming import claim_for_model, names_of
 from vitas.space.state import State
-from vitas.space.subnet import Number, Subnet, TableRow, as_subnet
+from vitas.space.subnet import Number, Subnet, TableRow, as_subnet, is_missing
 from vitas.space.table import readable_costs, space_html, space_text
 from vitas.space.walk import AnyChoice, Gate, holders
 
@@ -141,15 +141,22 @@ class SearchSpace:
 
         Args:
             values: Name -> value; choices that are not live (a block beyond the depth) are left out. Or a row of a table,
-                such as one of `SearchResult.to_pandas()`, of which only the columns that are choices count.
+                such as one of `SearchResult.to_pandas()`, of which only the columns that are choices count. NaN and None
+                say that a choice is not live.
             fill: What a live choice that is not named gets: "largest", "smallest", or None for an error.
 
         Raises:
-            ChoiceError: an unknown name, an illegal value, a missing choice.
+            ChoiceError: an unknown name, an illegal value, a missing choice; NaN or None for a live choice.
         """
         if not is_one_of([None, "largest", "smallest"], fill):
             raise ChoiceError(f"fill: {one_of(['largest', 'smallest'], fill)}")
-        return self.encoding.subnet(self.encoding.code(self.read(values), fill=fill, strict=False))
+        said = self._said(values)
+        subnet = self.encoding.subnet(self.encoding.code(as_subnet(said), fill=fill, strict=False))
+        if wrong := [name for name, value in said.items() if is_missing(value) and name in subnet]:
+            raise ChoiceError(
+                f"missing choices: {listed(wrong, 3)}; NaN and None say that a choice is not live, and here it is"
+            )
+        return subnet
 
     def read(self, values: Mapping[str, Number] | TableRow) -> Subnet:
         """Return what is said of choices as a Subnet, complete or not; of a row of a table its columns that are choices.
@@ -157,10 +164,14 @@ class SearchSpace:
         Raises:
             ChoiceError: neither a mapping nor a row; names or values that no subnet may have.
         """
+        return as_subnet(self._said(values))
+
+    def _said(self, values: Mapping[str, Number] | TableRow) -> Mapping[str, Number]:
+        """Return what is said of choices: of a row of a table its columns that are choices; all of anything else."""
         if isinstance(values, TableRow) and not isinstance(values, Mapping):
             columns = set(values.keys())
-            values = {name: values[name] for name in self.choices if name in columns}
-        return as_subnet(values)
+            return {name: values[name] for name in self.choices if name in columns}
+        return values
 
     def largest(self) -> Subnet:
         """Return the subnet with the largest value of every choice."""

@@ -48,7 +48,7 @@ class Subnet(Mapping[str, Number]):
         for name in values:
             if fault := fault_of_name(name, LONGEST_NAME):
                 raise ChoiceError(f"subnet: a name: {fault}")
-        self._values = {name: as_number(value, name) for name, value in values.items() if not _is_missing(value)}
+        self._values = {name: as_number(value, name) for name, value in values.items() if not is_missing(value)}
         self._hash = hash(frozenset(self._values.items()))
 
     def __getitem__(self, name: str) -> Number:
@@ -127,7 +127,7 @@ class TableRow(Protocol):
     def __getitem__(self, name: str) -> Any: ...
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
     """Say whether this stands for no value, as NaN does in the cells of a table."""
     return value is None or (isinstance(value, (float, np.floating)) and bool(value != value))
 
