@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.contract import Contract
+from tests.contract import Contract, randomize
 from vitas import Choice, ChoiceError, Dim
 from vitas.errors import ShapeError
 from vitas.nn.embed import ElasticPatchEmbed
@@ -25,12 +25,21 @@ class TestElasticPatchEmbed(Contract):
 
     def test_foreign_checkpointing_recomputes_the_same_or_fails(self):
         """The inputs of images need no gradient, so the suite's test does not apply; see the DeiT's."""
-        layer, (_, dim) = self.build("cyclic")
+        layer, (*_, dim) = self.build("cyclic")
         x = self.inputs(layer).requires_grad_()
         out = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
         dim.active = 3
         with pytest.raises((RuntimeError, ValueError)):
             out.sum().backward()
+
+
+class TestElasticPatchEmbedOfSearchedImages(TestElasticPatchEmbed):
+    def build(self, sharing):
+        size, patch, dim = Choice([4, 8, 12]), Choice([2, 4]), Dim([3, 6], sharing=sharing)
+        return ElasticPatchEmbed(size, patch, 2, dim), [size, patch, dim]
+
+    def inputs(self, layer):
+        return torch.randn(2, 2, *layer.img_size)
 
 
 class TestElasticTokens(Contract):
@@ -50,13 +59,45 @@ class TestElasticTokens(Contract):
         assert "ParameterDict" in repr(self.build("cyclic")[0])
 
     def test_foreign_checkpointing_recomputes_the_same_or_fails(self):
-        layer, (_, dim) = self.build("cyclic")
+        layer, (*_, dim) = self.build("cyclic")
         dim.active = 3
         x = self.inputs(layer).requires_grad_()
         out = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
         dim.active = 5
         with pytest.raises(RuntimeError):
             out.sum().backward()
+
+
+class TestElasticTokensOfSearchedImages(TestElasticTokens):
+    def build(self, sharing):
+        size, patch, dim = Choice([4, 8, 12]), Choice([2, 4]), Dim([3, 5, 6], sharing=sharing)
+        return ElasticTokens(size, patch, dim), [size, patch, dim]
+
+    def inputs(self, layer):
+        return torch.randn(2, (layer.img_size[0] // layer.patch_size.active) ** 2, layer.embed_dim.active)
+
+    def reference(self, layer, x):
+        patch, used = layer.patch_size.active, layer.embed_dim.channels()
+        token, positions = layer.cls_token[str(patch)][..., used], layer.pos_embed[str(patch)][..., used]
+        first, side, whole = positions[:, :1], layer.img_size[0] // patch, 12 // patch
+        if side != whole:
+            grid = positions[:, 1:].float().reshape(1, whole, whole, -1).permute(0, 3, 1, 2)
+            grid = F.interpolate(grid, (side, side), mode="bicubic", antialias=True)
+            positions = torch.cat([first, grid.flatten(2).transpose(1, 2).to(x.dtype)], dim=1)
+        return torch.cat([token.expand(len(x), -1, -1), x], dim=1) + positions
+
+    @pytest.mark.parametrize("sharing", ["bilateral", "cyclic"])
+    def test_only_active_slices_get_gradient(self, sharing):
+        """Positions that are resampled give some to every patch of the table, in the active channels."""
+        layer, choices = self.build(sharing)
+        randomize(layer.double())
+        for _ in self.subnets(choices):
+            layer.zero_grad(set_to_none=True)
+            (layer(self.inputs(layer).double()) * torch.randn(layer.embed_dim.active).double()).sum().backward()
+            patch, used = str(layer.patch_size.active), layer.embed_dim.channels().tolist()
+            for tables in (layer.cls_token, layer.pos_embed):
+                assert [name for name, table in tables.items() if table.grad is not None] == [patch]
+                assert tables[patch].grad.any(dim=1)[0].nonzero().flatten().tolist() == sorted(used)
 
 
 @pytest.mark.extras

@@ -26,6 +26,7 @@ from vitas.export.files import (
 )
 from vitas.export.network import VERSION
 from vitas.export.positions import is_size, resampled_positions
+from vitas.nn.images import SizedImages, largest_size, searched_size
 from vitas.space import all_or_nothing, held, holders, search_space, unwrap
 
 SUPERFORMER = "vitas-superformer"
@@ -133,6 +134,11 @@ def _fitting_tensors(
     check(old == new or (new is not None and is_size(old)), f"{path}: img_size", "two ints", old)
     if old != new and not hasattr(inner, "patch_size"):
         raise FileError(f"{path}: images of {old} pixels; model.set_input_size({old}) before loading")
+    if old != new and isinstance(inner, SizedImages) and searched_size(inner) is not None:
+        raise FileError(
+            f"{path}: positions for images of {old} pixels, here for {new}; those of smaller ones are resampled from them,"
+            " so the largest size has to be that of the file"
+        )
     start = f"{own}." if own else ""
     tables = {name for name in state if name.removeprefix(start).split(".")[0] == "pos_embed" and old != new}
     wanted = {below + name: (tuple(tensor.shape), dtype_name(tensor)) for name, tensor in state.items()}
@@ -239,7 +245,8 @@ def _derived_runs(model: nn.Module) -> dict[str, list[list[list[int]]]]:
 
 
 def _img_size(model: nn.Module) -> list[int] | None:
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    embed = getattr(model, "patch_embed", None)
+    size = largest_size(embed) if isinstance(embed, SizedImages) else getattr(embed, "img_size", None)
     return list(size) if size is not None else None
 
 

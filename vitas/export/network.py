@@ -29,8 +29,8 @@ from vitas.export.formats import NO_NETWORK, Format, Resize, built, expressed
 from vitas.export.hub import HUB, downloaded
 from vitas.export.plain_format import PLAIN
 from vitas.fields import check_keys
+from vitas.nn.images import pixels
 from vitas.nn.kept import refuse_patches
-from vitas.nn.patches import pixels
 from vitas.space import holders, unwrap
 
 FORMAT, VERSION = "vitas-subnet", 1

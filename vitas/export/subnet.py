@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vitas.errors import ChoiceError, ExportError, is_one_of, one_of, shown
 from vitas.measure import relative_error
 from vitas.memory import machine_memory
+from vitas.nn.images import ImageSize, as_exported
 from vitas.nn.layer import exported, is_layer
 from vitas.sample import use_subnet
 from vitas.space import Number, Subnet, TableRow, arguments_of, device_of, eval_mode, holders, search_space, unwrap
@@ -83,7 +84,7 @@ def build_subnet(
     subnet: Mapping[str, Number],
     *,
     num_classes: int = 1000,
-    img_size: int | tuple[int, int] = 224,
+    img_size: ImageSize = 224,
     in_chans: int = 3,
     **overrides: Any,
 ) -> nn.Module:
@@ -93,7 +94,7 @@ def build_subnet(
         name: Superformer in whose space the subnet lies, see `list_superformers`.
         subnet: Such as `published_subnet("vitas_c")`.
         num_classes: Classes; 0: no classifier.
-        img_size: Height and width in pixels, or one int for both.
+        img_size: Height and width in pixels, or one int for both; several sides where the subnet names one of them.
         in_chans: Image channels.
         overrides: Other arguments of the superformer.
 
@@ -136,7 +137,7 @@ def _verify(model: nn.Module, plain: nn.Module, inputs: Tensor | tuple[Any, ...]
         raise ChoiceError(f"verify: expected a batch or a tuple of inputs, got {shown(inputs)}")
     arguments = arguments_of(inputs, "verify")
     with eval_mode(model, plain):
-        expected, got = list(_tensors(model(*arguments))), list(_tensors(plain(*arguments)))
+        expected, got = list(_tensors(model(*arguments))), list(_tensors(plain(*as_exported(model, arguments))))
     if not sum(tensor.numel() for tensor in expected):
         raise ChoiceError("verify: the outputs hold no numbers to compare, for these inputs")
     if len(got) != len(expected):

@@ -22,6 +22,7 @@ from vitas.errors import FileError, VitasError, brief, is_one_of, one_of
 from vitas.measure.latency import batch_arguments
 from vitas.measure.parts import STATISTICS, Parts, PartTimer
 from vitas.measure.runners import Runner, as_runner
+from vitas.nn.images import as_exported
 from vitas.nn.layer import exported
 from vitas.space import Number, SearchSpace, StatesCost, device_of, eval_mode, needs_tokens, search_space, unwrap
 
@@ -262,7 +263,7 @@ def _fitted(
     for number, subnet in enumerate(subnets):
         space.activate(subnet)
         sums[number] = cost.at(space.indices(subnet))
-        measured[number] = 1e6 * timer.milliseconds(exported(model).eval(), arguments, {})
+        measured[number] = 1e6 * timer.milliseconds(exported(model).eval(), as_exported(model, arguments), {})
     relative = np.stack([1 / measured, sums / measured], axis=1)
     offset, factor = np.linalg.lstsq(relative, np.ones(len(subnets)), rcond=None)[0]
     if offset < 0 or factor <= 0:

@@ -14,6 +14,7 @@ from torch import nn
 
 from vitas.cost.count import unfused
 from vitas.errors import VitasError
+from vitas.nn.images import as_exported
 from vitas.nn.layer import exported
 from vitas.sample import use_subnet
 from vitas.space import Number, arguments_of, device_of, holders, unwrap
@@ -67,7 +68,7 @@ def flop_analysis(model: nn.Module, subnet: Mapping[str, Number] | None = None, 
     arguments = arguments_of(inputs)
     nothing = isinstance(subnet, Mapping) and not subnet and not any(holders(model))  # to choose
     with nullcontext() if subnet is None or nothing else use_subnet(model, subnet), torch.no_grad():
-        network = exported(model).eval()
+        network, arguments = exported(model).eval(), as_exported(model, arguments)
     with warnings.catch_warnings(), unfused():
         warnings.simplefilter("ignore")  # fvcore imports parts of torch.jit that torch 2.14 calls deprecated
         from fvcore.nn import FlopCountAnalysis

@@ -14,7 +14,8 @@
     window.py      attention inside windows
     subsampled.py  attention to a coarser map
     mlp.py         two linear layers that share a hidden width
-    patches.py     sizes and counts of patches
+    images.py      the size of images, fixed or searched
+    patches.py     counts of patches, and what does not fit
     embed.py       from images to tokens
     tokens.py      class token and positions
     drop_path.py   stochastic depth

@@ -11,13 +11,14 @@ from vitas.choice import Choice, Dim, as_choice, as_dim
 from vitas.cost import Cost
 from vitas.errors import ShapeError
 from vitas.memory import refuse_huge
+from vitas.nn.images import ImageSize, Size, SizedImages, as_size, largest_size
 from vitas.nn.layer import Axes, Elastic
-from vitas.nn.patches import check_patches, patch_count, patches, pixels
+from vitas.nn.patches import check_patches, lacks_patches, patch_count, patches
 
 Table = nn.Parameter | nn.ParameterDict
 
 
-class ElasticTokens(Elastic, plain.Tokens):
+class ElasticTokens(SizedImages, Elastic, plain.Tokens):
     """Class token and learned positions, one of each for every patch size; for models of one's own.
 
     Shapes: (B, N, D) -> (B, 1 + N, D), D = embed_dim.active, N the patches of the active patch size.
@@ -25,8 +26,9 @@ class ElasticTokens(Elastic, plain.Tokens):
     Source: private class token and positions for each patch size, public ViTAS code (Su et al., July 2021).
 
     Args:
-        img_size: Height and width in pixels, or one int for both.
-        patch_size: Pixels of a patch's side, an int or a Choice.
+        img_size: Height and width in pixels, or one int for both; several sides, as a list or a Choice shared with the patch
+            embedding, make the size of square images a choice, for which positions are resampled.
+        patch_size: Pixels of a patch's side, an int or a Choice; each has to divide every image.
         embed_dim: Channels D, an int or a Dim shared with the layers around.
 
     Raises:
@@ -37,17 +39,19 @@ class ElasticTokens(Elastic, plain.Tokens):
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
+        img_size: ImageSize = 224,
         patch_size: int | Choice[int] = 16,
         embed_dim: int | Dim = 768,
     ) -> None:
-        size = pixels(img_size)
+        size = as_size(img_size)
         patch_size, embed_dim = as_choice(patch_size, "patch_size"), as_dim(embed_dim, "embed_dim")
         check_patches(patch_size, size)
         nn.Module.__init__(self)
-        self.patch_size, self.embed_dim, self.img_size = patch_size, embed_dim, size
+        self.patch_size, self.embed_dim = patch_size, embed_dim
+        self.img_size = size
+        whole = largest_size(self)
         self.cls_token = make_table(patch_size, embed_dim, lambda patch: 1)  # type: ignore[assignment]
-        self.pos_embed = make_table(patch_size, embed_dim, lambda patch: 1 + patch_count(size, patch))  # type: ignore[assignment]
+        self.pos_embed = make_table(patch_size, embed_dim, lambda patch: 1 + patch_count(whole, patch))  # type: ignore[assignment]
         self.reset_parameters()
 
     def axes(self) -> Axes:
@@ -55,16 +59,19 @@ class ElasticTokens(Elastic, plain.Tokens):
         return dict.fromkeys(("cls_token", "pos_embed"), (None, None, self.embed_dim))
 
     def lacks(self, choice: Choice[Any], value: Any) -> str | None:
-        """Say that a patch size has no tables, where it has none."""
-        return None if choice is not self.patch_size else "has tables for each patch size"
+        """Say that a patch size has no tables, or a size of images no whole patches, where that is so."""
+        if choice is self.patch_size:
+            return "has tables for each patch size"
+        return lacks_patches(self.patch_size, self, choice, value)
 
     def plain_sizes(self) -> dict[str, Any]:
         """Return nothing: the tables alone say how large they are."""
         return {}
 
     def stored(self, name: str) -> Tensor:
-        """Return a table of the active patch size, of full width."""
-        return chosen_table(getattr(self, name), self.patch_size)
+        """Return a table of the active patch size, of full width; positions for the active size of images."""
+        table = chosen_table(getattr(self, name), self.patch_size)
+        return positions_in_use(table, self.patch_size, self, 1) if name == "pos_embed" else table
 
     def forward(self, x: Tensor) -> Tensor:
         """Add token and positions.
@@ -84,7 +91,7 @@ class ElasticTokens(Elastic, plain.Tokens):
 
     def param_count(self) -> Cost:
         """Return (2 + N) * D."""
-        return (patches(self.patch_size, self.img_size) + 2) * self.embed_dim
+        return (patches(self.patch_size, self) + 2) * self.embed_dim
 
 
 def make_table(patch_size: Choice[int], dim: Dim, length: Callable[[int], int]) -> Table:
@@ -108,3 +115,12 @@ def active_table(table: Table, patch_size: Choice[int], dim: Dim) -> Tensor:
 def chosen_table(table: Table, patch_size: Choice[int]) -> Tensor:
     """Return the table of the active patch size, (1, length, L)."""
     return table[str(patch_size.active)] if isinstance(table, nn.ParameterDict) else table
+
+
+def positions_in_use(table: Tensor, patch_size: Choice[int], images: SizedImages, prefix: int) -> Tensor:
+    """Return the positions of the largest images, (1, prefix + N, D), resampled for the active size, as timm does."""
+
+    def grid(size: Size) -> Size:
+        return size[0] // patch_size.active, size[1] // patch_size.active
+
+    return plain.resample_positions(table, grid(largest_size(images)), grid(images.img_size), prefix)

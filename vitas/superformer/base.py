@@ -10,6 +10,7 @@ from vitas.choice import Dim
 from vitas.errors import ChoiceError
 from vitas.nn import Elastic
 from vitas.nn.follow import follow
+from vitas.nn.images import SizedImages, pixels, searched_size
 from vitas.space import State, holders, search_space
 
 
@@ -32,14 +33,29 @@ class OfImages(Elastic):
         raise NotImplementedError
 
 
-class Superformer(OfImages):
+class Superformer(SizedImages, OfImages):
     """Put before a plain model: its features are those of the active subnet, which it shows when printed.
 
-    A classifier or norm that somebody assigns follows the width, as the one before it did.
+    A classifier or norm that somebody assigns follows the width, as the one before it did. Where the size of images is
+    searched, `forward` takes images of any of the sizes and brings them to the active one.
     """
 
     follows: ClassVar[tuple[str, ...]] = ("head", "head_dist", "norm", "fc_norm")
     """Parts that read the channels of `last_width`."""
+
+    def _new_size(self, img_size: int | tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width that images are to have from now on.
+
+        Raises:
+            ChoiceError: not one or two positive ints; a size that is searched.
+        """
+        if (choice := searched_size(self)) is not None:
+            name = choice.name or "img_size"
+            raise ChoiceError(
+                f"{name}: it is searched, among {', '.join(map(str, choice.values))}: activate one, or leave one by"
+                f" vitas.narrow(model, fixed={{'{name}': {choice.largest}}})"
+            )
+        return pixels(img_size)
 
     def last_width(self) -> Dim:
         """Return the channels behind the last block."""

@@ -12,9 +12,10 @@ from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, is_one_of, one_of
 from vitas.fields import check_arguments, check_field
 from vitas.nn import CyclicLinear, ElasticLayerNorm, ElasticPatchEmbed
+from vitas.nn.images import ImageSize, largest_size, searched_size
 from vitas.nn.layer import exported, like
-from vitas.nn.patches import check_patches, patch_count, pixels
-from vitas.nn.tokens import Table, active_table, make_table
+from vitas.nn.patches import check_patches, patch_count
+from vitas.nn.tokens import Table, active_table, make_table, positions_in_use
 from vitas.superformer.arguments import (
     Count,
     Counts,
@@ -32,11 +33,11 @@ from vitas.superformer.blocks import BlockOptions, row_of, several_heads, token_
 
 
 class DeiTSuperformer(Superformer, plain.VisionTransformer):
-    """Vision Transformer (DeiT) whose patch size, width, depth, heads, q/k/v widths and MLP widths can be searched.
+    """Vision Transformer (DeiT) whose image and patch size, width, depth, heads, q/k/v and MLP widths can be searched.
 
-    Wherever several values are given, a choice is made: one for the whole model for `embed_dim`, `patch_size` and `depth`,
-    one for each block for the others. A Choice or Dim object is used as it is, by every block alike. With plain ints this
-    is timm's model: same outputs, same checkpoint keys.
+    Wherever several values are given, a choice is made: one for the whole model for `img_size`, `patch_size`, `embed_dim`
+    and `depth`, one for each block for the others. A Choice or Dim object is used as it is, by every block alike. With
+    plain ints this is timm's model: same outputs, same checkpoint keys.
 
     What is said of blocks (`num_heads`, `qkv_dim`, `mlp_dim`, `mlp_ratio`) may also be a list with an entry for each slot,
     of which some entry is not one value, [[2, 4], [4], ...]; or a mapping from names and globs of blocks to values, of
@@ -47,7 +48,9 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     Source: space and private parameters, public ViTAS code (Su et al., July 2021); plain model, timm 1.0.23.
 
     Args:
-        img_size: Height and width in pixels, or one int for both; every patch size has to divide it.
+        img_size: Height and width in pixels, or one int for both; every patch size has to divide it. Several sides, such as
+            the list [160, 192, 224], make the size of square images a choice: images of any of these sizes are resized to
+            the active one (bicubic, antialiased), and the positions of the largest are resampled for it.
         patch_size: Pixels of a patch's side; each gets its own projection, class token and positions.
         in_chans: Image channels.
         num_classes: Classes; 0: no classifier.
@@ -83,7 +86,7 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
+        img_size: ImageSize = 224,
         patch_size: Count = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -128,12 +131,13 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
             patch_embed,
             blocks=blocks,
             **_last_norm(width, options.norm_eps if final_norm_eps is None else float(final_norm_eps), global_pool, fc_norm),
-            **_made_tables(patch_embed.img_size, patch, width, distilled),
+            **_made_tables(largest_size(patch_embed), patch, width, distilled),
             head=heads[0],
             head_dist=heads[-1] if distilled else None,
             global_pool=global_pool,
         )
         self.embed_dim, self.patch_size = width, patch
+        self.img_size = searched_size(patch_embed) or patch_embed.img_size
         if shift:
             self.depth = blocks.depth
         self.reset_parameters()
@@ -143,14 +147,16 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     def tables(self) -> dict[str, Tensor]:
         """Return class token, distillation token (if any) and positions in use, (1, ..., D) each; nothing else slices."""
         stored: dict[str, Table] = super().tables()  # type: ignore[assignment]
-        return {name: active_table(table, self.patch_size, self.embed_dim) for name, table in stored.items()}
+        tables = {name: active_table(table, self.patch_size, self.embed_dim) for name, table in stored.items()}
+        positions = positions_in_use(tables["pos_embed"], self.patch_size, self, self.num_prefix_tokens)
+        return {**tables, "pos_embed": positions}
 
     active_weights = tables
 
     @outside_graphs
     def embed(self, x: Tensor, any_size: bool = False) -> Tensor:
         """Return the tokens that enter the blocks; not compiled, since each patch size would be a graph of its own."""
-        return super().embed(x, any_size)
+        return super().embed(x if any_size else self.resized(x), any_size)
 
     def width(self) -> int:
         """Return the channels of the tokens."""
@@ -164,10 +170,10 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
         """Take images of another size from now on: the positions of every patch size are resampled, as timm does.
 
         Raises:
-            ChoiceError: patches that do not divide the image.
+            ChoiceError: patches that do not divide the image; a size that is searched.
         """
         embed: Any = self.patch_embed
-        positions, size = self.pos_embed, pixels(img_size)
+        positions, size = self.pos_embed, self._new_size(img_size)
         check_patches(self.patch_size, size)
 
         def resampled(table: nn.Parameter, patch: int) -> nn.Parameter:
@@ -179,12 +185,11 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
                 positions[patch] = resampled(table, int(patch))
         else:
             self.pos_embed = resampled(positions, self.patch_size.largest)
-        embed.img_size = size
+        self.img_size = embed.img_size = size
 
     def image_shape(self) -> tuple[int, int, int]:
-        """Return the channels, height and width of an image."""
-        embed = cast(plain.PatchEmbed, self.patch_embed)
-        return embed.in_chans, *embed.img_size
+        """Return the channels, height and width of an image, the largest where its size is searched."""
+        return cast(plain.PatchEmbed, self.patch_embed).in_chans, *largest_size(self)
 
     def cost(self, tokens: Cost | None = None, *, convention: str = "exact") -> Cost:
         """Return the multiply-adds for one image.

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from vitas.errors import ChoiceError, is_one_of, one_of, shown, unknown
+from vitas.nn.images import ImageSize
 from vitas.space import Subnet
 from vitas.superformer.arguments import Patterns
 from vitas.superformer.deit import DeiTSuperformer
@@ -194,7 +195,7 @@ def create_superformer(
     name: str,
     *,
     num_classes: int = 1000,
-    img_size: int | tuple[int, int] = 224,
+    img_size: ImageSize = 224,
     in_chans: int = 3,
     sharing: Patterns = "cyclic",
     **overrides: Any,
@@ -204,7 +205,8 @@ def create_superformer(
     Args:
         name: One of `list_superformers()`.
         num_classes: Classes; 0: no classifier.
-        img_size: Height and width in pixels, or one int for both.
+        img_size: Height and width in pixels, or one int for both; several sides, such as the list [160, 192, 224], make the
+            size of square images a choice.
         in_chans: Image channels.
         sharing: Which channels a width uses, see vitas.sharing; or a mapping from "embed_dim", "qkv_dim", "num_heads" and
             "mlp_dim" to patterns, where what it does not name is "cyclic".

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from vitas import plain
 from vitas.checks import are_several, as_count, as_flag
-from vitas.choice import Dim
+from vitas.choice import Choice, Dim
 from vitas.cost import Cost, Map, cost_of, params_of
 from vitas.errors import ChoiceError, ShapeError, shown
 from vitas.fields import check_arguments
 from vitas.nn import CyclicLinear, ElasticConv2d, ElasticLayerNorm, ShiftableIdentity
 from vitas.nn.depth import lay_drop_path
+from vitas.nn.images import ImageSize, Size, as_size, each_size, largest_size, searched_size, sizes_of
 from vitas.nn.layer import rebuilt
-from vitas.nn.patches import pixels
 from vitas.superformer.arguments import (
     Count,
     Counts,
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class TwinsSuperformer(Superformer, plain.Twins):
-    """Twins whose widths, depths, heads, q/k/v widths and MLP widths can be searched, each stage for itself.
+    """Twins whose image size, widths, depths, heads, q/k/v and MLP widths can be searched, each stage for itself.
 
     Every argument in the plural has one entry for each stage. Wherever an entry is several values, a choice is made: one
     for the stage for `embed_dims`, `depths` and `wss`, one for each block for the others. A Choice or Dim object is used
@@ -55,13 +55,17 @@ class TwinsSuperformer(Superformer, plain.Twins):
     kind belongs to the slot. Identities are shifted to the tail of their stage; depths in steps of 2, such as
     range(2, 19, 2), shift pairs of both kinds. The position generator follows the first block of the stage.
 
-    Shapes: (B, C, H, W) -> (B, classes), any H and W of at least `sizes()[1]`.
+    Shapes: (B, C, H, W) -> (B, classes), any H and W of at least `sizes()[1]`; H = W, one of the sizes, where these are
+        searched.
     Cost: patches, blocks, position generators and classifier of the active subnet in MACs, for `img_size`.
     Source: space, ViTAS (Su et al., ECCV 2022), reconstructed: the paper's own numbers were not at hand, nor whether it
     shares q and k between head counts, as is done here; plain model, Chu et al., arXiv:2104.13840v4, and timm 1.0.23.
 
     Args:
-        img_size: Height and width in pixels, or one int for both; only counts depend on it.
+        img_size: Height and width in pixels, or one int for both; only counts depend on it. Several sides, such as the list
+            [160, 192, 224], make the size of square images a choice: images of any of these sizes are resized to the active
+            one (bicubic, antialiased). Legal are those of at least `sizes()[1]`, as in timm: maps are rounded down, windows
+            padded.
         patch_size: Pixels of a patch's side in the first stage; later ones merge 2 x 2.
         in_chans: Image channels.
         num_classes: Classes; 0: no classifier.
@@ -95,7 +99,7 @@ class TwinsSuperformer(Superformer, plain.Twins):
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
+        img_size: ImageSize = 224,
         patch_size: int = 4,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -147,21 +151,38 @@ class TwinsSuperformer(Superformer, plain.Twins):
             float(pos_drop_rate),
         )
         self.embed_dims = dims
-        self.set_input_size(img_size)
+        size = as_size(img_size)
+        self._check_sizes(sizes_of(size))
+        self.img_size = size
         self.reset_parameters()
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Count for images of another size from now on; there are no positions to resample, and any size runs.
 
         Raises:
-            ChoiceError: an image too small for the stages.
+            ChoiceError: an image too small for the stages; a size that is searched.
         """
-        (height, width), least = pixels(img_size), self.sizes()[1]
-        if min(height, width) < least:
-            raise ChoiceError(
-                f"img_size: the stages and sr_ratios need sides of at least {least} pixels, got {height} x {width}"
-            )
-        self.img_size = height, width
+        size = self._new_size(img_size)
+        self._check_sizes([size])
+        self.img_size = size
+
+    def _check_sizes(self, sizes: Sequence[Size]) -> None:
+        least = self.sizes()[1]
+        for height, width in sizes:
+            if min(height, width) < least:
+                raise ChoiceError(
+                    f"img_size: the stages and sr_ratios need sides of at least {least} pixels, got {height} x {width}"
+                )
+
+    def lacks(self, choice: Choice[Any], value: Any) -> str | None:
+        """Say that an image is too small for the stages, where it is."""
+        if choice is searched_size(self) and value < (least := self.sizes()[1]):
+            return f"needs images with sides of at least {least}"
+        return None
+
+    def last_map(self, x: Tensor) -> Tensor:
+        """Run all stages, on images of the active size where that is searched: (B, C, H, W) -> (B, H / S, W / S, D)."""
+        return super().last_map(self.resized(x))
 
     def last_width(self) -> Dim:
         """Return the channels of the last stage, of every subnet."""
@@ -181,18 +202,18 @@ class TwinsSuperformer(Superformer, plain.Twins):
         return [dim.active for dim in self.embed_dims]
 
     def image_shape(self) -> tuple[int, int, int]:
-        """Return the channels, height and width of an image; only counts depend on the size."""
+        """Return the channels, height and width of an image, the largest where its size is searched."""
         first: Any = self.patch_embeds[0]
-        return first.proj.in_channels, *self.img_size
+        return first.proj.in_channels, *largest_size(self)
 
-    def maps(self) -> list[Map]:
-        """Return the size of each stage's map, for images of `img_size`."""
-        height, width = self.img_size
+    def maps(self, size: Size | None = None) -> list[Map]:
+        """Return the size of each stage's map, for images of a height and width; None: of `img_size`."""
+        height, width = self.img_size if size is None else size
         return [Map(height // stride, width // stride) for stride in self.strides()]
 
     def cost(self, tokens: Cost | None = None) -> Cost:
-        """Return the multiply-adds for one image of `img_size`; `tokens` is not used, the image gives the maps."""
-        return cost_of_stages(self, self.maps())
+        """Return the multiply-adds for one image of each size; `tokens` is not used, the image gives the maps."""
+        return sum((own * cost_of_stages(self, self.maps(size)) for own, size in each_size(self)), Cost())
 
     def param_count(self) -> Cost:
         """Return the active parameters."""
