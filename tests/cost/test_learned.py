@@ -82,7 +82,7 @@ def equals_the_counter(model, inputs, subnets):
 
 def every_subnet(model):
     space, found = search_space(model), {}
-    for values in itertools.product(*(choice.values for choice in space.choices.values())):
+    for values in itertools.product(*space.values.values()):
         given = dict(zip(space.choices, values, strict=True))
         code = [choice.values.index(given[name]) for name, choice in space.choices.items()]
         found[space.decode(space.encode(space.decode(code)))] = None
@@ -170,6 +170,30 @@ def test_a_choice_that_decides_how_many_positions_there_are():
     equals_the_counter(model, torch.randn(2, 3, 16, 16), subnets)
     inside = sample_subnet(model, flops="50%", inputs=torch.randn(1, 3, 16, 16), only={"patch_size": [4, 8]})
     assert inside["patch_size"] == 8
+
+
+class Together(nn.Module):
+    """The sizes of images and patches decide together how many positions the other layers see."""
+
+    def __init__(self):
+        super().__init__()
+        self.width, self.size = Dim([4, 8], name="width"), Choice([8, 16], name="img_size")
+        self.embed = ElasticPatchEmbed(self.size, Choice([2, 4, 8], name="patch_size"), 3, self.width)
+        self.mlp, self.head = ElasticMlp(self.width, 16), CyclicLinear(self.width, 2)
+
+    def forward(self, x):
+        return self.head(self.mlp(self.embed(self.embed.resized(x))))
+
+
+def test_choices_that_decide_together_how_many_positions_there_are():
+    model = Together()
+    assert search_space(model).size == 12
+    equals_the_counter(model, torch.randn(2, 3, 16, 16), every_subnet(model))
+    vitas.narrow(model, only={"patch_size": [4, 8]})
+    x = torch.randn(1, 3, 16, 16)
+    costs = [count_flops(model, subnet, inputs=x).total for subnet in every_subnet(model)]
+    assert len(costs) == 8
+    assert count_subnets(model, flops=sorted(costs)[4], inputs=x) == sum(cost <= sorted(costs)[4] for cost in costs)
 
 
 # -- what depends on more than the parts -------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ then have to cost exactly what this says; where they do not, what the model cost
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, product
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ from vitas.space import (
 )
 
 _RANDOM_PASSES = 6
+_MOST_TOGETHER = 16  # combinations of values of choices that decide positions together, eight passes each
 
 Shape = tuple[int, ...]
 
@@ -66,7 +68,8 @@ def learned_cost(model: nn.Module, inputs: Any) -> Cost | None:
     """Return the multiply-adds of every subnet for all of `inputs`; None where passes do not tell.
 
     They are of the largest subnet, the smallest and six that are drawn with a fixed seed. Where these do not agree since one
-    choice decides how many positions there are, as the size of patches does, so many tell for each of its values.
+    choice decides how many positions there are, as the size of patches does, so many tell for each of its values; where
+    several decide it together, as with the size of images, for each of up to 16 combinations.
 
     Args:
         model: A model with choices, without wrappers.
@@ -81,21 +84,22 @@ def learned_cost(model: nn.Module, inputs: Any) -> Cost | None:
     if cost is None or _fits(cost, passes):
         return cost
     deciding: list[str] = []
-    for name, choice in space.choices.items():
-        alone = space.subnet({name: choice.smallest}, fill="largest")
+    for name, values in space.values.items():
+        alone = space.subnet({name: values[0]}, fill="largest")
         if not _fits(cost, _passes(model, arguments, [alone])):
             deciding.append(name)
-        if len(deciding) > 1:
+        if len(deciding) > 1 and math.prod(len(space.values[name]) for name in deciding) > _MOST_TOGETHER:
             return None
     by_value = Cost()
-    for name in deciding:
-        choice = space.choices[name]
-        for value in choice.values:
-            own = list(_passes(model, arguments, _some(space.restrict({name: value}))))
-            part = _added_up(model, own)
-            if part is None or len({one.total for one in own}) < 2 or not _fits(part, own):  # one pass alone proves nothing
-                return None
-            by_value += part * Cost.table(choice, (int(value == other) for other in choice.values))
+    for together in product(*(space.values[name] for name in deciding)):
+        held = dict(zip(deciding, together, strict=True))
+        own = list(_passes(model, arguments, _some(space.restrict(held))))
+        part = _added_up(model, own)
+        if part is None or len({one.total for one in own}) < 2 or not _fits(part, own):  # one pass alone proves nothing
+            return None
+        for name, value in held.items():
+            part *= Cost.table(space.choices[name], (int(value == other) for other in space.choices[name].values))
+        by_value += part
     return by_value if _fits(by_value, passes) else None
 
 
