@@ -154,7 +154,7 @@ def _grpc() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise SearchError(f"storage: grpc:// needs grpcio and optuna 4.2 or later ({brief(error)})") from None
+        raise SearchError(f"storage: grpc:// needs grpcio, pip install 'vitas[grpc]' ({brief(error)})") from None
 
 
 def serve(where: Any, host: str, port: int) -> None:
