@@ -54,7 +54,7 @@ def test_a_narrowed_and_a_widened_model_come_back(tmp_path):
     [
         (
             {"embed_dim": [4, 6]},
-            "embed_dim: values up to 8, here up to 6: build a model with the values of the file, load it",
+            "embed_dim: values up to 8, here up to 6; build a model with the file's values, load it",
         ),
         ({"embed_dim": [4, 8, 10]}, "expected shape"),
         ({"sharing": {"embed_dim": "bilateral"}}, "embed_dim: expected 2 runs of 4 channels on a ring of 8, got"),
