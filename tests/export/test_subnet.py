@@ -362,7 +362,7 @@ def test_a_broken_tie_is_refused_also_where_the_active_subnet_is_exported():
     model = TwoLayers(width, width)
     model.second = copy.deepcopy(model.second)
     width.active = 3
-    with pytest.raises(ChoiceError, match="lost its tie"):
+    with pytest.raises(ChoiceError, match="hold two copies of what was one"):
         export_subnet(model)
 
 

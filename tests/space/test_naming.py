@@ -148,8 +148,11 @@ class Around(nn.Module):
     ("build", "message"),
     [
         (Around, "width: .* hold two copies of what was one Dim"),
-        (lambda: nn.Sequential(*[copy.deepcopy(one) for one in [nn.Sequential(CyclicLinear(3, W))] * 2]), "lost its tie"),
-        (lambda: nn.ModuleList([CyclicLinear(3, W), copy.deepcopy(CyclicLinear(W, 3))]), "lost its tie"),
+        (
+            lambda: nn.Sequential(*[copy.deepcopy(one) for one in [nn.Sequential(CyclicLinear(3, W))] * 2]),
+            "hold two copies of what was one",
+        ),
+        (lambda: nn.ModuleList([CyclicLinear(3, W), copy.deepcopy(CyclicLinear(W, 3))]), "hold two copies of what was one"),
         (
             lambda: nn.ModuleDict({k: CyclicLinear(3, Dim([2, 4], name="width")) for k in "ab"}),
             "two choices are called 'width', at a.out_dim and at b.out_dim; give one another name=",
@@ -164,7 +167,7 @@ def test_parts_of_one_model_are_refused_as_before(build, message):
 def test_copied_blocks_of_one_model_are_refused_though_they_hold_different_choices():
     model = small(embed_dim=8)
     model.blocks[1] = copy.deepcopy(model.blocks[0])
-    with pytest.raises(ChoiceError, match="lost its tie"):
+    with pytest.raises(ChoiceError, match="hold two copies of what was one"):
         search_space(model)
 
 
