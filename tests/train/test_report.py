@@ -225,7 +225,7 @@ def test_bad_input_is_refused():
     model = small()
     with pytest.raises(ChoiceError, match=r"expected a number or a mapping with 'accuracy', got \{'top1': 1.0\}"):
         supernet_report(model, lambda model: {"top1": 1.0})
-    with pytest.raises(ChoiceError, match=r"expected a number or a mapping with 'accuracy', got \{'xxx.{0,99}\}$"):
+    with pytest.raises(ChoiceError, match=r"expected a number or a mapping with 'accuracy', got \{'xxx.{0,60} \.\.\.$"):
         supernet_report(model, lambda model: {"x" * 10**6: 1.0})
     with pytest.raises(ChoiceError, match="evaluate: expected a number, got tensor of shape"):
         supernet_report(model, lambda model: torch.zeros(3))

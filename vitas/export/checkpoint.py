@@ -136,8 +136,7 @@ def _fitting_tensors(
         raise FileError(f"{path}: images of {old} pixels; model.set_input_size({old}) before loading")
     if old != new and isinstance(inner, SizedImages) and searched_size(inner) is not None:
         raise FileError(
-            f"{path}: positions for images of {old} pixels, here for {new}; those of smaller ones are resampled from them,"
-            " so the largest size has to be that of the file"
+            f"{path}: positions for images of {old} pixels, here for {new}; build one whose largest img_size is that"
         )
     start = f"{own}." if own else ""
     tables = {name for name in state if name.removeprefix(start).split(".")[0] == "pos_embed" and old != new}
