@@ -168,7 +168,7 @@ def test_ctrl_c_returns_what_there_is_and_loses_nothing(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("returned", "message"), [(None, "got None"), ("0.5", "got '0.5'"), ({"acc": 1}, "'accuracy' is not")]
+    ("returned", "message"), [(None, "got None"), ("0.5", "got '0.5'"), ({"acc": 1}, "the objective 'accuracy' is missing")]
 )
 def test_a_mistake_in_evaluate_is_refused_at_once_and_costs_no_network(model, tmp_path, returned, message):
     with pytest.raises(SearchError, match=message):

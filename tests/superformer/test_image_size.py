@@ -173,7 +173,7 @@ def test_files_of_superformers(kind, tmp_path):
     vitas.save_superformer(model, tmp_path / "model.safetensors")
     other, fewer = built(kind), built(kind, SIZES[kind][1:])
     vitas.load_superformer(randomize(other, 1), tmp_path / "model.safetensors")
-    with pytest.raises(FileError, match="another search space; different in img_size"):
+    with pytest.raises(FileError, match="another search space, different in img_size"):
         vitas.load_superformer(fewer, tmp_path / "model.safetensors")
     adapted = vitas.load_superformer(randomize(fewer, 1), tmp_path / "model.safetensors", adapt=True)
     assert (adapted.new, adapted.gone) == ({}, {"img_size": (SIZES[kind][0],)})

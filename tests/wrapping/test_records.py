@@ -377,7 +377,7 @@ def test_a_wrong_order_of_letters_is_found_by_the_oracle_only():
     x = torch.randn(2, 3, 32, 32).double()
     wrapped = wrap(model, records={attention: wrong})
     assert torch.equal(wrapped(x), model(x))
-    with pytest.raises(WrapError, match="letters of an axis stand in the wrong order"):
+    with pytest.raises(WrapError, match="letters in the wrong order"):
         check_records(wrapped, x)
 
 
