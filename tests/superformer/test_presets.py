@@ -139,10 +139,10 @@ def test_names_do_not_depend_on_what_stands_around(name, shift, tmp_path):
     again = nn.Sequential(nn.Identity(), nn.ModuleDict({"backbone": create_superformer(name, **options)}))
     vitas.load_superformer(again, tmp_path / "around")
     assert all(torch.equal(value, weights[key]) for key, value in again[1]["backbone"].state_dict().items())
-    with pytest.raises(FileError, match=r"choices stand at '', here at '1\.backbone'"):
+    with pytest.raises(FileError, match=r"written of '', here is '1\.backbone'"):
         vitas.load_superformer(again, tmp_path / "model")
     elsewhere = nn.Sequential(create_superformer(name, **options))
-    with pytest.raises(FileError, match=r"choices stand at '1\.backbone', here at '0'"):
+    with pytest.raises(FileError, match=r"written of '1\.backbone', here is '0'"):
         vitas.load_superformer(elsewhere, tmp_path / "around")
 
 
