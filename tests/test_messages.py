@@ -40,7 +40,7 @@ def test_a_few_legal_values_are_shown_and_of_many_the_nearest():
     assert unknown("choice", names, "mlp_dim", "here") == (
         "unknown choice 'mlp_dim'; did you mean 'blocks.0.mlp_dim'? (12 choices: here)"
     )
-    assert unknown("choice", ["depth"], "?", "here") == "unknown choice '?'; (1 choice: here)"
+    assert unknown("choice", ["depth"], "?", "here") == "unknown choice '?' (1 choice: here)"
 
 
 def test_an_unknown_choice_is_met_by_the_nearest(model):
@@ -148,7 +148,7 @@ def test_a_budget_below_reach_is_told_of_the_depth_where_that_helps():
     timm = pytest.importorskip("timm")
     vit = timm.create_model("test_vit", img_size=8, patch_size=4, in_chans=1, depth=2)
     answer = said(lambda: vitas.sample_subnet(vitas.wrap(vit), flops="30%"), vitas.BudgetError)
-    assert answer.endswith('; a searched depth reaches lower: wrap(depth="auto")')
+    assert answer.endswith('; a searched depth reaches lower, in wrap depth="auto"')
     deeper = vitas.wrap(vit, depth="auto")
     vitas.sample_subnet(deeper, flops="30%")
     assert "depth" not in said(lambda: vitas.sample_subnet(deeper, flops="1%"), vitas.BudgetError)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace) -> None:
     """Serve a storage until Ctrl-C."""
-    print(f"grpc://{options.host}:{options.port} serves {options.storage}; Ctrl-C ends it", flush=True)
+    told = f"grpc://{options.host}:{options.port} serves {options.storage}; Ctrl-C ends it"
     with suppress(KeyboardInterrupt):
-        serve(options.storage, options.host, options.port)
+        serve(options.storage, options.host, options.port, partial(print, told, flush=True))
 
 
 def _compress(options: argparse.Namespace) -> None:

@@ -180,9 +180,9 @@ def unknown(what: str, names: Sequence[str], got: object, where: str) -> str:
         where: Where a reader finds them all.
     """
     near = _nearest(names, got)
-    meant = f" did you mean {near!r}?" if near is not None else ""
+    meant = f"; did you mean {near!r}?" if near is not None else ""
     number = f"{len(names)} {what}s" if len(names) != 1 else f"1 {what}"
-    return f"unknown {what} {shown(got, 50)};{meant} ({number}: {where})"
+    return f"unknown {what} {shown(got, 50)}{meant} ({number}: {where})"
 
 
 def _nearest(values: Sequence[object], got: object) -> object:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import vitas
 from tests.contract import macs, randomize, relative_error
 from tests.superformer.test_twins import small as small_twins
-from vitas import Choice, ChoiceError
+from vitas import Choice, ChoiceError, create_superformer
 from vitas.errors import FileError, ShapeError
 from vitas.superformer import DeiTSuperformer
 
@@ -239,6 +239,36 @@ def test_training_reaches_every_position():
         vitas.activate_subnet(model, vitas.search_space(model).subnet({"img_size": side}, fill="largest"))
         F.cross_entropy(model(x), labels).backward()
         assert model.pos_embed.grad.any(dim=2).all()
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_what_runs_exports_brings_images_to_their_size(around):
+    model = create_superformer("deit_micro", num_classes=5, img_size=[16, 32], depth=[1, 2])
+    whole = torch.nn.Sequential(model) if around else model
+    x = torch.randn(2, 3, 32, 32)
+    found = {}
+    for side in (16, 32):
+        vitas.activate_subnet(whole, {**vitas.search_space(whole).largest(), "img_size": side})
+        assert vitas.flop_analysis(whole, inputs=x[:1]).total() == vitas.count_flops(whole, inputs=x[:1]).total
+        vitas.export_subnet(whole, verify=x)
+        found[side] = vitas.zero_cost(model, x)
+        assert found[side] == vitas.zero_cost(vitas.export_subnet(model), torch.ones(1, 3, side, side))
+    assert found[16] != found[32]
+    vitas.latency_table(whole, x[:1], warmup=0, runs=1, calibrate=1)
+
+
+def test_what_cannot_be_is_refused_in_words_that_help(tmp_path):
+    model = built("deit")
+    with pytest.raises(ChoiceError, match="patches of 2, 4 pixels divide"):
+        vitas.widen(model, {"img_size": [0]})
+    with pytest.raises(ChoiceError, match="img_size: it is searched; activate a size"):
+        model.img_size = (8, 8)
+    vitas.save_superformer(built("deit", 16), tmp_path / "one.safetensors")
+    with pytest.raises(FileError, match=r"another search space; only one of both has the choices img_size$"):
+        vitas.load_superformer(model, tmp_path / "one.safetensors")
+    vitas.narrow(model, fixed={"img_size": 12})
+    with pytest.raises(ChoiceError, match="img_size: narrowed to 12; export a subnet"):
+        model.set_input_size(8)
 
 
 def test_a_latency_table_has_the_size_in_it():

@@ -159,6 +159,8 @@ def _check_space(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> N
     """
     saved, own = read_json(metadata.get("space", ""), path), search_space(inner).description()
     check(isinstance(saved, dict), f"{path}: space", "an object", saved)
+    if differing := sorted(saved.keys() ^ own.keys()):
+        raise FileError(f"{path}: another search space; only one of both has the choices {listed(differing, 3)}")
     if saved != own:
         differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
         raise FileError(

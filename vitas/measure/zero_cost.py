@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vitas.errors import ShapeError, VitasError, brief
 from vitas.measure.accuracy import described
+from vitas.nn.images import as_exported
 from vitas.nn.layer import exported
 from vitas.space import device_of, unwrap
 
@@ -48,6 +49,7 @@ def dss(model: nn.Module, inputs: Tensor) -> tuple[float, float]:
     if not isinstance(inputs, Tensor) or inputs.ndim < 1 or not len(inputs):
         raise ShapeError(f"inputs: expected a batch of at least one image, got {described(inputs)}")
     device = device_of(unwrap(model))
+    inputs, *_ = as_exported(unwrap(model), [inputs[:1]])
     network = exported(unwrap(model)).double().eval().requires_grad_()
     layers = [(path.split("."), part) for path, part in network.named_modules() if isinstance(part, nn.Linear)]
     attention = [layer.weight for path, layer in layers if "attn" in path]
@@ -62,7 +64,7 @@ def dss(model: nn.Module, inputs: Tensor) -> tuple[float, float]:
             parameter.abs_()
     with torch.enable_grad():
         try:
-            outputs = network(torch.ones_like(inputs[:1], dtype=torch.float64, device=device))
+            outputs = network(torch.ones_like(inputs, dtype=torch.float64, device=device))
         except (ValueError, RuntimeError) as error:
             raise ShapeError(f"inputs: {type(network).__name__} cannot run them: {brief(error)}") from error
         if not isinstance(outputs, Tensor):

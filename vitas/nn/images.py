@@ -75,6 +75,8 @@ class SizedImages(nn.Module):
 
     @img_size.setter
     def img_size(self, size: Size | Choice[int]) -> None:
+        if isinstance(vars(self).get("img_size"), Choice) and not isinstance(size, Choice):
+            raise ChoiceError(f"img_size: it is searched; activate a size, got {shown(size)}")
         vars(self)["img_size"] = size
 
     def resized(self, x: Tensor) -> Tensor:
@@ -121,7 +123,12 @@ def _resized(x: Tensor, choice: Choice[int]) -> Tensor:
 
 
 def as_exported(model: nn.Module, arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Return what a model is given as the export of its active subnet takes it: images of the size that this has."""
-    if isinstance(model, SizedImages) and arguments and isinstance(arguments[0], Tensor):
-        return model.resized(arguments[0]), *arguments[1:]
-    return tuple(arguments)
+    """Return what a model is given as the export of its active subnet takes it: images of the size that this has.
+
+    The first argument is resized, where it is a batch of images and a part of the model searches their size.
+    """
+    sized = (part for part in model.modules() if isinstance(part, SizedImages) and searched_size(part) is not None)
+    part = next(sized, None)
+    if part is None or not arguments or not isinstance(arguments[0], Tensor) or arguments[0].ndim != 4:
+        return tuple(arguments)
+    return part.resized(arguments[0]), *arguments[1:]

@@ -40,6 +40,6 @@ def check_patches(patch_size: Choice[int], img_size: Size | Choice[int]) -> None
 
 def lacks_patches(patch_size: Choice[int], images: SizedImages, choice: Choice[Any], value: Any) -> str | None:
     """Say that a size of images is not made of whole patches, where it is not."""
-    if choice is searched_size(images) and any(value % patch for patch in patch_size.values):
+    if choice is searched_size(images) and (value < 1 or any(value % patch for patch in patch_size.values)):
         return f"needs images that patches of {', '.join(map(str, patch_size.values))} pixels divide"
     return None

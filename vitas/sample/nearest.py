@@ -50,7 +50,8 @@ def explain_empty(chain: Chain, windows: Mapping[str, Window], whole_rows: bool 
     held = chain.space.whole is not chain.space
     said = (_said(name, *of, len(every) > 1, held) for name, of in zip(windows, zip(every, found, strict=True), strict=True))
     lower = whole_rows and any(window.high < near.low for window, near in zip(every, found, strict=True))
-    return f"no subnet has {'; '.join(said)}" + ('; a searched depth reaches lower: wrap(depth="auto")' if lower else "")
+    cure = '; a searched depth reaches lower, in wrap depth="auto"' if lower else ""
+    return f"no subnet has {'; '.join(said)}{cure}"
 
 
 def _said(name: str, window: Window, found: Beside, several: bool, held: bool) -> str:

@@ -157,13 +157,14 @@ def _grpc() -> Iterator[None]:
         raise SearchError(f"storage: grpc:// needs grpcio, pip install 'vitas[grpc]' ({brief(error)})") from None
 
 
-def serve(where: Any, host: str, port: int) -> None:
+def serve(where: Any, host: str, port: int, ready: Callable[[], None]) -> None:
     """Let workers on other machines search by way of this process, as `grpc://host:port`; does not return.
 
     Args:
         where: What is served, as `open_storage` takes it.
         host: Address on which to listen; whoever reaches it can read and change the searches.
         port: Its port.
+        ready: Called when the storage is open, just before it listens.
 
     Raises:
         FileError: as open_storage.
@@ -175,6 +176,7 @@ def serve(where: Any, host: str, port: int) -> None:
 
         warnings.simplefilter("ignore")
         try:
+            ready()
             run_grpc_proxy_server(storage, host=host, port=port)
         except RuntimeError as error:
             raise SearchError(f"storage: cannot listen at {shown(f'{host}:{port}')}") from error

@@ -50,9 +50,11 @@ class Superformer(SizedImages, OfImages):
             ChoiceError: not one or two positive ints; a size that is searched.
         """
         if (choice := searched_size(self)) is not None:
-            name = choice.name or "img_size"
+            name, left = choice.name or "img_size", [choice.values[number] for number in choice.left]
+            if len(left) == 1:
+                raise ChoiceError(f"{name}: narrowed to {left[0]}; export a subnet: load_subnet(img_size=) resamples")
             raise ChoiceError(
-                f"{name}: it is searched, among {', '.join(map(str, choice.values))}: activate one, or leave one by"
+                f"{name}: it is searched, among {', '.join(map(str, left))}: activate one, or leave one by"
                 f" vitas.narrow(model, fixed={{'{name}': {choice.largest}}})"
             )
         return pixels(img_size)
