@@ -267,7 +267,7 @@ def test_a_superformers_positions_follow_its_image(options, tmp_path):
     [
         ({"embed_dim": [4, 8]}, "another search space, different in embed_dim; adapt=True"),
         ({"depth": range(2, 4)}, "another search space, different in depth"),
-        ({"depth": range(1, 3)}, "another search space, different in depth, blocks.2.num_heads"),
+        ({"depth": range(1, 3)}, "another search space; only one of both has the choices blocks.2.mlp_dim"),
         ({"sharing": "ordinal"}, "another search space, different in embed_dim, blocks.0.num_heads"),
         ({"sharing": {"embed_dim": "ordinal"}}, "another search space, different in embed_dim; adapt=True"),
         ({"sharing": {"qkv_dim": "ordinal"}}, "different in blocks.0.qkv_dim, blocks.1.qkv_dim, blocks.2.qkv_dim; adapt"),

@@ -186,6 +186,7 @@ def test_files_of_superformers(kind, tmp_path):
             vitas.load_superformer(built(kind, [8, 12, 20]), tmp_path / "model.safetensors", adapt=True)
 
 
+@pytest.mark.extras
 def test_draws_counts_and_searches_follow_the_size():
     model = built("deit", embed_dim=[4, 8], depth=[1, 2], num_heads=2, qkv_dim=4, private=None, mlp_dim=8)
     space = vitas.search_space(model)
