@@ -178,7 +178,7 @@ def test_a_wrapped_model_comes_back_with_its_weights(kind, tmp_path):
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [
-        ({}, {}, "another search space, different in embed_dim"),
+        ({}, {}, "another search space; only one of both has the choices embed_dim"),
         ({}, {"embed_dim": [96, 192], "sharing": "ordinal"}, "another search space, different in embed_dim"),
         ({"num_classes": 7}, {"embed_dim": [96, 192]}, r"head\.weight: expected shape \(7, 192\), got \(5, 192\)"),
         ({"qk_norm": True}, {"embed_dim": [96, 192]}, r"missing tensors: blocks\.0\.attn\.k_norm"),
