@@ -1,5 +1,6 @@
 """Every block of Python code in the documentation runs as it stands, page by page."""
 
+import json
 import re
 from pathlib import Path
 
@@ -108,3 +109,11 @@ def test_the_drawings_are_those_of_their_script(name, tmp_path, monkeypatch):
     texts = sorted(t.get_text() for axes in figure.axes for t in [*axes.texts, axes.title] if t.get_text())
     assert texts
     assert (script.parent / f"{name}.svg").read_text().count("<path") > len(texts)
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.name)
+def test_what_a_notebook_shows_has_no_warnings_of_the_machine_that_ran_it(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert outputs
+    assert [output for output in outputs if output.get("name") == "stderr"] == []
