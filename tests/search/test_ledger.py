@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vitas
+from tests.search.small import SETTINGS, score, small_model  # noqa: F401  # a fixture
 from vitas.errors import FileError, SearchError
 from vitas.search import storage as storage_file
 from vitas.search.ledger import Ledger
@@ -17,16 +18,6 @@ from vitas.search.storage import open_storage, persistently
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("tqdm")
 pytestmark = [pytest.mark.extras, pytest.mark.skipif(sys.platform == "win32", reason="flock")]
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1)
-
-
-def score(model):
-    return float(sum(vitas.active_subnet(model).values()))
 
 
 def facts(weights):
@@ -39,9 +30,6 @@ def joined(storage, weights):
 
 def told(result):
     return [(evaluation.subnet, dict(evaluation.scores), evaluation.error) for evaluation in result.history]
-
-
-SETTINGS = {"population": 4, "generations": 3, "progress": False}
 
 
 # -- what a search is for ----------------------------------------------------------------------------------------------

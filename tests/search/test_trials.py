@@ -5,27 +5,15 @@ import random
 import sys
 
 import pytest
-import torch
 
 import vitas
+from tests.search.small import SETTINGS, score, small_model  # noqa: F401  # a fixture
 from vitas.search.ledger import Ledger
 from vitas.search.storage import open_storage
 
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("tqdm")
 pytestmark = [pytest.mark.extras, pytest.mark.skipif(sys.platform == "win32", reason="flock")]
-
-SETTINGS = {"population": 4, "generations": 3, "progress": False}
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1)
-
-
-def score(model):
-    return float(sum(vitas.active_subnet(model).values()))
 
 
 def joined(storage):
