@@ -139,8 +139,8 @@ def test_fixed_networks_are_distinct_and_of_the_cost_they_should_have():
     counts = [vitas.count_flops(model, subnet).total for subnet in networks.ground_networks(6, 4)]
     assert len(set(networks.ground_networks(6, 4))) == 10
     assert all(networks.WINDOW[0] <= count <= networks.WINDOW[1] for count in counts[:6])
-    for budget in networks.BUDGETS:
-        drawn = networks.in_budget(budget, 5)
+    for budget, family in itertools.product(networks.BUDGETS, networks.SPACES):
+        model, drawn = networks.superformer(family=family), networks.in_budget(budget, 5, family)
         assert len(set(drawn)) == 5
         assert all(0.9 * budget <= vitas.count_flops(model, subnet).total <= budget for subnet in drawn)
 
@@ -154,6 +154,17 @@ def test_a_scaling_by_hand_is_the_widest_inside_the_budget(depth_and_patch):
     assert network.blocks[0].mlp.fc1.out_features == 4 * width
     counts = [vitas.count_flops(networks._deit(w, depth, patch)).total for w in (width, width + 2)]
     assert counts[0] <= networks.BUDGETS[0] < counts[1]
+    assert vitas.count_flops(network, inputs=torch.zeros(1, 1, 28, 28)).total == counts[0]
+
+
+@pytest.mark.parametrize("depths", networks.TWINS_HAND)
+def test_a_twins_scaled_by_hand_is_the_widest_inside_the_budget(depths):
+    network = networks.by_hand(networks.BUDGETS[1], *depths, family="twins")
+    assert tuple(len(stage) for stage in network.blocks) == depths
+    narrow, wide = (stage[0].norm1.weight.numel() for stage in network.blocks)
+    assert wide == 2 * narrow
+    counts = [vitas.count_flops(networks._twins(w, *depths)).total for w in (narrow, narrow + 2)]
+    assert counts[0] <= networks.BUDGETS[1] < counts[1]
     assert vitas.count_flops(network, inputs=torch.zeros(1, 1, 28, 28)).total == counts[0]
 
 
@@ -241,7 +252,9 @@ def test_the_full_study_has_each_cell_once_the_truth_first():
     assert len({cell.name for cell in every}) == len(every)
     assert [cell.name for cell in every[:24]] == [f"ground/{number}/0" for number in range(24)]
     counts = {part: sum(cell.part == part for cell in every) for part in work.PARTS}
-    assert counts == {"ground": 48, "scores": 2 * 3 * 6 * 2 * 3, "search": 3, "headline": 3 * ((6 + 8 + 1) + 2 * 4)}
+    headline = 3 * ((6 + 8 + 1) + 2 * 4 + (3 + 8 + 1) + 2 * 3)
+    scores = 2 * 3 * 6 * 2 * 3
+    assert counts == {"ground": 48, "scores": scores, "superformer": 1, "search": 6, "headline": headline}
 
 
 @pytest.mark.parametrize("name", ["ground/1/0", "scores/short/taught/inside/private/0", "headline/1000000/hand-3-7/0"])
@@ -254,21 +267,47 @@ def test_a_cell_gives_the_same_figures_again(name, tmp_path):
 
 
 def test_cells_wait_for_those_that_they_need(tmp_path):
-    for cell in (cells.Cell("search", ("1000000",), 0), cells.Cell("headline", ("1000000", "found"), 0)):
+    headlines = [("1000000", "found"), ("1000000", "random"), ("1000000", "found", "twins"), ("1000000", "hand", "twins")]
+    others = [("search", ("1000000",)), ("search", ("1000000", "twins")), ("superformer", ("twins",))]
+    for part, what in [*others, *(("headline", what) for what in headlines)]:
+        cell = cells.Cell(part, what, 0)
         assert work.run(cell, cells.SMOKE, {}, tmp_path) is None
 
 
-@pytest.mark.extras  # Optuna
-def test_a_search_trains_the_superformer_again_where_its_weights_are_missing(tmp_path):
+def known_truth():
+    """Return results by which the rule picks the superformer of ordinal sharing."""
     number, known = cells.SMOKE.inside + cells.SMOKE.others, {}
     for n, seed in itertools.product(range(number), range(2)):
         known[f"ground/{n}/{seed}"] = {"accuracy": n / 10}
     for length, regime, sharing in itertools.product(("short", "long"), training.PASSES, ("ordinal", "cyclic", "inside")):
         known[f"scores/{length}/{regime}/{sharing}/shared/0"] = {"ground": [n / 10 for n in range(number)]}
-    cell = cells.Cell("search", ("2000000",), 0)
+    return known
+
+
+@pytest.mark.extras  # Optuna
+@pytest.mark.parametrize(
+    ("what", "trained"), [((), "scores-long-single-ordinal-shared-0"), (("twins",), "superformer-twins-0")], ids=str
+)
+def test_a_search_trains_the_superformer_again_where_its_weights_are_missing(what, trained, tmp_path):
+    known, cell = {**known_truth(), "superformer/twins/0": {}}, cells.Cell("search", ("2000000", *what), 0)
     without, weights = work.run(cell, cells.SMOKE, known, tmp_path), sorted(tmp_path.iterdir())
-    assert [file.stem for file in weights] == ["scores-long-single-ordinal-shared-0"]
+    assert [file.stem for file in weights] == [trained]
     assert json.dumps(work.run(cell, cells.SMOKE, known, tmp_path)) == json.dumps(without)
+    model = networks.superformer(family=cell.family)
+    assert 1_800_000 <= vitas.count_flops(model, without["network"]).total <= 2_000_000
+
+
+def test_another_family_is_trained_as_the_chosen_superformer_and_scores_random_networks(tmp_path):
+    figures = work.run(cells.Cell("superformer", ("twins",), 0), cells.SMOKE, known_truth(), tmp_path)
+    assert figures["as"] == "scores/long/single/ordinal/shared/0"
+    assert {budget: len(scores) for budget, scores in figures["inherited"].items()} == {
+        str(budget): cells.SMOKE.candidates for budget in networks.BUDGETS
+    }
+    model = networks.superformer(family="twins")
+    vitas.load_superformer(model, tmp_path / "superformer-twins-0.safetensors")
+    with vitas.use_subnet(model, networks.in_budget(1_000_000, cells.SMOKE.candidates, "twins")[1]):
+        held_out = data.images(cells.SMOKE.data, cells.SMOKE.held_out).held_out
+        assert vitas.accuracy(held_out.batches())(model) == figures["inherited"]["1000000"][1]
 
 
 def test_the_right_images_are_kept_one_a_bit():
@@ -289,11 +328,11 @@ def test_the_superformer_that_ranks_best_over_both_lengths_is_chosen():
     results["scores/short/single/cyclic/shared/0"] = {"ground": [0.1, 0.2, 0.4, 0.3]}
     results["scores/long/single/ordinal/shared/0"] = {"ground": [0.1, 0.3, 0.2, 0.4]}
     results["scores/long/taught/inside/shared/0"] = {"ground": truth}  # the rule looks at single subnets only
-    assert work.chosen_superformer(results) == "scores/long/single/cyclic/shared/0"
+    assert ranking.chosen_superformer(results) == "scores/long/single/cyclic/shared/0"
     del results["scores/long/taught/inside/shared/0"]
-    assert work.chosen_superformer(results) == "scores/long/single/cyclic/shared/0"
+    assert ranking.chosen_superformer(results) == "scores/long/single/cyclic/shared/0"
     del results["scores/short/single/inside/shared/0"]
-    assert work.chosen_superformer(results) is None
+    assert ranking.chosen_superformer(results) is None
 
 
 # -- results
@@ -384,7 +423,7 @@ def test_two_processes_share_the_cells_and_a_killed_one_goes_on(tmp_path):
 
 def test_a_plan_says_what_is_left_and_does_nothing(tmp_path):
     printed = finished(started(tmp_path, "--plan", "--parts", "ground", "search"))
-    assert [line.split()[:2] for line in printed.splitlines()] == [["8", "ground"], ["3", "search"], ["11", "in"]]
+    assert [line.split()[:2] for line in printed.splitlines()] == [["8", "ground"], ["6", "search"], ["14", "in"]]
     assert not (tmp_path / "results.jsonl").exists()
 
 
@@ -452,19 +491,47 @@ def test_tables_say_what_is_known_of_made_up_results():
     assert difference[:3] == ["| cyclic - ordinal", "2", "0.00 (0.00 to 0.00)"]
 
 
-def test_further_seeds_train_the_best_of_a_kind_and_count_as_its_trainings(tmp_path):
+@pytest.mark.parametrize(("family", "best"), [("deit", "hand-3-7"), ("twins", "hand-2-10")])
+def test_further_seeds_train_the_best_of_a_kind_and_count_as_its_trainings(family, best, tmp_path):
     import headline
 
-    again = cells.Cell("headline", ("1000000", "hand"), 1)
-    names = [f"hand-{depth}-{patch}" for depth, patch in networks.HAND]
-    results = {f"headline/1000000/{name}/0": {"held_out": 0.5, "test": 0.9} for name in names}
-    results["headline/1000000/hand-3-7/0"] = {"held_out": 0.6, "test": 0.1}
+    tag = () if family == "deit" else (family,)
+    again = cells.Cell("headline", ("1000000", "hand", *tag), 1)
+    names = [f"hand-{what}" for what in networks.rivals("hand", 8, family)]
+    first = {name: cells.Cell("headline", ("1000000", name, *tag), 0).name for name in names}
+    results = {cell: {"held_out": 0.5, "test": 0.9} for cell in first.values()}
+    results[first[best]] = {"held_out": 0.6, "test": 0.1}
     assert work.run(again, cells.SMOKE, dict(list(results.items())[1:]), tmp_path) is None
     results[again.name] = work.run(again, cells.SMOKE, results, tmp_path)
-    assert results[again.name]["which"] == "hand-3-7"
-    every = headline.trained(results, 1_000_000)
-    assert {name: len(runs) for name, runs in every.items()} == {**dict.fromkeys(names, 1), "hand-3-7": 2}
-    assert headline.rivals(every)["best scaling by hand"] == "hand-3-7"
+    assert results[again.name]["which"] == best
+    every = headline.trained(results, 1_000_000, family)
+    assert {name: len(runs) for name, runs in every.items()} == {**dict.fromkeys(names, 1), best: 2}
+    called = headline.rivals(every)
+    assert called == {"hand-12-7": "12 blocks, patch 7", best: "best scaling by hand"} if tag == () else {best: called[best]}
+    other = next(name for name in headline.FAMILIES if name != family)
+    assert headline.trained(results, 1_000_000, other) == {}
+
+
+@pytest.mark.extras
+def test_the_last_table_compares_every_rival_with_both_found_networks():
+    import headline
+
+    rng, results = np.random.default_rng(0), {}
+    rights = {"found": 0.8, "hand-12-7": 0.7, "found/twins": 0.9, "hand-2-2/twins": 0.85}
+    for name, share in rights.items():
+        right = work.packed(torch.from_numpy(np.arange(1000) < 1000 * share))
+        figures = {"held_out": share, "test": share, "macs": 950_000, "right": right}
+        results[f"headline/1000000/{name}/0"] = figures
+    for place, score in enumerate(rng.permutation(4) / 10):
+        results[f"headline/1000000/random-{place}/twins/0"] = {"held_out": score, "test": score, "macs": 1, "right": right}
+    results["superformer/twins/0"] = {"inherited": {"1000000": [r["held_out"] for n, r in results.items() if "random" in n]}}
+    lines = [line.strip("| ").split(" | ") for line in headline.headline(results).splitlines()]
+    shown = {f"{line[1]}: {line[2]}": [float(cell.split()[0]) for cell in line[6:] if cell.split()] for line in lines[2:]}
+    assert shown["DeiT: 12 blocks, patch 7, best scaling by hand (hand-12-7)"] == pytest.approx([10, 20])
+    assert shown["DeiT: found (found)"] == pytest.approx([10])
+    assert shown["Twins: best scaling by hand (hand-2-2)"] == pytest.approx([5])
+    assert lines[-1][2:6] == ["median of 4 random networks", "", "1", "15.00"]
+    assert headline.inherited(results).splitlines()[2].startswith("| 1 M | 4 | 12.91 | 1.00 [")
 
 
 @pytest.mark.extras

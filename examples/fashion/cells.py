@@ -1,5 +1,6 @@
 """The cells of the study: which trainings there are, for how long, and in which order."""
 
+import zlib
 from itertools import product
 from typing import NamedTuple
 
@@ -43,13 +44,20 @@ class Cell(NamedTuple):
     def name(self) -> str:
         return "/".join([self.part, *self.what, str(self.seed)])
 
+    @property
+    def random_seed(self) -> int:
+        """Seed of everything random in the cell."""
+        return zlib.crc32(self.name.encode())
+
+    @property
+    def family(self) -> str:
+        return self.what[-1] if self.what[-1] in networks.SPACES else "deit"
+
 
 def ordered(settings: Settings) -> list[Cell]:
     """Return all cells, the most informative first."""
     numbers = [str(number) for number in range(settings.inside + settings.others)]
     budgets = [str(budget) for budget in networks.BUDGETS]
-    hand = [f"hand-{depth}-{patch}" for depth, patch in networks.HAND]
-    drawn = [f"random-{number}" for number in range(settings.candidates)]
     first = list(product(training.PASSES, ("ordinal", "cyclic", "inside"), ("shared",)))
     axes = list(product(("taught",), ("stream", "qkv", "mlp"), ("shared",)))
     private = list(product(("taught", "single"), ("ordinal", "cyclic", "inside"), ("private",)))
@@ -58,17 +66,26 @@ def ordered(settings: Settings) -> list[Cell]:
     def scores(length: str, whats: list[tuple[str, str, str]], seed: int) -> list[Cell]:
         return [Cell("scores", (length, *what), seed) for what in whats]
 
-    def headline(budget: str, kinds: list[str], seeds: range) -> list[Cell]:
-        return [Cell("headline", (budget, kind), seed) for seed, kind in product(seeds, kinds)]
+    def headline(budget: str, kinds: list[str], seeds: range, family: str = "deit") -> list[Cell]:
+        tag = () if family == "deit" else (family,)
+        return [Cell("headline", (budget, kind, *tag), seed) for seed, kind in product(seeds, kinds)]
+
+    def every_of(kind: str, family: str) -> list[str]:
+        return [f"{kind}-{what}" for what in networks.rivals(kind, settings.candidates, family)]
 
     cells = [Cell("ground", (number,), 0) for number in numbers]
     cells += scores("short", first, 0)
     cells += [Cell("ground", (number,), 1) for number in numbers]
     cells += scores("long", first[:3], 0) + [Cell("search", (budget,), 0) for budget in budgets]
-    again = range(1, settings.seeds)
+    cells += [Cell("superformer", ("twins",), 0)] + [Cell("search", (budget, "twins"), 0) for budget in budgets]
+    once, again = range(1), range(1, settings.seeds)
     for budget in budgets:  # all networks once; further seeds for those that stand in the table
-        cells += headline(budget, ["found", *hand], range(1)) + headline(budget, ["found", "hand-12-7", "hand"], again)
-        cells += headline(budget, drawn, range(1)) + headline(budget, ["random"], again)
+        cells += headline(budget, ["found"], range(settings.seeds), "twins")
+        cells += headline(budget, ["found", *every_of("hand", "deit")], once)
+        cells += headline(budget, ["found", "hand-12-7", "hand"], again)
+        cells += headline(budget, every_of("hand", "twins"), once, "twins") + headline(budget, ["hand"], again, "twins")
+        for family in ("twins", "deit"):
+            cells += headline(budget, every_of("random", family), once, family) + headline(budget, ["random"], again, family)
     cells += scores("long", first[3:], 0) + scores("short", [*axes, *private], 0)
     cells += [c for seed in range(1, settings.seeds) for c in scores("short", first, seed) + scores("long", first, seed)]
     if settings.every:

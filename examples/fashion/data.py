@@ -3,6 +3,7 @@
 import gzip
 import math
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +75,12 @@ def stand_in(train: int = 400, held_out: int = 200, test: int = 100) -> Split:
     pixels = ((patterns[labels] + noise) * 127).to(torch.uint8)
     n = train + held_out
     return _split(pixels[:n], labels[:n], pixels[n:], labels[n:], held_out)
+
+
+@lru_cache(maxsize=1)
+def images(folder: str, held_out: int) -> Split:
+    """Return the images of the study, or generated ones where there is no folder."""
+    return load(folder, held_out) if folder else stand_in(held_out=held_out)
 
 
 def read_idx(path: Path, axes: int) -> Tensor:

@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     **headline.TABLES,
 }
 COLOURS = {"found": "#D55E00", "hand": "#0072B2", "random": "#999999"}
+LABELS = {"found": "found by the search", "hand": "scaled by hand", "random": "random networks"}
 
 
 def taus(results: Results) -> Figure:
@@ -52,17 +53,16 @@ def accuracy(results: Results) -> Figure:
     """Draw test accuracy against multiply-adds: found, scaled by hand, random."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for kind, colour in COLOURS.items():
-        points = [
-            (runs[0]["macs"] / 1e6, 100 * headline.mean(runs, "test"))
-            for budget in networks.BUDGETS
-            for name, runs in headline.trained(results, budget).items()
-            if name.startswith(kind)
-        ]
-        if points:
-            label = {"found": "found by the search", "hand": "DeiT scaled by hand", "random": "random networks"}[kind]
-            axes.plot(*zip(*points, strict=True), "o", color=colour, label=label, ms=8 if kind == "found" else 5)
-            axes.legend(frameon=False)
+    for (family, title), marker in zip(headline.FAMILIES.items(), "o^", strict=True):
+        every = [runs for budget in networks.BUDGETS for runs in headline.trained(results, budget, family).items()]
+        for kind, colour in COLOURS.items():
+            points = [
+                (runs[0]["macs"] / 1e6, 100 * headline.mean(runs, "test")) for name, runs in every if name.startswith(kind)
+            ]
+            if points:
+                label = f"{title}, {LABELS[kind]}"
+                axes.plot(*zip(*points, strict=True), marker, color=colour, label=label, ms=8 if kind == "found" else 5)
+                axes.legend(frameon=False)
     axes.set(xlabel="million multiply-adds", ylabel="test accuracy in %")
     return figure
 

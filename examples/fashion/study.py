@@ -16,8 +16,9 @@ import networks
 import torch
 import training
 from cells import FULL, SMOKE, Cell, Settings, ordered
+from data import images
 from store import Store
-from work import PARTS, images, run
+from work import PARTS, run
 
 import vitas
 
@@ -25,7 +26,10 @@ import vitas
 def seconds_per_pass(settings: Settings) -> tuple[float, float]:
     """Measure a forward and backward pass of one batch; return the seconds that each takes, and each multiply-add more."""
     model = networks.superformer().to(training.device())
-    space, batch = vitas.search_space(model), images(settings).train.batch(slice(settings.recipe.batch), training.device())
+    space, batch = (
+        vitas.search_space(model),
+        images(settings.data, settings.held_out).train.batch(slice(settings.recipe.batch), training.device()),
+    )
     points = []
     for patch, depth in ((7, 2), (4, 8)):
         subnet = space.subnet({"patch_size": patch, "depth": depth}, fill="smallest" if depth == 2 else "largest")
@@ -51,6 +55,8 @@ def expected(cell: Cell, settings: Settings) -> tuple[float, float]:
     if cell.part == "scores":
         passes = settings.short if cell.what[0] == "short" else settings.long
         return passes + (settings.inside + settings.others + settings.random) * images_scored / batch / 3, typical
+    if cell.part == "superformer":
+        return settings.long + len(networks.BUDGETS) * settings.candidates * images_scored / batch / 3, typical
     if cell.part == "search":
         return settings.population * settings.generations * images_scored / batch / 3, int(cell.what[0])
     return settings.headline_passes, int(cell.what[0])

@@ -88,14 +88,14 @@ def shared(model: nn.Module, regime: str, seed: int) -> Step:
         seed: Of the random subnets.
     """
     sampler = vitas.SubnetSampler(model, seed=seed)
-    patches = sampler.space.choices["patch_size"].values
+    patches = sampler.space.choices["patch_size"].values if "patch_size" in sampler.space.choices else ()
 
     def single(step: int, images: Tensor, labels: Tensor) -> float:
         sampler.sample(step)
         return _backward(F.cross_entropy(model(images), labels))
 
     def sandwich(step: int, images: Tensor, labels: Tensor) -> float:
-        total, teacher, ends = 0.0, None, {"patch_size": patches[step % len(patches)]}
+        total, teacher, ends = 0.0, None, {"patch_size": patches[step % len(patches)]} if patches else {}
         last = regime == "sandwich"
         for _ in vitas.train.sandwich(model, step=step, sampler=sampler, largest_last=last, smallest=ends, largest=ends):
             outputs = model(images)
