@@ -78,6 +78,7 @@ def compiling() -> bool:
     """
     compiled = torch.compiler.is_compiling()
     if compiled and torch.compiler.is_dynamo_compiling():
+        refuse_export()
         return True
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if compiled or traced:  # what compiles without Dynamo is torch.export
@@ -100,6 +101,25 @@ def _one_network() -> ExportError:
     return ExportError(
         "export a subnet first, export_subnet(model): torch.export, torch.onnx and torch.jit record one network"
     )
+
+
+def refuse_export() -> None:
+    """Refuse to be recorded by torch.export, which with strict=True traces code as torch.compile does.
+
+    Errors in traced code are packed up; what is given to `comptime` the tracer runs as it is.
+
+    Raises:
+        ExportError: torch.export is recording.
+    """
+    if torch.compiler.is_compiling():
+        from torch._dynamo.comptime import comptime
+
+        comptime(_refuse_export, _refuse_export)
+
+
+def _refuse_export(_: object = None) -> None:
+    if torch.compiler.is_exporting():  # in traced code it is always true before torch 2.14
+        raise _one_network()
 
 
 outside_graphs = _disable_dynamo
