@@ -109,6 +109,10 @@ def test_a_folder_of_another_call_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text("no JSON")
     with pytest.raises(FileError, match="made for another model"):
         compressed(folder=tmp_path)
+    (tmp_path / "settings.json").unlink()
+    (tmp_path / "settings.json").symlink_to("/dev/zero")
+    with pytest.raises(FileError, match="cannot be used"):
+        compressed(folder=tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match="cannot be used"):
         compressed(folder=tmp_path / "file")

@@ -100,3 +100,9 @@ def test_a_file_that_is_no_state_of_this_training_is_refused(content, tmp_path):
         torch.save(content, tmp_path / "net.pt")
     with pytest.raises(FileError, match=r"net\.pt: not a state of this training \(.*\); remove it to start anew"):
         trained(tmp_path)
+
+
+def test_a_state_is_read_from_a_regular_file_only(tmp_path):
+    (tmp_path / "net.pt").symlink_to("/dev/zero")
+    with pytest.raises(FileError, match=r"net\.pt: cannot be read \(not a regular file\)"):
+        trained(tmp_path)

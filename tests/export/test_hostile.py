@@ -1,8 +1,10 @@
 """Files that an enemy made: refused before they are read without end or allocated."""
 
+import ast
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +61,22 @@ def test_a_link_to_a_regular_file_is_one(folder, tmp_path):
     after = vitas.load_subnet(folder).state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+# What reads by itself: the helpers, what is read line by line up to a limit, and what the kernel tells of processes.
+READERS = {"export/files.py", "search/journal.py", "search/storage.py", "search/ledger.py"}
+
+
+def test_files_are_read_by_helpers_that_bound_them():
+    found = set()
+    for path in (package := Path(vitas.__file__).parent).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called in ("open", "json.load") or called.endswith((".read_text", ".read_bytes", ".open")):
+                found.add(path.relative_to(package).as_posix())
+    assert found == READERS
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "n" * 5000])

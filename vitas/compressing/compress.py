@@ -18,7 +18,7 @@ from vitas.checks import ANY_INT, as_count, as_number, check_flags
 from vitas.compressing.training import LossOf, length, train
 from vitas.cost import count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, FileError, VitasError, brief, one_of, shown
-from vitas.export import export_subnet, save_subnet
+from vitas.export import export_subnet, read_text, save_subnet
 from vitas.measure import LatencyTable, accuracy, latency_table
 from vitas.nn.kept import copied
 from vitas.sample import SubnetSampler
@@ -272,14 +272,17 @@ def _timed(superformer: nn.Module, loader: Any, device: torch.device, kept: Path
     file = None if kept is None else kept / "latency.json"
     if file is not None and file.exists():
         try:
-            return LatencyTable.from_json(file.read_text(encoding="utf-8"), superformer)
-        except (OSError, ValueError, VitasError) as error:
+            return LatencyTable.from_json(read_text(file, _MOST_BYTES), superformer)
+        except VitasError as error:
             raise FileError(f"{file}: {brief(error)}; remove it to measure anew") from None
     images, _ = next(iter(loader))
     table = latency_table(superformer, images[:1].to(device), amp=amp)
     if file is not None:
         _write(file, table.to_json())
     return table
+
+
+_MOST_BYTES = 2**26  # of what the folder tells
 
 
 def _write(file: Path, text: str) -> None:
@@ -300,7 +303,7 @@ def _prepared(place: str | Path, made_for: Mapping[str, Any]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if not facts.exists():
             _write(facts, json.dumps(made_for, indent=1))
-        before = facts.read_text(encoding="utf-8")
+        before = read_text(facts, _MOST_BYTES)
     except (OSError, ValueError, TypeError) as error:
         raise FileError(f"{shown(place)}: cannot be used ({brief(error, 60)})") from None
     there, here = _read(before), json.loads(json.dumps(made_for))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitas.errors import FileError, ShapeError, VitasError, brief, needs
+from vitas.export import check_fits
 from vitas.measure.accuracy import described
 
 LossOf = Callable[[int, Tensor, Tensor], Tensor]
@@ -126,6 +127,7 @@ def _keep(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epochs
 
 def _restore(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
     """Load the state of a training and return how many epochs it has behind it."""
+    check_fits(file)
     try:
         state = torch.load(file, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])

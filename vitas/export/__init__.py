@@ -20,7 +20,7 @@ Imports wrapping and what stands before it.
 """
 
 from vitas.export.checkpoint import load_superformer, save_superformer
-from vitas.export.files import as_path
+from vitas.export.files import as_path, check_fits, read_text
 from vitas.export.network import load_subnet, save_subnet
 from vitas.export.push import push_to_hub
 from vitas.export.register import register
@@ -29,10 +29,12 @@ from vitas.export.subnet import build_subnet, export_subnet
 __all__ = [
     "as_path",
     "build_subnet",
+    "check_fits",
     "export_subnet",
     "load_subnet",
     "load_superformer",
     "push_to_hub",
+    "read_text",
     "register",
     "save_subnet",
     "save_superformer",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from vitas.cost import count_flops, count_params
 from vitas.errors import VitasError
 from vitas.export import origins
+from vitas.export.network import read_config
 from vitas.nn.kept import on_meta
 from vitas.space import unwrap
 from vitas.wrapping.counted import image_of
@@ -51,7 +51,7 @@ def model_card(module: nn.Module, folder: Path, place: str) -> str:
         folder: What `save_subnet` wrote of it.
         place: What `load_subnet` is told to find it: a folder, or "hf-hub:user/name".
     """
-    module, config = unwrap(module), json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    module, config = unwrap(module), read_config(folder)
     told = config["model"]
     facts = {"class": f"`{config['class']}`", "parameters": f"{count_params(module):,}"}
     if told:  # a network that is built here, which is called with images; of others nobody knows with what

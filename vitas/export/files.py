@@ -71,6 +71,16 @@ def check_regular(path: Path, most: int | None = None) -> None:
         )
 
 
+def check_fits(path: Path) -> None:
+    """Refuse to load anything but a regular file that this machine has the memory for.
+
+    Raises:
+        FileError: that.
+    """
+    check_regular(path)
+    refuse_beyond_memory(path.stat().st_size, f"{path}", FileError)
+
+
 def read_text(path: Path, most: int) -> str:
     """Return the text of a regular file of at most `most` bytes.
 
@@ -159,8 +169,7 @@ def opened(path: Path) -> Iterator[Any]:
     Raises:
         FileError: missing, cut short or of another kind.
     """
-    check_regular(path)
-    refuse_beyond_memory(path.stat().st_size, f"{path}", FileError)
+    check_fits(path)
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if int.from_bytes(file.read(8), "little") > _MOST_HEADER_BYTES:
             raise FileError(f"{path}: cannot be read (a header of more than {_MOST_HEADER_BYTES} bytes)")
