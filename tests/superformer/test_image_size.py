@@ -242,6 +242,27 @@ def test_training_reaches_every_position():
         assert model.pos_embed.grad.any(dim=2).all()
 
 
+@pytest.mark.parametrize(("kind", "new"), [("deit", (8, 12)), ("twins", (9, 12, 16))])  # no file of Twins tells a size
+def test_a_file_of_one_size_in_a_model_of_several_and_back(kind, new, tmp_path):
+    one, several = built(kind, 16), randomize(built(kind), 1)
+    vitas.save_superformer(one, tmp_path / "one.safetensors")
+    adapted = vitas.load_superformer(several, tmp_path / "one.safetensors", adapt=True)
+    assert (adapted.new, adapted.gone) == ({"img_size": new}, {})
+    x = images(several, 16)
+    assert torch.equal(several(x), one(x))
+    vitas.save_superformer(several, tmp_path / "several.safetensors")
+    for size in (16, 12):
+        model = randomize(built(kind, size), 2)
+        adapted = vitas.load_superformer(model, tmp_path / "several.safetensors", adapt=True)
+        gone = tuple(side for side in SIZES[kind] if side != size)
+        assert (adapted.new, adapted.gone) == ({}, {"img_size": gone})
+        vitas.activate_subnet(several, {**vitas.search_space(model).largest(), "img_size": size})
+        x = images(model, size)
+        assert torch.equal(several(x), model(x))
+    far = built(kind, 4 if kind == "deit" else 20)
+    assert vitas.load_superformer(far, tmp_path / "several.safetensors", adapt=True).new == {"img_size": far.img_size[:1]}
+
+
 @pytest.mark.parametrize("around", [False, True])
 def test_what_runs_exports_brings_images_to_their_size(around):
     model = create_superformer("deit_micro", num_classes=5, img_size=[16, 32], depth=[1, 2])
@@ -265,7 +286,7 @@ def test_what_cannot_be_is_refused_in_words_that_help(tmp_path):
     with pytest.raises(ChoiceError, match="img_size: it is searched; activate a size"):
         model.img_size = (8, 8)
     vitas.save_superformer(built("deit", 16), tmp_path / "one.safetensors")
-    with pytest.raises(FileError, match=r"another search space; only one of both has the choices img_size$"):
+    with pytest.raises(FileError, match=r"only one of both has the choices img_size; adapt=True keeps what both have$"):
         vitas.load_superformer(model, tmp_path / "one.safetensors")
     vitas.narrow(model, fixed={"img_size": 12})
     with pytest.raises(ChoiceError, match="img_size: narrowed to 12; export a subnet"):

@@ -13,7 +13,8 @@ from vitas.checks import is_int
 from vitas.choice import Depth, Dim
 from vitas.errors import ChoiceError, FileError, listed
 from vitas.export.files import check
-from vitas.space import Number, SearchSpace, held
+from vitas.nn.images import SizedImages, searched_size
+from vitas.space import Number, SearchSpace, held, search_space
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,32 @@ class Adapted:
     gone: dict[str, tuple[Number, ...]]
 
 
-def adapt_choices(space: SearchSpace, saved: Mapping[str, Any], path: Path) -> Adapted:
+Values = tuple[Number, ...]
+
+
+def adapt_choices(
+    space: SearchSpace, saved: Mapping[str, Any], path: Path, sizes: Mapping[str, tuple[Values, Values]]
+) -> Adapted:
     """Let the values that a model and a file have use what they used in the file's model.
+
+    Args:
+        space: The space of the model, whose choices are adapted.
+        saved: That of the file.
+        path: The file.
+        sizes: Name -> the sizes of images here and in the file, where only one of both searches them, see `sizes_apart`.
 
     Raises:
         FileError: other choices; no value in common; blocks that leave in another order; channels that do not fit.
     """
-    if differing := sorted(saved.keys() ^ space.choices.keys()):
+    if differing := sorted((saved.keys() ^ space.choices.keys()) - sizes.keys()):
         raise FileError(f"{path}: another search space; choices that only one of both has: {listed(differing)}")
     new, gone = {}, {}
+    for name, (here, in_file) in sizes.items():
+        new[name] = tuple(value for value in here if value not in in_file)
+        gone[name] = tuple(value for value in in_file if value not in here)
     for name, choice in space.choices.items():
+        if name in sizes:
+            continue
         where, there = f"{path}: space: {name}", saved[name]
         check(isinstance(there, dict) and isinstance(there.get("values"), list), where, "an object with values", there)
         values = there["values"]
@@ -57,6 +74,29 @@ def adapt_choices(space: SearchSpace, saved: Mapping[str, Any], path: Path) -> A
         new[name] = tuple(value for value in space.values[name] if value not in values)
         gone[name] = tuple(value for value in values if value not in space.values[name])
     return Adapted({name: own for name, own in new.items() if own}, {name: own for name, own in gone.items() if own})
+
+
+def sizes_apart(inner: nn.Module, saved: Mapping[str, Any], size: Any) -> dict[str, tuple[Values, Values]]:
+    """Return name -> the sizes of images of a model and of a file, where the size is searched in only one of both.
+
+    Args:
+        inner: The model.
+        saved: The space of the file.
+        size: Height and width of the file's largest images; None: it does not tell, as for models without positions.
+    """
+    if not isinstance(inner, SizedImages):
+        return {}
+    here, there = search_space(inner), tuple(size[:1]) if isinstance(size, list) and len(set(map(str, size))) == 1 else ()
+    if (choice := searched_size(inner)) is not None:
+        name = next(name for name, own in here.choices.items() if own is choice)
+        return {} if name in saved else {name: (here.values[name], there)}
+    told = saved.get("img_size")
+    if told is None or "img_size" in here.choices:
+        return {}
+    values = told.get("values") if isinstance(told, dict) else None
+    if not isinstance(values, list) or not all(is_int(value, 1) for value in values):
+        return {}
+    return {"img_size": (inner.img_size[:1], tuple(values))}
 
 
 def adapt_products(model: nn.Module, derived: Mapping[str, Any] | None, path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitas.checks import check_flags
 from vitas.choice import Dim
 from vitas.errors import FileError, listed, shown
-from vitas.export.adapt import Adapted, adapt_choices, adapt_products
+from vitas.export.adapt import Adapted, adapt_choices, adapt_products, sizes_apart
 from vitas.export.files import (
     AnyPath,
     as_path,
@@ -160,7 +160,9 @@ def _check_space(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> N
     saved, own = read_json(metadata.get("space", ""), path), search_space(inner).description()
     check(isinstance(saved, dict), f"{path}: space", "an object", saved)
     if differing := sorted(saved.keys() ^ own.keys()):
-        raise FileError(f"{path}: another search space; only one of both has the choices {listed(differing, 3)}")
+        sizes = sizes_apart(inner, saved, None).keys() >= set(differing)
+        way_out = "; adapt=True keeps what both have" if sizes else ""
+        raise FileError(f"{path}: another search space; only one of both has the choices {listed(differing, 3)}{way_out}")
     if saved != own:
         differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
         raise FileError(
@@ -176,7 +178,8 @@ def _adapted(whole: nn.Module, inner: nn.Module, metadata: Mapping[str, str], pa
     """
     saved = read_json(metadata.get("space", ""), path)
     check(isinstance(saved, dict), f"{path}: space", "an object", saved)
-    adapted = adapt_choices(search_space(inner), saved, path)
+    sizes = sizes_apart(inner, saved, read_json(metadata.get("img_size", "null"), path))
+    adapted = adapt_choices(search_space(inner), saved, path, sizes)
     adapt_products(whole, _derived(metadata, path, below), path)
     return adapted
 
