@@ -17,7 +17,7 @@ from vitas.cost import count_flops, count_params
 from vitas.errors import ChoiceError, FileError, VitasError, brief, needs
 from vitas.export import load_subnet
 from vitas.sample import count_subnets
-from vitas.search.storage import serve
+from vitas.search.storage import address, serve
 from vitas.space import device_of, holders, search_space
 from vitas.superformer import create_superformer, list_superformers
 
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace) -> None:
     """Serve a storage until Ctrl-C."""
-    told = f"grpc://{options.host}:{options.port} serves {options.storage}; Ctrl-C ends it"
+    told = f"grpc://{address(options.host, options.port)} serves {options.storage}; Ctrl-C ends it"
     with suppress(KeyboardInterrupt):
         serve(options.storage, options.host, options.port, partial(print, told, flush=True))
 

@@ -13,7 +13,7 @@ import vitas
 from vitas.errors import SearchError
 from vitas.search import storage
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 pytest.importorskip("tqdm")
 pytestmark = [pytest.mark.extras, pytest.mark.skipif(sys.platform == "win32", reason="flock")]
 
@@ -34,9 +34,55 @@ def test_what_is_no_address_is_refused(url):
 
 def test_where_nobody_answers_one_line_says_so(monkeypatch):
     pytest.importorskip("grpc")
-    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.2)
+    monkeypatch.setattr(storage, "OPENS_WITHIN", 0.2)
     with pytest.raises(SearchError, match="no server answers at"):
         storage.open_storage(f"grpc://127.0.0.1:{free_port()}")
+
+
+def test_addresses_of_ipv6_stand_in_brackets():
+    assert storage.address("::1", 50051) == storage.address("[::1]", 50051) == "[::1]:50051"
+    assert storage.address("server", 13000) == "server:13000"
+
+
+def test_an_outage_while_a_search_opens_is_one_line(monkeypatch):
+    pytest.importorskip("grpc")
+    from optuna.storages import GrpcStorageProxy
+
+    monkeypatch.setattr("vitas.search.load.OPENS_WITHIN", 0.0)
+    model = vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1)
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        away = GrpcStorageProxy(host="localhost", port=free_port())
+    for opens in (
+        lambda: vitas.evolve(model, score, storage=away, storage_timeout=0, **SETTINGS),
+        lambda: vitas.evolve(model, score, storage=away, storage_timeout=0, restart=True, **SETTINGS),
+        lambda: vitas.load_search(away),
+    ):
+        with pytest.raises(SearchError, match=r"^storage: out of reach for 0 s \(.*\); the same call goes on") as caught:
+            opens()
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) <= 160
+
+
+def test_a_server_of_ipv6_is_reached():
+    grpc = pytest.importorskip("grpc")
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    from optuna.storages import InMemoryStorage
+    from optuna.storages._grpc.server import make_server
+
+    port = free_port()
+    try:
+        server = make_server(InMemoryStorage(), storage.address("::1", port).rpartition(":")[0], port)
+    except RuntimeError:
+        pytest.skip("no IPv6")
+    server.start()
+    try:
+        opened = storage.open_storage(f"grpc://[::1]:{port}")
+        assert opened.get_all_studies() == []
+        opened.close()
+    finally:
+        server.stop(None).wait()
+    assert grpc
 
 
 def test_without_grpcio_it_says_what_is_missing(monkeypatch):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitas.errors import SearchError, shown
-from vitas.search.storage import patiently, persistently, quietly
+from vitas.search.storage import OPENS_WITHIN, patiently, persistently, quietly
 from vitas.search.trials import SUBNET, TrialReader, params_of
 from vitas.space import Number, Subnet
 
@@ -81,10 +81,13 @@ class Ledger:
 
         self._optuna = optuna
         self.storage, self.patience = storage, patience
-        if restart and name in names_in(storage):
-            facts_of(storage, name)
-            storage.delete_study(storage.get_study_id_from_name(name))
-        self.study = patiently(lambda: _open_study(storage, name, objectives), optuna.exceptions.StorageInternalError)
+        opening = min(patience, OPENS_WITHIN)
+        if restart:
+            persistently(lambda: _remove(storage, name), opening)
+        self.study = patiently(
+            lambda: persistently(lambda: _open_study(storage, name, objectives), opening),
+            optuna.exceptions.StorageInternalError,
+        )
         self._id = self._done(storage.get_study_id_from_name, name)
         self._facts: dict[str, Any] = json.loads(json.dumps(facts))
         digest = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -310,6 +313,13 @@ def claims_of(storage: Any, name: str) -> list[Claim]:
     said, key = _decisive(storage.get_study_user_attrs(study_id), trials)
     ours = (trial for trial in trials if "claim" not in trial.user_attrs or _owner(trial).facts in (said, key, None))
     return [_claim(trial) for trial in ours]
+
+
+def _remove(storage: Any, name: str) -> None:
+    """Remove a search, where there is one."""
+    if name in names_in(storage):
+        facts_of(storage, name)
+        storage.delete_study(storage.get_study_id_from_name(name))
 
 
 def _open_study(storage: Any, name: str, objectives: Mapping[str, str]) -> Any:

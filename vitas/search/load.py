@@ -9,9 +9,9 @@ from typing import Any
 from vitas.errors import FileError, SearchError, one_of, shown
 from vitas.sample import Window
 from vitas.search.aims import Aims
-from vitas.search.ledger import claims_of, facts_of, names_in
+from vitas.search.ledger import Claim, claims_of, facts_of, names_in
 from vitas.search.result import Evaluation, SearchResult
-from vitas.search.storage import open_storage
+from vitas.search.storage import OPENS_WITHIN, open_storage, persistently
 from vitas.search.worker import evaluation_of
 from vitas.space import Subnet
 
@@ -42,19 +42,28 @@ def load_search(storage: Any, name: str = "vitas") -> SearchResult:
     if isinstance(storage, (str, os.PathLike)) and "://" not in os.fspath(storage) and not Path(storage).exists():
         raise FileError(f"storage: there is no file {shown(os.fspath(storage))}")
     opened = open_storage(storage)
-    names = names_in(opened)
-    if name not in names:
-        there = one_of(names, name) if names else f"there is none, got {shown(name)}"
-        raise SearchError(f"storage: no search of that name: {there}")
-    facts = facts_of(opened, name)
+    facts, claims, study = persistently(lambda: _read(opened, name), OPENS_WITHIN, advice="")
     aims = Aims(facts["objectives"], {limited: tuple(bounds) for limited, bounds in facts["limits"].items()})
     history: dict[Subnet, Evaluation] = {}
-    for claim in claims_of(opened, name):
+    for claim in claims:
         if claim.state in ("COMPLETE", "FAIL"):
             subnet = Subnet(claim.params)
             history.setdefault(subnet, evaluation_of(claim, subnet, aims))
     windows = {measure: Window(*window) for measure, window in facts["budget"].items()}
+    return SearchResult(list(history.values()), None, aims, facts["population"], windows, study)
+
+
+def _read(opened: Any, name: str) -> tuple[dict[str, Any], list[Claim], Any]:
+    """Return the facts of a search, its claims and its study.
+
+    Raises:
+        SearchError: no search of that name.
+    """
     import optuna
 
+    names = names_in(opened)
+    if name not in names:
+        there = one_of(names, name) if names else f"there is none, got {shown(name)}"
+        raise SearchError(f"storage: no search of that name: {there}")
     study = optuna.load_study(study_name=name, storage=opened, sampler=optuna.samplers.RandomSampler())
-    return SearchResult(list(history.values()), None, aims, facts["population"], windows, study)
+    return facts_of(opened, name), claims_of(opened, name), study

@@ -136,17 +136,26 @@ def _server(url: str) -> Any:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna says that it is experimental
-            storage = GrpcStorageProxy(host=host, port=port)
-        with grpc.insecure_channel(f"{host}:{port}") as channel:
+            storage = GrpcStorageProxy(host=_host(host), port=port)
+        with grpc.insecure_channel(address(host, port)) as channel:
             try:
-                grpc.channel_ready_future(channel).result(timeout=_ANSWERS_WITHIN)
+                grpc.channel_ready_future(channel).result(timeout=OPENS_WITHIN)
             except grpc.FutureTimeoutError:
                 raise SearchError(f"storage: no server answers at {shown(url)}") from None
     return storage
 
 
-_ANSWERS_WITHIN = 10.0
-"""Seconds."""
+def address(host: str, port: int) -> str:
+    """Return host:port, the host in brackets where it has colons itself, as addresses of IPv6 have."""
+    return f"{_host(host)}:{port}"
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+OPENS_WITHIN = 10.0
+"""Seconds for which a storage that is out of reach is tried when it is opened."""
 
 
 @contextmanager
@@ -177,15 +186,17 @@ def serve(where: Any, host: str, port: int, ready: Callable[[], None]) -> None:
         warnings.simplefilter("ignore")
         try:
             ready()
-            run_grpc_proxy_server(storage, host=host, port=port)
+            run_grpc_proxy_server(storage, host=_host(host), port=port)
         except RuntimeError as error:
-            raise SearchError(f"storage: cannot listen at {shown(f'{host}:{port}')}") from error
+            raise SearchError(f"storage: cannot listen at {shown(address(host, port))}") from error
 
 
 def _first_cause(error: BaseException, most: int = 100) -> str:
     """Return what the driver said, in a line: SQLAlchemy's and Optuna's errors only hand it on."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
+    if type(error).__module__.partition(".")[0] == "grpc":  # whose text has many lines
+        return brief(Exception(error.details()), most)  # type: ignore[attr-defined]
     return brief(error if isinstance(error, Exception) else Exception(error), most)
 
 
@@ -215,7 +226,7 @@ def patiently(step: Callable[[], Any], *errors: type[Exception]) -> Any:
 _FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}
 
 
-def persistently(step: Callable[[], Any], seconds: float) -> Any:
+def persistently(step: Callable[[], Any], seconds: float, advice: str = "; storage_timeout= says how long to try") -> Any:
     """Do a step on a storage; again while what hinders it may pass: a connection that is lost, a server that restarts.
 
     Raises:
@@ -235,8 +246,7 @@ def persistently(step: Callable[[], Any], seconds: float) -> Any:
             ends = now + seconds if ends is None else ends
             if now >= ends:
                 raise SearchError(
-                    f"storage: out of reach for {seconds:g} s ({_first_cause(error, 40)}); the same call goes on;"
-                    " storage_timeout= says how long to try"
+                    f"storage: out of reach for {seconds:g} s ({_first_cause(error, 40)}); the same call goes on{advice}"
                 ) from None
         time.sleep(min(pause, ends - now))
         pause = min(10.0, 2 * pause)

@@ -45,7 +45,7 @@ class Superformer(SizedImages, OfImages):
 
     def forward(self, x: Tensor) -> Any:
         refuse_export()  # strict export would first meet what torch.compile leaves alone
-        return super().forward(x)  # type: ignore[misc]
+        return super().forward(x)
 
     def _new_size(self, img_size: int | tuple[int, int]) -> tuple[int, int]:
         """Return the height and width that images are to have from now on.
