@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vitas
+from tests.fuzz import frugal
 from vitas import memory
 from vitas.errors import ChoiceError, ExportError, FileError
 from vitas.export import files
@@ -129,6 +130,8 @@ def test_what_no_machine_holds_never_reaches_the_allocator(folder, monkeypatch):
         vitas.create_superformer("deit_micro", num_classes=3, img_size=2**20)
     with torch.device("meta"):
         assert vitas.nn.CyclicLinear(2**24, 2**24).weight.is_meta  # takes nothing
+    with pytest.raises(ChoiceError, match=r"ElasticConv2d: a weight of shape .* takes .* GB, and this machine has"):
+        vitas.nn.ElasticConv2d(2**16, 2**16, 32)
     subnet = vitas.active_subnet(vitas.create_superformer("deit_micro"))
     monkeypatch.setattr(memory, "machine_memory", lambda: 2**20)
     with pytest.raises(FileError, match="takes"):
@@ -137,6 +140,52 @@ def test_what_no_machine_holds_never_reaches_the_allocator(folder, monkeypatch):
     monkeypatch.setattr("vitas.export.subnet.machine_memory", lambda: 2**10)
     with pytest.raises(ExportError, match="more than this machine has"):
         vitas.build_subnet("deit_micro", subnet)
+
+
+def of_swin():
+    timm = pytest.importorskip("timm")
+    small = {"img_size": 32, "window_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2), "num_classes": 3}
+    return vitas.wrap(timm.create_model("swin_tiny_patch4_window7_224", **small))
+
+
+MOST = 2**24
+FAMILIES = {
+    "deit": (lambda: vitas.create_superformer("deit_micro", num_classes=3, img_size=8), ()),
+    "twins": (lambda: vitas.create_superformer("twins_micro", num_classes=3, img_size=32), ()),
+    "swin": (of_swin, ("source", "arguments")),
+}
+BLOWN_UP = [
+    *(("deit", name, value) for name, value in {"img_size": MOST, "in_chans": MOST, "num_classes": MOST}.items()),
+    *(("deit", name, value) for name, value in {"embed_dim": MOST, "patch_size": MOST}.items()),
+    *(("twins", name, value) for name, value in {"in_chans": MOST, "num_classes": MOST}.items()),
+    *(("twins", f"stages.0.{name}", value) for name, value in {"embed_dim": MOST, "patch_size": 2**12}.items()),
+    *(("swin", name, value) for name, value in {"img_size": MOST, "window_size": 2**14, "num_classes": MOST}.items()),
+    *(("swin", name, value) for name, value in {"embed_dim": 2**22, "patch_size": 2**12}.items()),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "value"),
+    [pytest.param(*case, marks=pytest.mark.extras if case[0] == "swin" else ()) for case in BLOWN_UP],
+)
+def test_a_size_that_is_blown_up_takes_no_memory(family, name, value, tmp_path):
+    build, place = FAMILIES[family]
+    vitas.save_subnet(vitas.export_subnet(build()), tmp_path / "net")
+    config = json.loads((tmp_path / "net" / "config.json").read_text())
+    *path, last = *place, *name.split(".")
+    inner = config["model"]
+    for key in path:
+        inner = inner[int(key) if isinstance(inner, list) else key]
+    assert last in inner
+    inner[last] = value
+    rewritten(tmp_path / "net", config)
+    refused = []
+    with frugal(name, value, seconds=5.0):
+        try:
+            vitas.load_subnet(tmp_path / "net")
+        except FileError as error:
+            refused.append(error)
+    assert refused
 
 
 def test_control_characters_are_not_printed(folder):

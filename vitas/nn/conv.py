@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vitas.choice import Dim, as_dim
 from vitas.cost import Cost
 from vitas.errors import ChoiceError, shown
+from vitas.memory import refuse_huge
 from vitas.nn.layer import Axes, Elastic
 from vitas.nn.linear import check_channels
 
@@ -58,6 +59,9 @@ class ElasticConv2d(Elastic, nn.Conv2d):
         depthwise = searchable and in_dim is out_dim and largest_groups == in_dim.largest
         if searchable and not depthwise and groups != 1:
             raise ChoiceError(f"groups: with searchable channels 1, or the one Dim of input and output, got {shown(groups)}")
+        kernel = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        shape = (out_dim.largest, in_dim.largest // largest_groups, *kernel)
+        refuse_huge(shape, "ElasticConv2d: a weight", device)
         super().__init__(
             in_dim.largest,
             out_dim.largest,

@@ -84,10 +84,8 @@ class Ledger:
         opening = min(patience, OPENS_WITHIN)
         if restart:
             persistently(lambda: _remove(storage, name), opening)
-        self.study = patiently(
-            lambda: persistently(lambda: _open_study(storage, name, objectives), opening),
-            optuna.exceptions.StorageInternalError,
-        )
+        raced = optuna.exceptions.StorageInternalError
+        self.study = persistently(lambda: patiently(lambda: _open_study(storage, name, objectives), raced), opening)
         self._id = self._done(storage.get_study_id_from_name, name)
         self._facts: dict[str, Any] = json.loads(json.dumps(facts))
         digest = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:16]
