@@ -160,7 +160,7 @@ BLOWN_UP = [
     *(("twins", name, value) for name, value in {"in_chans": MOST, "num_classes": MOST}.items()),
     *(("twins", f"stages.0.{name}", value) for name, value in {"embed_dim": MOST, "patch_size": 2**12}.items()),
     *(("swin", name, value) for name, value in {"img_size": MOST, "window_size": 2**14, "num_classes": MOST}.items()),
-    *(("swin", name, value) for name, value in {"embed_dim": 2**22, "patch_size": 2**12}.items()),
+    ("swin", "embed_dim", 2**22),
 ]
 
 

@@ -198,7 +198,7 @@ def test_a_study_that_two_workers_make_at_once_is_tried_again(monkeypatch, failu
         assert len(tried) == 4
         assert pauses == sorted(pauses)
     else:
-        with pytest.raises(optuna.exceptions.StorageInternalError):
+        with pytest.raises(SearchError, match=r"out of reach for 0 s \(deadlock\)"):
             Ledger(open_storage(None), "vitas", {"score": "max"}, FACTS)
         assert len(tried) == 5
 
