@@ -184,8 +184,11 @@ def length(node):
 
 
 @pytest.mark.parametrize("path", sorted(Path(vitas.__file__).parent.rglob("*.py")), ids=lambda path: path.name)
-def test_every_message_that_is_raised_is_short(path):
+def test_every_message_and_warning_is_short(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn":
+            assert "\n" not in ast.unparse(node.args[0]), f"{path}:{node.lineno}"
+            assert length(node.args[0]) <= 160, f"{path}:{node.lineno}"
         made = isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args
         if made and getattr(node.exc.func, "id", "").lower().endswith("error"):
             assert length(node.exc.args[0]) <= 160, f"{path}:{node.lineno}"

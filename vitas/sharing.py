@@ -66,8 +66,8 @@ def runs_of(sharing: Sharing, values: Sequence[int], p: Sequence[float]) -> tupl
     if sharing != "ordinal" and not _is_fair(runs, p):
         spread = _spread(runs, p) / max(p)
         warnings.warn(
-            f"unfair sharing over widths {values[0]}..{largest}: some channels serve {spread:.3g} widths more than others"
-            " (a fair pattern keeps this at 1); 'cyclic-chain' is fair for any widths and probabilities",
+            f"unfair sharing over widths {values[0]}..{largest}: some channels serve {spread:.3g} widths more than others,"
+            " not 1; 'cyclic-chain' is always fair",
             stacklevel=4,
         )
     return (runs,)

@@ -7,7 +7,7 @@ from torch import nn
 import vitas
 from vitas import BudgetError, ChoiceError, VitasError, compress
 from vitas.compressing import from_teacher
-from vitas.errors import FileError
+from vitas.errors import FileError, ShapeError
 
 pytestmark = pytest.mark.extras
 
@@ -151,6 +151,7 @@ def test_the_loss_and_the_space_can_be_ones_own():
         ({"space": {"dept": "auto"}}, ChoiceError, "space: expected one of .*, got 'dept'"),
         ({"space": "auto"}, ChoiceError, "space: expected arguments of wrap"),
         ({"amp": "yes"}, VitasError, "amp: "),
+        ({"amp": torch.float16}, VitasError, "amp: "),
         ({"model": nn.Linear(2, 2)}, VitasError, "Linear"),
     ],
 )
@@ -175,3 +176,41 @@ def test_a_generator_of_validation_images_is_read_once_and_frozen_weights_are_tr
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     with pytest.raises(VitasError, match=r"train_loader: expected a pair of tensors .* got a dict"):
         compress(original(), [{"image": images} for images, _ in val_loader], val_loader, **settings)
+
+
+def batches(images, labels):
+    return [(images, labels)]
+
+
+IMAGES, LABELS = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES, LABELS + 1, r"labels: expected 0 to 2, the classes of the model, got 1 to 3"),
+        (IMAGES, LABELS - 1, r"labels: expected 0 to 2, the classes of the model, got -1 to 1"),
+        (IMAGES, LABELS.float(), r"labels: expected ints of shape \(4,\), got float32 \(4,\); loss= takes others"),
+        (IMAGES, LABELS[:, None], r"labels: expected ints of shape \(4,\), got int64 \(4, 1\); loss= takes others"),
+        (IMAGES.byte(), LABELS, r"images: expected float32, as the model, got uint8 \(4, 3, 8, 8\)"),
+        (IMAGES.double(), LABELS, r"images: expected float32, as the model, got float64 \(4, 3, 8, 8\)"),
+    ],
+)
+def test_a_training_batch_that_does_not_fit_is_one_line(images, labels, message):
+    with pytest.raises(ShapeError, match=message) as caught:
+        compress(original(), batches(images, labels), loaders()[1], flops="60%", progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_validation_images_and_weights_of_another_kind_are_refused_at_once():
+    with pytest.raises(ShapeError, match="images: expected float32"):
+        compress(original(), loaders()[0], batches(IMAGES.byte(), LABELS), flops="60%", loss=Stopped(0), progress=False)
+    for kind in (torch.float16, torch.bfloat16):
+        with pytest.raises(ChoiceError, match=r"model: weights of torch\..*float16 cannot be trained, pass model.float\(\)"):
+            compressed(original().to(kind), loss=Stopped(0))
+
+
+def test_labels_of_any_ints_are_taken():
+    taught = torch.randn(4, 3)
+    for kind in (torch.uint8, torch.int32):
+        assert torch.equal(from_teacher(taught, taught, LABELS.to(kind)), from_teacher(taught, taught, LABELS))

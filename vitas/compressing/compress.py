@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from vitas.checks import ANY_INT, as_count, as_number, check_flags
 from vitas.compressing.training import LossOf, length, train
 from vitas.cost import count_flops, count_params
-from vitas.errors import BudgetError, ChoiceError, FileError, VitasError, brief, one_of, shown
+from vitas.errors import BudgetError, ChoiceError, FileError, ShapeError, VitasError, brief, one_of, shown
 from vitas.export import export_subnet, read_text, save_subnet
 from vitas.measure import LatencyTable, accuracy, latency_table
+from vitas.measure.accuracy import described
 from vitas.nn.kept import copied
 from vitas.sample import SubnetSampler
 from vitas.search import SearchResult, evolve
@@ -80,8 +82,19 @@ class Compressed:
 
 
 def from_teacher(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of the losses from labels (B,) and from the original's logits (B, classes)."""
-    return (F.cross_entropy(logits, labels) + distill_loss(logits, taught)) / 2
+    """Return the mean of the losses from labels (B,) and from the original's logits (B, classes).
+
+    Raises:
+        ShapeError: labels that are not ints, one for each image, or not those of classes.
+    """
+    classes = logits.shape[-1]
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole or labels.shape != logits.shape[:1]:
+        raise ShapeError(f"labels: expected ints of shape ({len(logits)},), got {described(labels)}; loss= takes others")
+    if labels.min() < 0 or labels.max() >= classes:
+        got = f"{int(labels.min())} to {int(labels.max())}"
+        raise ShapeError(f"labels: expected 0 to {classes - 1}, the classes of the model, got {got}")
+    return (F.cross_entropy(logits, labels.long()) + distill_loss(logits, taught)) / 2
 
 
 def compress(
@@ -137,8 +150,9 @@ def compress(
     Raises:
         WrapError: a model that cannot be wrapped.
         BudgetError: no budget, one that cannot be read or that no subnet meets.
-        ChoiceError: numbers that cannot be used; arguments that `wrap` does not take.
+        ChoiceError: numbers that cannot be used; a model in half precision; arguments that `wrap` does not take.
         FileError: a folder of another model or of other settings.
+        ShapeError: images of another dtype than the model; labels that are not those of classes.
         VitasError: a loader or outputs that do not fit; a loss that is not a finite number; optuna or tqdm is not installed.
 
     Example:
@@ -157,9 +171,11 @@ def compress(
         raise BudgetError('expected a budget, such as flops="50%"')
     where = _place(model, device)
     superformer = wrap(model, **_options(space)).to(where).requires_grad_(True)
+    kind = _precision(superformer)
     val_loader = list(val_loader) if isinstance(val_loader, Iterator) else val_loader
     score = accuracy(val_loader, device=where, amp=amp)
     teacher = copied(model).to(where).eval().requires_grad_(False)
+    teacher.register_forward_pre_hook(partial(_check_images, kind, amp))  # it sees all images, the first ones too
     found = {"original": score(teacher)}
     made_for = {"model": fingerprint(model), "space": search_space(superformer).description(), "seed": seed, "lr": lr}
     made_for |= {"budget": [repr(flops), repr(params), repr(latency)], "epochs": [epochs, finetune_epochs], "amp": amp}
@@ -250,6 +266,27 @@ def _check(counts: Mapping[str, Any], population: Any, lr: Any, loss: Any) -> No
         raise ChoiceError(f"lr: expected a number above 0, got {shown(lr)}")
     if not callable(loss):
         raise ChoiceError(f"loss: expected a function of logits, taught logits and labels, got {shown(loss)}")
+
+
+def _precision(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the weights.
+
+    Raises:
+        ChoiceError: a half of single precision, in which AdamW loses small steps.
+    """
+    kinds = {parameter.dtype for parameter in model.parameters()}
+    if halves := kinds & {torch.float16, torch.bfloat16}:
+        raise ChoiceError(
+            f"model: weights of {halves.pop()} cannot be trained, pass model.float(); amp=True computes in half"
+        )
+    return kinds.pop()
+
+
+def _check_images(kind: torch.dtype, amp: bool, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Refuse images that the model's weights cannot be multiplied with."""
+    images = inputs[0]
+    if images.dtype != kind and not (amp and images.dtype in (torch.float16, torch.bfloat16)):
+        raise ShapeError(f"images: expected {str(kind).removeprefix('torch.')}, as the model, got {described(images)}")
 
 
 def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:

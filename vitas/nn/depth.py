@@ -94,8 +94,8 @@ class ShiftableIdentity(Elastic, plain.Blocks):
             rare = sorted(self.depth.turns.index(turn) for turn in range(first, n))
             slots = f"{rare[0]}..{rare[-1]}" if rare == list(range(rare[0], rare[0] + len(rare))) else listed(map(str, rare))
             warnings.warn(
-                f"depth law: slots {slots} run in fewer than 1 of {n} draws (the last in {reach[-1]:.2g}) and are"
-                " hardly trained; a uniform depth law (p=None) trains all",
+                f"depth law: slots {slots} run in fewer than 1 of {n} draws, the last in {reach[-1]:.2g};"
+                " a uniform law (p=None) trains all",
                 stacklevel=3,
             )
 
