@@ -231,7 +231,7 @@ def test_the_most_probable_widths_lead_the_chain():
 
 
 def test_an_unfair_rule_warns_and_a_fair_one_does_not():
-    message = r"unfair sharing over widths 1\.\.4: some channels serve 3 widths more than others .*'cyclic-chain'"
+    message = r"unfair sharing over widths 1\.\.4: some channels serve 3 widths more than others.*'cyclic-chain'"
     with pytest.warns(UserWarning, match=message):
         Dim([1, 2, 3, 4], sharing=lambda values, largest, p: [0, 0, 0, 0])
     Dim([1, 2, 3, 4], sharing=lambda values, largest, p: [0, 1, 2, 3])  # a warning would be an error here
