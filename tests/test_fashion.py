@@ -310,7 +310,9 @@ def test_another_family_is_trained_as_the_chosen_superformer_and_scores_random_n
         assert vitas.accuracy(held_out.batches())(model) == figures["inherited"]["1000000"][1]
 
 
+@pytest.mark.extras
 def test_the_right_images_are_kept_one_a_bit():
+    pytest.importorskip("scipy")
     import headline
 
     right = torch.rand(10_000) < 0.8
@@ -491,8 +493,10 @@ def test_tables_say_what_is_known_of_made_up_results():
     assert difference[:3] == ["| cyclic - ordinal", "2", "0.00 (0.00 to 0.00)"]
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize(("family", "best"), [("deit", "hand-3-7"), ("twins", "hand-2-10")])
 def test_further_seeds_train_the_best_of_a_kind_and_count_as_its_trainings(family, best, tmp_path):
+    pytest.importorskip("scipy")
     import headline
 
     tag = () if family == "deit" else (family,)
@@ -514,6 +518,7 @@ def test_further_seeds_train_the_best_of_a_kind_and_count_as_its_trainings(famil
 
 @pytest.mark.extras
 def test_the_last_table_compares_every_rival_with_both_found_networks():
+    pytest.importorskip("scipy")
     import headline
 
     rng, results = np.random.default_rng(0), {}
@@ -522,8 +527,10 @@ def test_the_last_table_compares_every_rival_with_both_found_networks():
         right = work.packed(torch.from_numpy(np.arange(1000) < 1000 * share))
         figures = {"held_out": share, "test": share, "macs": 950_000, "right": right}
         results[f"headline/1000000/{name}/0"] = figures
+    results["headline/1000000/found/1"] = results["headline/1000000/found/0"]
     for place, score in enumerate(rng.permutation(4) / 10):
-        results[f"headline/1000000/random-{place}/twins/0"] = {"held_out": score, "test": score, "macs": 1, "right": right}
+        figures = {"held_out": score, "test": score, "macs": -score, "right": right}
+        results[f"headline/1000000/random-{place}/twins/0"] = figures
     results["superformer/twins/0"] = {"inherited": {"1000000": [r["held_out"] for n, r in results.items() if "random" in n]}}
     lines = [line.strip("| ").split(" | ") for line in headline.headline(results).splitlines()]
     shown = {f"{line[1]}: {line[2]}": [float(cell.split()[0]) for cell in line[6:] if cell.split()] for line in lines[2:]}
@@ -532,10 +539,12 @@ def test_the_last_table_compares_every_rival_with_both_found_networks():
     assert shown["Twins: best scaling by hand (hand-2-2)"] == pytest.approx([5])
     assert lines[-1][2:6] == ["median of 4 random networks", "", "1", "15.00"]
     assert headline.inherited(results).splitlines()[2].startswith("| 1 M | 4 | 12.91 | 1.00 [")
+    assert " | -1.00 [" in headline.inherited(results)
 
 
 @pytest.mark.extras
-def test_the_interval_of_a_difference_is_paired_over_images():
+def test_the_interval_of_a_difference_is_paired_over_images_and_pools_the_spread_of_seeds():
+    pytest.importorskip("scipy")
     import headline
 
     rng = np.random.default_rng(0)
@@ -543,10 +552,35 @@ def test_the_interval_of_a_difference_is_paired_over_images():
     better = base.copy()
     better[np.flatnonzero(~base)[:40]] = True
     runs = [[{"right": work.packed(torch.from_numpy(right))}] * 3 for right in (better, base)]
-    value, low, high = headline.difference(*runs)
+    value, low, high = headline.difference(*runs, headline.Spread(0.0, 1_000_000))
     assert value == pytest.approx(2.0)
-    assert low == pytest.approx(2 - 1.96 * 100 * (0.02 * 0.98 / 2000) ** 0.5, abs=0.06)  # unpaired: 2.5 points either side
-    assert high == pytest.approx(2 + 1.96 * 100 * (0.02 * 0.98 / 2000) ** 0.5, abs=0.06)
+    error = (0.02 * 0.98 / 1999) ** 0.5  # unpaired: four times as much
+    assert (low, high) == pytest.approx((2 - 196 * error, 2 + 196 * error), abs=1e-3)
+    _, low, high = headline.difference(runs[0][:1], runs[1], headline.Spread(0.01, 4))  # t of 4: 2.776
+    error = (error**2 + 0.01**2 * (1 + 1 / 3)) ** 0.5
+    assert (low, high) == pytest.approx((2 - 277.6 * error, 2 + 277.6 * error), abs=1e-3)
+
+
+@pytest.mark.extras
+def test_the_spread_of_seeds_is_pooled_and_intervals_cover_the_truth():
+    pytest.importorskip("scipy")
+    import headline
+
+    rng, covered, runs = np.random.default_rng(1), 0, 200
+    chances = np.clip(rng.normal(0.85, 0.3, 400), 0, 1)  # an image is easy or hard for both networks
+    for _ in range(runs):
+        results = {}
+        images = rng.choice(chances, 400)
+        for name, trainings in (("found", 3), ("hand-12-7", 1), ("random-0", 3)):
+            for seed in range(trainings):
+                hits = rng.random(400) < np.clip(images + rng.normal(0, 0.02), 0, 1)
+                kept = {"held_out": 0.0, "macs": 1, "right": work.packed(torch.from_numpy(hits)), "test": hits.mean()}
+                results[f"headline/1000000/{name}/{seed}"] = kept
+        between, every = headline.spread(results), headline.trained(results, 1_000_000)
+        assert between.freedom == 4
+        _, low, high = headline.difference(every["found"], every["hand-12-7"], between)
+        covered += low <= 0 <= high
+    assert covered >= 0.92 * runs
 
 
 def test_tau_is_not_defined_where_all_tie():

@@ -124,21 +124,24 @@ def test_a_cell_gives_the_same_figures_again(tmp_path):
 
 def test_the_table_has_means_over_seeds_and_says_what_is_out_of_reach():
     network = {"width": 8, "depth": 2, "heads": [1, 2], "head_dim": [4, 4], "mlp": [32, 32]}
-    common = {"held_out": 0.5, "params": 2000, "latency_original": 4.0, "passes": 7, "cpu": 90.0, "network": network}
+    common = {"held_out": 0.5, "params": 2000, "passes": 7, "cpu": 90.0, "network": network}
     results = {
         "original/100/0": {**common, "macs": 4_000_000, "test": 0.9, "latency": 4.0},
         "torch-pruning/50/0": {**common, "macs": 2_000_000, "test": 0.8, "latency": 3.0, "lines": 9},
         "torch-pruning/50/1": {**common, "macs": 1_000_000, "test": 0.6, "latency": 1.0, "lines": 9},
         "ModelOpt FastNAS/30/0": {"failed": "no", "cpu": 1.0},
+        "ModelOpt FastNAS/50/1": {**common, "macs": 2_000_000, "test": 0.8, "latency": 3.0, "lines": 9},
+        "ModelOpt FastNAS/50/0": {"failed": "no", "cpu": 1.0},
     }
-    head, _, first, pruned, fast = (line.strip("| ").split(" | ") for line in rival_table.rivals(results).splitlines())
+    head, _, first, pruned, some, fast = (line.strip("| ").split(" | ") for line in rival_table.rivals(results).splitlines())
     assert dict(zip(head, first, strict=False))["multiply-adds"] == "4.0 M, 100 %"
     cells = dict(zip(head, pruned, strict=True))
     assert cells["network"] == "2 blocks of 8, 1-2 heads of 4, MLP 32"
     assert cells["multiply-adds"] == "1.5 M, 38 %"
     assert cells["test"] == "70.00 (80.00, 60.00)"
-    assert cells["latency"] == "2.0 ms, 50 %"
+    assert cells["latency"] == "1.0 ms, 25 %"
     assert (cells["seeds"], cells["minutes"], cells["lines"]) == ("2", "1.5", "9")
+    assert dict(zip(head, some, strict=True))["seeds"] == "1 of 2, others out of reach"
     assert fast[:4] == ["30 %", "ModelOpt FastNAS", "MLP of each block", "out of reach"]
     assert rival_table.rivals({}) == "Not there yet."
 

@@ -1,14 +1,16 @@
 """The last table: the found network against scalings by hand and random networks, on the test images."""
 
+import math
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import networks
 import numpy as np
 from cells import FULL, Cell, ordered
 from numpy.typing import NDArray
 from ranking import Results
+from scipy import stats
 from tables import markdown, tau_with_interval
 
 FAMILIES = {"deit": "DeiT", "twins": "Twins"}
@@ -58,37 +60,47 @@ def right(run: Any) -> NDArray[np.float64]:
     return np.unpackbits(np.frombuffer(bytes.fromhex(run["right"]), dtype=np.uint8)).astype(float)
 
 
-def difference(first: list[Any], second: list[Any], draws: int = 2000) -> tuple[float, float, float]:
-    """Return the mean accuracy of `first` minus that of `second` in points, and the middle 95 % over resamples.
+class Spread(NamedTuple):
+    """How much another seed changes the test accuracy of a network, pooled over all that were trained more than once."""
 
-    Trainings are resampled for each network by itself, test images for both together.
+    sd: float
+    freedom: int
+
+
+def spread(results: Results) -> Spread:
+    every = [trained(results, budget, family) for budget in networks.BUDGETS for family in FAMILIES]
+    groups = [[run["test"] for run in runs] for one in every for runs in one.values() if len(runs) > 1]
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum((len(group) - 1) * statistics.variance(group) for group in groups)
+    return Spread(math.sqrt(squares / freedom) if freedom else math.nan, freedom)
+
+
+def difference(first: list[Any], second: list[Any], between: Spread) -> tuple[float, float, float]:
+    """Return the mean accuracy of `first` minus that of `second` in points, and its 95 % interval.
+
+    Two things vary: which test images there are, the same for both, and the seeds of the trainings, whose spread is pooled.
     """
-    rng = np.random.default_rng(0)
-    hits = [np.stack([right(run) for run in runs]) for runs in (first, second)]
-    values = []
-    for _ in range(draws):
-        images = rng.integers(hits[0].shape[1], size=hits[0].shape[1])
-        means = [one[rng.integers(len(one), size=len(one))].mean(axis=0)[images].mean() for one in hits]
-        values.append(100 * (means[0] - means[1]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return 100 * float(hits[0].mean() - hits[1].mean()), float(low), float(high)
+    gap = np.subtract(*(np.mean([right(run) for run in runs], axis=0) for runs in (first, second)))  # (images,)
+    error = math.sqrt(gap.var(ddof=1) / len(gap) + between.sd**2 * (1 / len(first) + 1 / len(second)))
+    value, half = 100 * gap.mean(), 100 * float(stats.t.ppf(0.975, between.freedom)) * error
+    return value, value - half, value + half
 
 
-def above(best: list[Any], runs: list[Any]) -> str:
+def above(best: list[Any], runs: list[Any], between: Spread) -> str:
     """Return how far the network of some trainings is above another, with its interval; nothing for itself."""
-    return "" if not best or best is runs else "{:.2f} [{:.2f}, {:.2f}]".format(*difference(best, runs))
+    return "" if not best or best is runs else "{:.2f} [{:.2f}, {:.2f}]".format(*difference(best, runs, between))
 
 
 def headline(results: Results) -> str:
     """Return the test accuracy of every rival at every budget, and how far the found networks are above it."""
-    rows = []
+    rows, between = [], spread(results)
     for budget in networks.BUDGETS:
         every = {family: trained(results, budget, family) for family in FAMILIES}
         for family, title in FAMILIES.items():
             start = [f"{budget / 1e6:.0f} M", title]
             for name, called in rivals(every[family]).items():
                 runs = every[family][name]
-                own, twins = (above(every[best].get("found", []), runs) for best in FAMILIES)
+                own, twins = (above(every[best].get("found", []), runs, between) for best in FAMILIES)
                 shape = [f"{runs[0]['macs'] / 1e6:.2f} M", str(len(runs)), f"{100 * mean(runs, 'test'):.2f}"]
                 rows.append([*start, f"{called} ({name})", *shape, own if family == "deit" else "", twins])
             drawn = [runs for name, runs in every[family].items() if name.startswith("random")]
@@ -112,25 +124,20 @@ def cost(results: Results) -> str:
 
 
 def inherited(results: Results) -> str:
-    """Return how well inherited scores rank the random networks of Twins, each trained alone once."""
-    groups: dict[str, list[tuple[float, float]]] = {}
+    """Return how well inherited scores, and multiply-adds, rank the random networks of Twins, each trained alone once."""
+    groups: dict[str, list[tuple[float, float, float]]] = {}
     scores = results.get("superformer/twins/0", {"inherited": {}})["inherited"]
     for budget, of_budget in scores.items():
         alone = trained(results, int(budget), "twins")
-        both = [(score, f"random-{place}") for place, score in enumerate(of_budget)]
-        groups[f"{int(budget) / 1e6:.0f} M"] = [(s, alone[n][0]["held_out"]) for s, n in both if n in alone]
-    groups["all"] = [pair for pairs in groups.values() for pair in pairs]
-    rows = [
-        [
-            name,
-            str(len(pairs)),
-            f"{100 * statistics.stdev(a for _, a in pairs):.2f}",
-            tau_with_interval(*zip(*pairs, strict=True)),
-        ]
-        for name, pairs in groups.items()
-        if len(pairs) > 2
-    ]
-    return markdown(["budget", "networks", "sd of accuracy alone", "tau of inherited scores"], rows)
+        both = [(score, alone[f"random-{k}"][0]) for k, score in enumerate(of_budget) if f"random-{k}" in alone]
+        groups[f"{int(budget) / 1e6:.0f} M"] = [(score, run["macs"], run["held_out"]) for score, run in both]
+    rows = []
+    for name, group in groups.items():
+        if len(group) > 2:
+            score, macs, accuracy = map(list, zip(*group, strict=True))
+            taus = [tau_with_interval(score, accuracy), tau_with_interval(macs, accuracy)]
+            rows.append([name, str(len(group)), f"{100 * statistics.stdev(accuracy):.2f}", *taus])
+    return markdown(["budget", "networks", "sd of accuracy alone", "tau of inherited scores", "tau of multiply-adds"], rows)
 
 
 TABLES: dict[str, Callable[[Results], str]] = {"headline": headline, "inherited": inherited, "cost": cost}

@@ -71,14 +71,14 @@ def modelopt_autonas(task: Task) -> nn.Module:
         block.attn.fused_attn = False  # its counter does not see the products of fused attention
     model = mtn.convert(model, "autonas")
     task.fit(model, task.left / 3)
-    settings = task.settings
-    config = {
-        "score_func": task.score,
-        "num_iters": settings.iterations,
-        "population_size": settings.population,
-        "candidate_size": settings.population // 2,
-        "verbose": False,
-    }
+    population, generations = task.settings.population, task.settings.generations
+    left = iter(range(population * generations))  # as many scores as vitas.compress has; others lose
+
+    def score(network: nn.Module) -> float:
+        return task.score(network) if next(left, None) is not None else -1.0
+
+    config = {"score_func": score, "num_iters": task.settings.iterations, "verbose": False}
+    config |= {"population_size": population, "candidate_size": population // 2}
     model, _ = mtn.search(model, {"flops": f"{task.size}%"}, task.image, config)
     for block in model.blocks:
         block.attn.fused_attn = True
@@ -96,7 +96,9 @@ def modelopt_fastnas(task: Task) -> nn.Module:
     try:
         model, _ = mtp.prune(model, "fastnas", {"flops": f"{task.size}%"}, task.image, config)
     except ValueError as error:
-        raise OutOfReach(str(error).splitlines()[-1]) from None
+        if "NOT all constraints can be satisfied" not in str(error):
+            raise
+        raise OutOfReach("its constraint cannot be met in its space") from None
     for block in model.blocks:
         block.attn.fused_attn = True
     return task.fit(model)
