@@ -12,7 +12,7 @@ from tests.contract import randomize
 from tests.superformer.test_deit import small
 from tests.superformer.test_twins import images
 from tests.superformer.test_twins import small as small_twins
-from vitas import Dim, activate_subnet, active_subnet, create_superformer, export_subnet, sample_subnet, search_space
+from vitas import Dim, activate_subnet, active_subnet, create_superformer, export_subnet, plain, sample_subnet, search_space
 
 # torch's own tracer looks at .grad of the tensors between graphs.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -103,10 +103,10 @@ def test_a_module_of_ones_own_that_reads_the_channels_compiles_to_one_graph():
 def test_an_export_compiles_to_one_graph(build, size):
     model = randomize(build().double())
     sample_subnet(model, generator=torch.Generator().manual_seed(0))
-    plain = export_subnet(model).eval()
+    network = export_subnet(model).eval()
     x = torch.randn(2, 2, *size, dtype=torch.float64)
-    compiled = torch.compile(plain, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), plain(x))
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), network(x))
 
 
 def test_drop_path_adds_no_graphs_and_drops_whole_samples():
@@ -145,3 +145,17 @@ def test_a_twins_of_four_stages_compiles_to_17_graphs_and_no_code_object_to_more
     history = compare_over_subnets(model, torch.randn(2, 3, 32, 32, dtype=torch.float64), 8)
     assert history == [4 * 4 + 1] * 9
     assert torch._dynamo.config.recompile_limit == 8  # for one code object; beyond it the step fails
+
+
+@pytest.mark.parametrize(("build", "side", "model"), [(small, 8, "VisionTransformer"), (small_twins, 12, "Twins")])
+def test_forward_breaks_as_few_graphs_as_that_of_the_plain_model(build, side, model, monkeypatch):
+    def breaks(network):
+        torch._dynamo.reset()
+        counted = torch._dynamo.utils.counters["graph_break"]
+        counted.clear()
+        torch.compile(network, backend="eager")(torch.randn(2, 2, side, side))
+        return sum(counted.values())
+
+    own = breaks(network := build())
+    monkeypatch.setattr(type(network), "forward", getattr(plain, model).forward)
+    assert own == breaks(network) > 0

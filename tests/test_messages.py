@@ -121,6 +121,27 @@ def test_recorders_are_sent_to_an_export(recorder, wrapped, model):
     assert "of" in repr(model)  # printed as ever once the recorder has stopped
 
 
+class Around(torch.nn.Module):
+    """Reads the features of a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model.forward_features(x).mean(1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["deit_micro", "twins_micro"])
+def test_strict_export_of_features_is_sent_to_an_export_too(name):
+    if not hasattr(torch._dynamo.convert_frame, "fullgraph_capture"):
+        pytest.skip("this torch packs errors in its own")
+    model = Around(vitas.create_superformer(name, num_classes=2, img_size=32)).eval()
+    answer = said(lambda: torch.export.export(model, (torch.zeros(1, 3, 32, 32),), strict=True), ExportError)
+    assert answer.startswith("export a subnet first, export_subnet(model)")
+
+
 @pytest.mark.extras
 def test_a_database_that_is_not_there_is_one_cause():
     pytest.importorskip("optuna")

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from vitas.choice import Dim, refuse_export
+from vitas.choice import Dim
 from vitas.errors import ChoiceError
 from vitas.nn import Elastic
 from vitas.nn.follow import follow
@@ -42,10 +42,6 @@ class Superformer(SizedImages, OfImages):
 
     follows: ClassVar[tuple[str, ...]] = ("head", "head_dist", "norm", "fc_norm")
     """Parts that read the channels of `last_width`."""
-
-    def forward(self, x: Tensor) -> Any:
-        refuse_export()  # strict export would first meet what torch.compile leaves alone
-        return super().forward(x)
 
     def _new_size(self, img_size: int | tuple[int, int]) -> tuple[int, int]:
         """Return the height and width that images are to have from now on.
