@@ -604,3 +604,19 @@ def test_the_page_shows_the_stored_figures():
     for name in report.PICTURES:
         assert f"](evidence/{name}.png)" in page
         assert (ROOT / "docs" / "evidence" / f"{name}.png").exists()
+
+
+@pytest.mark.extras
+def test_the_readme_says_what_was_measured_at_one_million_multiply_adds():
+    pytest.importorskip("scipy")
+    import headline
+
+    results = store.read(ROOT / "docs" / "evidence" / "results.jsonl")
+    deit, twins = (headline.trained(results, 1_000_000, family) for family in headline.FAMILIES)
+    found, hand = twins["found"], deit[headline.picked(deit, "hand")]
+    gain, low, high = headline.difference(found, hand, headline.spread(results))
+    said = [f"{100 * headline.mean(found, 'test'):.1f} %", f"by hand {100 * headline.mean(hand, 'test'):.1f} %"]
+    said += [f"{gain:.1f} points more", f"{low:.1f} to {high:.1f}"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [words for words in said if words not in readme] == []
+    assert f"{gain:.1f} points" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
