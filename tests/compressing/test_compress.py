@@ -194,6 +194,10 @@ IMAGES, LABELS = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
         (IMAGES, LABELS[:, None], r"labels: expected ints of shape \(4,\), got int64 \(4, 1\); loss= takes others"),
         (IMAGES.byte(), LABELS, r"images: expected float32, as the model, got uint8 \(4, 3, 8, 8\)"),
         (IMAGES.double(), LABELS, r"images: expected float32, as the model, got float64 \(4, 3, 8, 8\)"),
+        (IMAGES, LABELS - 100, r"labels: expected 0 to 2, the classes of the model, got -100 to -98"),
+        (IMAGES[:0], LABELS[:0], r"images: expected \(batch, 3, height, width\), not empty, got float32 \(0, 3, 8, 8\)"),
+        (IMAGES[0], LABELS, r"images: expected \(batch, 3, height, width\), not empty, got float32 \(3, 8, 8\)"),
+        (IMAGES[:, :1], LABELS, r"images: expected \(batch, 3, height, width\), not empty, got float32 \(4, 1, 8, 8\)"),
     ],
 )
 def test_a_training_batch_that_does_not_fit_is_one_line(images, labels, message):
@@ -208,9 +212,15 @@ def test_validation_images_and_weights_of_another_kind_are_refused_at_once():
     for kind in (torch.float16, torch.bfloat16):
         with pytest.raises(ChoiceError, match=r"model: weights of torch\..*float16 cannot be trained, pass model.float\(\)"):
             compressed(original().to(kind), loss=Stopped(0))
+    mixed = original()
+    mixed.head.double()
+    with pytest.raises(ChoiceError, match=r"model: weights of torch.float32, torch.float64, expected one dtype; pass"):
+        compressed(mixed, loss=Stopped(0))
 
 
 def test_labels_of_any_ints_are_taken():
     taught = torch.randn(4, 3)
-    for kind in (torch.uint8, torch.int32):
+    for kind in (torch.uint8, torch.uint16, torch.int32, torch.uint32, torch.uint64):
         assert torch.equal(from_teacher(taught, taught, LABELS.to(kind)), from_teacher(taught, taught, LABELS))
+    with pytest.raises(ShapeError, match="labels: expected at least one"):
+        from_teacher(taught[:0], taught[:0], LABELS[:0])

@@ -56,6 +56,12 @@ def test_accuracy_is_the_fraction_classified_right_by_the_active_subnet():
     assert len(seen) > 1
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int32])
+def test_labels_are_any_ints(kind):
+    model, data = micro(), batches()
+    assert accuracy([(images, labels.to(kind)) for images, labels in data])(model) == accuracy(data)(model)
+
+
 def test_accuracy_of_outputs_known_beforehand():
     images = torch.eye(4)[[0, 1, 2, 3, 0]]
     evaluate = accuracy([(images, torch.tensor([0, 1, 0, 3, 1]))])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitas.checks import ANY_INT, as_count, as_number, check_flags
 from vitas.compressing.training import LossOf, length, train
 from vitas.cost import count_flops, count_params
-from vitas.errors import BudgetError, ChoiceError, FileError, ShapeError, VitasError, brief, one_of, shown
+from vitas.errors import BudgetError, ChoiceError, FileError, ShapeError, VitasError, brief, listed, one_of, shown
 from vitas.export import export_subnet, read_text, save_subnet
 from vitas.measure import LatencyTable, accuracy, latency_table
 from vitas.measure.accuracy import described
@@ -85,16 +85,20 @@ def from_teacher(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
     """Return the mean of the losses from labels (B,) and from the original's logits (B, classes).
 
     Raises:
-        ShapeError: labels that are not ints, one for each image, or not those of classes.
+        ShapeError: labels that are not ints, one for each image of at least one, or not those of classes; -100, which
+            torch's losses ignore, too.
     """
     classes = logits.shape[-1]
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if not whole or labels.shape != logits.shape[:1]:
         raise ShapeError(f"labels: expected ints of shape ({len(logits)},), got {described(labels)}; loss= takes others")
-    if labels.min() < 0 or labels.max() >= classes:
-        got = f"{int(labels.min())} to {int(labels.max())}"
-        raise ShapeError(f"labels: expected 0 to {classes - 1}, the classes of the model, got {got}")
-    return (F.cross_entropy(logits, labels.long()) + distill_loss(logits, taught)) / 2
+    if not len(labels):
+        raise ShapeError("labels: expected at least one")
+    labels = labels.long()
+    least, most = torch.stack(labels.aminmax()).tolist()
+    if least < 0 or most >= classes:
+        raise ShapeError(f"labels: expected 0 to {classes - 1}, the classes of the model, got {least} to {most}")
+    return (F.cross_entropy(logits, labels) + distill_loss(logits, taught)) / 2
 
 
 def compress(
@@ -150,9 +154,10 @@ def compress(
     Raises:
         WrapError: a model that cannot be wrapped.
         BudgetError: no budget, one that cannot be read or that no subnet meets.
-        ChoiceError: numbers that cannot be used; a model in half precision; arguments that `wrap` does not take.
+        ChoiceError: numbers that cannot be used; weights in half precision or of several dtypes; arguments that `wrap` does
+            not take.
         FileError: a folder of another model or of other settings.
-        ShapeError: images of another dtype than the model; labels that are not those of classes.
+        ShapeError: images of another dtype or other channels than the model's; labels that are not those of classes.
         VitasError: a loader or outputs that do not fit; a loss that is not a finite number; optuna or tqdm is not installed.
 
     Example:
@@ -170,12 +175,12 @@ def compress(
     if flops is None and params is None and latency is None:
         raise BudgetError('expected a budget, such as flops="50%"')
     where = _place(model, device)
-    superformer = wrap(model, **_options(space)).to(where).requires_grad_(True)
-    kind = _precision(superformer)
+    superformer: Any = wrap(model, **_options(space)).to(where).requires_grad_(True)
+    kind, channels = _precision(superformer), superformer.image_shape()[0]
     val_loader = list(val_loader) if isinstance(val_loader, Iterator) else val_loader
     score = accuracy(val_loader, device=where, amp=amp)
     teacher = copied(model).to(where).eval().requires_grad_(False)
-    teacher.register_forward_pre_hook(partial(_check_images, kind, amp))  # it sees all images, the first ones too
+    teacher.register_forward_pre_hook(partial(_check_images, kind, amp, channels))  # it sees all images, the first ones too
     found = {"original": score(teacher)}
     made_for = {"model": fingerprint(model), "space": search_space(superformer).description(), "seed": seed, "lr": lr}
     made_for |= {"budget": [repr(flops), repr(params), repr(latency)], "epochs": [epochs, finetune_epochs], "amp": amp}
@@ -272,19 +277,23 @@ def _precision(model: nn.Module) -> torch.dtype:
     """Return the dtype of the weights.
 
     Raises:
-        ChoiceError: a half of single precision, in which AdamW loses small steps.
+        ChoiceError: a half of single precision, in which AdamW loses small steps; several dtypes.
     """
     kinds = {parameter.dtype for parameter in model.parameters()}
     if halves := kinds & {torch.float16, torch.bfloat16}:
         raise ChoiceError(
             f"model: weights of {halves.pop()} cannot be trained, pass model.float(); amp=True computes in half"
         )
+    if len(kinds) > 1:
+        raise ChoiceError(f"model: weights of {listed(sorted(map(str, kinds)))}, expected one dtype; pass model.float()")
     return kinds.pop()
 
 
-def _check_images(kind: torch.dtype, amp: bool, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _check_images(kind: torch.dtype, amp: bool, channels: int, _: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Refuse images that the model's weights cannot be multiplied with."""
     images = inputs[0]
+    if images.ndim != 4 or not len(images) or images.shape[1] != channels:
+        raise ShapeError(f"images: expected (batch, {channels}, height, width), not empty, got {described(images)}")
     if images.dtype != kind and not (amp and images.dtype in (torch.float16, torch.bfloat16)):
         raise ShapeError(f"images: expected {str(kind).removeprefix('torch.')}, as the model, got {described(images)}")
 

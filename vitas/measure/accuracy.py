@@ -173,7 +173,8 @@ def _checked(number: int, batch: Any) -> _Batch:
         raise ShapeError(
             f"{what}: expected images (B, ...) and labels (B,) of ints, got {described(images)} and {described(labels)}"
         )
-    least, most = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
+    labels = labels.long()  # torch neither orders nor compares some unsigned ints
+    least, most = torch.stack(labels.aminmax()).tolist() if len(labels) else (0, -1)
     if least < 0:
         raise ShapeError(f"{what}: expected labels of at least 0, got {least}")
     return _Batch(images, labels, most + 1)
