@@ -61,7 +61,7 @@ class Ledger:
         name: Name of the study; made if it is not there.
         objectives: Name -> "max" or "min".
         facts: What the search is made for, JSON values; written into a new study.
-        patience: How many seconds a storage that is out of reach is tried again.
+        patience: How many seconds a storage that is out of reach is tried again; while it is opened, at most 10.
         restart: Whether a search of that name is removed first.
 
     Raises:
@@ -83,9 +83,11 @@ class Ledger:
         self.storage, self.patience = storage, patience
         opening = min(patience, OPENS_WITHIN)
         if restart:
-            persistently(lambda: _remove(storage, name), opening)
+            persistently(lambda: _remove(storage, name), opening, advice="")
         raced = optuna.exceptions.StorageInternalError
-        self.study = persistently(lambda: patiently(lambda: _open_study(storage, name, objectives), raced), opening)
+        self.study = persistently(
+            lambda: patiently(lambda: _open_study(storage, name, objectives), raced), opening, advice=""
+        )
         self._id = self._done(storage.get_study_id_from_name, name)
         self._facts: dict[str, Any] = json.loads(json.dumps(facts))
         digest = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:16]

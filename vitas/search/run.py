@@ -85,7 +85,8 @@ def evolve(
             that can be done, which is in the main thread, not on Windows, and as soon as it runs Python code; elsewhere it
             runs to its end, and no process can end a call that never comes back, so other workers take over from it.
         storage_timeout: How many seconds a database or server that is out of reach is tried again before the search stops;
-            the result in hand is kept meanwhile and sent as soon as it answers. A full disk stops the search at once.
+            the result in hand is kept meanwhile and sent as soon as it answers. Opening it is tried for 10 seconds at
+            most. A full disk stops the search at once.
         progress: Whether to show a progress bar: how fast, the best score, of several objectives the size of the front.
         fixed: Name of a choice or a glob -> the one value that it has, as in sample_subnet.
         only: Name or glob -> the values that it may have.

@@ -195,8 +195,8 @@ def _first_cause(error: BaseException, most: int = 100) -> str:
     """Return what the driver said, in a line: SQLAlchemy's and Optuna's errors only hand it on."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    if type(error).__module__.partition(".")[0] == "grpc":  # whose text has many lines
-        return brief(Exception(error.details()), most)  # type: ignore[attr-defined]
+    if callable(told := getattr(error, "details", None)) and isinstance(text := told(), str):  # of gRPC, in one line
+        return brief(Exception(text), most)
     return brief(error if isinstance(error, Exception) else Exception(error), most)
 
 
