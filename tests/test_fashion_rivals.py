@@ -122,6 +122,17 @@ def test_a_cell_gives_the_same_figures_again(tmp_path):
     assert once == again
 
 
+def test_an_original_is_trained_again_where_its_weights_are_missing(tmp_path):
+    split, cell = data.stand_in(held_out=TINY.held_out), ("narrower, from scratch", 50, 0)
+    assert rivals.run(cell, TINY, split, tmp_path / "a") is None
+    rivals.run(("original", 100, 0), TINY, split, tmp_path / "a")
+    there = rivals.run(cell, TINY, split, tmp_path / "a")
+    again = rivals.run(cell, TINY, split, tmp_path / "b", ["original/100/0"])
+    assert {**there, "latency": 0} == {**again, "latency": 0}
+    first, second = (torch.load(tmp_path / folder / "original-0.pt") for folder in "ab")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 def test_the_table_has_means_over_seeds_and_says_what_is_out_of_reach():
     network = {"width": 8, "depth": 2, "heads": [1, 2], "head_dim": [4, 4], "mlp": [32, 32]}
     common = {"held_out": 0.5, "params": 2000, "passes": 7, "cpu": 90.0, "network": network}

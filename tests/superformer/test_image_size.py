@@ -288,6 +288,12 @@ def test_what_cannot_be_is_refused_in_words_that_help(tmp_path):
     vitas.save_superformer(built("deit", 16), tmp_path / "one.safetensors")
     with pytest.raises(FileError, match=r"only one of both has the choices img_size; adapt=True keeps what both have$"):
         vitas.load_superformer(model, tmp_path / "one.safetensors")
+    vitas.save_superformer(built("deit", 8), tmp_path / "small.safetensors")  # positions are those of the largest images
+    with pytest.raises(FileError, match=r"only one of both has the choices img_size$"):
+        vitas.load_superformer(model, tmp_path / "small.safetensors")
+    vitas.save_superformer(model, tmp_path / "several.safetensors")
+    with pytest.raises(FileError, match=r"img_size$"):  # a rectangle is none of the searched squares
+        vitas.load_superformer(built("deit", (8, 12)), tmp_path / "several.safetensors", adapt=True)
     vitas.narrow(model, fixed={"img_size": 12})
     with pytest.raises(ChoiceError, match="img_size: narrowed to 12; export a subnet"):
         model.set_input_size(8)

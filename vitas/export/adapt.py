@@ -91,7 +91,7 @@ def sizes_apart(inner: nn.Module, saved: Mapping[str, Any], size: Any) -> dict[s
         name = next(name for name, own in here.choices.items() if own is choice)
         return {} if name in saved else {name: (here.values[name], there)}
     told = saved.get("img_size")
-    if told is None or "img_size" in here.choices:
+    if told is None or "img_size" in here.choices or len(set(inner.img_size)) > 1:  # searched sizes are squares
         return {}
     values = told.get("values") if isinstance(told, dict) else None
     if not isinstance(values, list) or not all(is_int(value, 1) for value in values):

@@ -160,8 +160,11 @@ def _check_space(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> N
     saved, own = read_json(metadata.get("space", ""), path), search_space(inner).description()
     check(isinstance(saved, dict), f"{path}: space", "an object", saved)
     if differing := sorted(saved.keys() ^ own.keys()):
-        sizes = sizes_apart(inner, saved, None).keys() >= set(differing)
-        way_out = "; adapt=True keeps what both have" if sizes else ""
+        size, choice = read_json(metadata.get("img_size", "null"), path), searched_size(inner)
+        fits = choice is None or size in (None, [max(choice.values)] * 2)  # positions are those of the largest images
+        way_out = ""
+        if fits and sizes_apart(inner, saved, size).keys() >= set(differing):
+            way_out = "; adapt=True keeps what both have"
         raise FileError(f"{path}: another search space; only one of both has the choices {listed(differing, 3)}{way_out}")
     if saved != own:
         differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
