@@ -160,7 +160,8 @@ def _check_space(inner: nn.Module, metadata: Mapping[str, str], path: Path) -> N
     saved, own = read_json(metadata.get("space", ""), path), search_space(inner).description()
     check(isinstance(saved, dict), f"{path}: space", "an object", saved)
     if differing := sorted(saved.keys() ^ own.keys()):
-        size, choice = read_json(metadata.get("img_size", "null"), path), searched_size(inner)
+        size = read_json(metadata.get("img_size", "null"), path)
+        choice = searched_size(inner) if isinstance(inner, SizedImages) else None
         fits = choice is None or size in (None, [max(choice.values)] * 2)  # positions are those of the largest images
         way_out = ""
         if fits and sizes_apart(inner, saved, size).keys() >= set(differing):
