@@ -29,7 +29,7 @@ class Settings(NamedTuple):
 
 
 FULL = Settings()
-_FEW = {"ground_passes": 8, "short": 8, "long": 16, "headline_passes": 8, "candidates": 2, "population": 3, "generations": 2}
+_FEW = {"ground_passes": 8, "short": 8, "long": 16, "headline_passes": 8, "candidates": 3, "population": 3, "generations": 2}
 SMOKE = Settings("", 60, 2, 2, 2, **_FEW, seeds=1, every=False, recipe=training.Recipe(batch=16))
 
 
