@@ -143,6 +143,30 @@ def test_strict_export_of_features_is_sent_to_an_export_too(name):
 
 
 @pytest.mark.extras
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("test_vit", {"img_size": 64}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 56, "embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
+        ),
+        ("twins_svt_small", {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}),
+    ],
+)
+def test_strict_export_of_wrapped_models_is_sent_to_an_export(name, options):
+    timm = pytest.importorskip("timm")
+    if not hasattr(torch._dynamo.convert_frame, "fullgraph_capture"):
+        pytest.skip("this torch packs errors in its own")
+    model = vitas.wrap(timm.create_model(name, **options)).eval()
+    image = torch.zeros(1, *model.image_shape())
+    for whole in (model, Around(model)):
+        answer = said(lambda whole=whole: torch.export.export(whole, (image,), strict=True), ExportError)
+        assert answer.startswith("export a subnet first, export_subnet(model)")
+
+
+@pytest.mark.extras
 def test_a_database_that_is_not_there_is_one_cause():
     pytest.importorskip("optuna")
     with pytest.raises(SearchError) as caught:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from vitas.choice import Choice, Depth, Dim, refuse_export
+from vitas.choice import Choice, Depth, Dim
 from vitas.cost import Cost
 from vitas.errors import VitasError
 from vitas.nn.follow import refuse_stiff
@@ -112,9 +111,8 @@ class Model(Narrowed, OfImages):
 
     @classmethod
     def additions(cls, narrowed: type[nn.Module]) -> dict[str, Any]:
-        """Return the forward, and the methods that run on the whole model, of those that the narrowed class has."""
-        of_whole = {name: whole(name, narrowed) for name in cls.whole if callable(getattr(narrowed, name, None))}
-        return {"forward": unrecorded(narrowed), **of_whole}
+        """Return the methods that run on the whole model, of those that the narrowed class has."""
+        return {name: whole(name, narrowed) for name in cls.whole if callable(getattr(narrowed, name, None))}
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a new classifier is searchable like the old one.
@@ -167,17 +165,6 @@ class TimmModel(Features, Model):
     """A model of timm that says what its intermediate features are."""
 
     holds = Model.holds
-
-
-def unrecorded(narrowed: type[nn.Module]) -> Callable[..., Any]:
-    """Return the forward of the narrowed class, which torch.export is not to record."""
-
-    @wraps(narrowed.forward)
-    def forward(self: Model, *inputs: Any, **options: Any) -> Any:
-        refuse_export()
-        return narrowed.forward(self, *inputs, **options)
-
-    return forward
 
 
 def whole(name: str, narrowed: type[nn.Module]) -> Callable[..., Any]:
