@@ -231,7 +231,7 @@ def _row(name: str) -> property:
 
     def read(self: Narrowed) -> Any:
         refuse_export()
-        return running(self, self._modules[name])
+        return running(self, cast(nn.Module, self._modules[name]))
 
     return property(read)
 
