@@ -62,7 +62,7 @@ GROUPS = {
     "Superformers": "create_superformer list_superformers published_subnet list_published_subnets",
     "Sampling and budgets": "sample_subnet SubnetSampler activate_subnet active_subnet use_subnet count_subnets",
     "Counting": "count_flops FlopCount count_params cost_model CostModel flop_analysis",
-    "Scores and latency": "accuracy zero_cost measure_latency Latency latency_table LatencyTable",
+    "Scores and latency": "accuracy cross_entropy zero_cost measure_latency Latency latency_table LatencyTable",
     "Searching": "evolve load_search SearchResult Evolution suggest_subnet",
     "Exporting, saving, loading": (
         "export_subnet build_subnet save_subnet load_subnet push_to_hub save_superformer load_superformer"
@@ -94,7 +94,7 @@ ROOMS = {
 # What public functions return, or a layer of one's own needs, without being a name of a public module.
 BESIDE = {
     "Sampling and budgets": ["vitas.sample.counting.SubnetCount"],
-    "Scores and latency": ["vitas.measure.accuracy.Accuracy", "vitas.measure.latency_table.Measured"],
+    "Scores and latency": ["vitas.measure.score.Score", "vitas.measure.latency_table.Measured"],
     "Searching": ["vitas.search.result.Evaluation"],
     "Exporting, saving, loading": ["vitas.export.adapt.Adapted"],
     "Wrapping timm": ["vitas.wrapping.report.ExportReport"],

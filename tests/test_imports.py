@@ -114,7 +114,7 @@ def test_what_is_imported_is_declared_as_a_core_need_and_each_need_is_imported()
         "vitas.export.register",
     }
     of_extras = {
-        "vitas.measure.accuracy": {"tqdm"},
+        "vitas.measure.score": {"tqdm"},
         "vitas.export.hub": {"huggingface_hub"},
         "vitas.export.push": {"huggingface_hub"},
         "vitas.measure.runners": {"onnxruntime"},

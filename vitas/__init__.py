@@ -20,7 +20,16 @@ from vitas.export import (
     save_subnet,
     save_superformer,
 )
-from vitas.measure import Latency, LatencyTable, accuracy, flop_analysis, latency_table, measure_latency, zero_cost
+from vitas.measure import (
+    Latency,
+    LatencyTable,
+    accuracy,
+    cross_entropy,
+    flop_analysis,
+    latency_table,
+    measure_latency,
+    zero_cost,
+)
 from vitas.sample import SubnetSampler, activate_subnet, active_subnet, count_subnets, sample_subnet, use_subnet
 from vitas.search import Evolution, SearchResult, evolve, load_search, suggest_subnet
 from vitas.space import SearchSpace, Subnet, narrow, search_space, widen
@@ -56,6 +65,7 @@ __all__ = [
     "count_params",
     "count_subnets",
     "create_superformer",
+    "cross_entropy",
     "evolve",
     "export_report",
     "export_subnet",

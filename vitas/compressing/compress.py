@@ -21,7 +21,7 @@ from vitas.cost import count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, FileError, ShapeError, VitasError, brief, listed, one_of, shown
 from vitas.export import export_subnet, read_text, save_subnet
 from vitas.measure import LatencyTable, accuracy, latency_table
-from vitas.measure.accuracy import described
+from vitas.measure.score import described
 from vitas.nn.kept import copied
 from vitas.sample import SubnetSampler
 from vitas.search import SearchResult, evolve

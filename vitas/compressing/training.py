@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitas.errors import FileError, ShapeError, VitasError, brief, needs
 from vitas.export import check_fits
-from vitas.measure.accuracy import described
+from vitas.measure.score import described
 
 LossOf = Callable[[int, Tensor, Tensor], Tensor]
 """(number of the step, images, labels) -> loss."""

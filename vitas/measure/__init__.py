@@ -1,6 +1,8 @@
 """How good a subnet is, how long it takes, and what another library counts.
 
+    score.py           a mean over images that are read once
     accuracy.py        the fraction of images that it classifies right
+    cross_entropy.py   the loss of its outputs
     zero_cost.py       an indicator that needs no training
     runners.py         what times are measured in: torch, torch.compile, ONNX Runtime, a function of one's own
     latency.py         the time of a network, measured
@@ -13,6 +15,7 @@ Functions of a model that a search, or anyone, calls. Imports superformer and wh
 """
 
 from vitas.measure.accuracy import accuracy
+from vitas.measure.cross_entropy import cross_entropy
 from vitas.measure.difference import relative_error
 from vitas.measure.latency import Latency, measure_latency
 from vitas.measure.latency_table import LatencyTable, latency_table
@@ -23,6 +26,7 @@ __all__ = [
     "Latency",
     "LatencyTable",
     "accuracy",
+    "cross_entropy",
     "flop_analysis",
     "latency_table",
     "measure_latency",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vitas.errors import ShapeError, VitasError, brief
-from vitas.measure.accuracy import described
+from vitas.measure.score import described
 from vitas.nn.images import as_exported
 from vitas.nn.layer import exported
 from vitas.space import device_of, unwrap

@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import vitas
+from tests.measure.test_accuracy import batches, micro
+from vitas.errors import ShapeError
+
+
+@torch.no_grad()
+def by_hand(network, loader):
+    """The mean of -log p(label), one image at a time, in double precision."""
+    network.eval()
+    logits = [
+        (network(x[None])[0].double().tolist(), int(label))
+        for images, labels in loader
+        for x, label in zip(images, labels, strict=True)
+    ]
+    return sum(math.log(sum(math.exp(z) for z in row)) - row[label] for row, label in logits) / len(logits)
+
+
+def test_cross_entropy_is_the_mean_loss_of_the_active_subnet():
+    model, data = micro(), batches()
+    evaluate = vitas.cross_entropy(data)
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(6):
+        vitas.sample_subnet(model, generator=generator)
+        assert evaluate(model) == pytest.approx(by_hand(vitas.export_subnet(model), data), rel=1e-5)
+        seen.add(evaluate(model))
+    assert len(seen) == 6  # it tells apart what an accuracy on 17 images calls equal
+    assert repr(evaluate) == "cross entropy on 17 images, 0.0 MiB kept"
+
+
+def test_cross_entropy_of_outputs_known_beforehand():
+    images, labels = torch.zeros(3, 8), torch.tensor([0, 5, 7])
+    assert vitas.cross_entropy([(images, labels)])(nn.Identity()) == pytest.approx(math.log(8))
+    images[1, 5] = math.log(7)  # p = 1/2
+    expected = (2 * math.log(8) + math.log(2)) / 3
+    assert vitas.cross_entropy([(images, labels)])(nn.Identity()) == pytest.approx(expected)
+    assert vitas.cross_entropy([(images.half(), labels.to(torch.uint8))])(nn.Identity()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_both_sides_count_alike():
+    model, data = micro(sharing="bilateral"), batches()
+    space, evaluate = vitas.search_space(model), vitas.cross_entropy(data)
+    subnet = space.smallest()
+    sides = []
+    for side in ("left", "right"):
+        with vitas.use_subnet(model, subnet, side=side):
+            sides.append(by_hand(vitas.export_subnet(model), data))
+    with vitas.use_subnet(model, subnet):
+        assert evaluate(model) == pytest.approx(sum(sides) / 2, rel=1e-5)
+
+
+def test_outputs_that_are_no_numbers_are_a_failure_of_the_search():
+    pytest.importorskip("optuna")
+    images, labels = batches()[0]
+    model = micro()
+    with torch.no_grad():
+        model.head.bias[0] = math.nan
+    score = vitas.cross_entropy([(images, labels)])
+    assert math.isnan(score(model))
+    settings = {"objectives": {"loss": "min"}, "population": 2, "generations": 1, "progress": False}
+    assert all(one.error for one in vitas.evolve(model, score, **settings).history)
+
+
+def test_a_search_takes_the_smallest_loss():
+    pytest.importorskip("optuna")
+    model, data = micro(), batches()
+    settings = {"objectives": {"loss": "min"}, "population": 4, "generations": 2, "progress": False}
+    result = vitas.evolve(model, vitas.cross_entropy(data), **settings)
+    best = min(result.history, key=lambda one: one.scores["loss"])
+    assert result.best == best.subnet
+    assert best.scores["loss"] == pytest.approx(by_hand(vitas.export_subnet(model, best.subnet), data), rel=1e-5)
+
+
+def test_what_does_not_fit_is_refused_as_by_accuracy():
+    with pytest.raises(ShapeError, match="labels of at least 0, got -1"):
+        vitas.cross_entropy([(torch.zeros(2, 3), torch.tensor([0, -1]))])
+    score = vitas.cross_entropy([(torch.zeros(2, 3), torch.tensor([0, 3]))])
+    with pytest.raises(ShapeError, match="at least 4 classes, as the labels have, got 3"):
+        score(nn.Identity())
+
+
+def test_a_report_does_not_take_it_for_an_accuracy():
+    model, data = micro(), batches()
+    score = vitas.cross_entropy(data)
+    report = vitas.train.supernet_report(model, lambda m: -score(m), n_random=3)
+    assert report.images is None
+    assert vitas.train.supernet_report(model, score, n_random=3).noise is None
