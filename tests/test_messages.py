@@ -122,24 +122,55 @@ def test_recorders_are_sent_to_an_export(recorder, wrapped, model):
 
 
 class Around(torch.nn.Module):
-    """Reads the features of a model."""
+    """Holds a model and reads it in a way of its own."""
 
-    def __init__(self, model):
+    def __init__(self, model, read):
         super().__init__()
         self.model = model
+        self.read = read
 
     def forward(self, x):
-        return self.model.forward_features(x).mean(1)
+        return self.read(self.model, x)
+
+
+READERS = {
+    "features": lambda model, x: model.forward_features(x).mean(1),
+    "features of layers": lambda model, x: model.forward_intermediates(x),
+    "called": lambda model, x: model(x),
+    "blocks": lambda model, x: [block(x) for block in model.running()],
+    "a block": lambda model, x: model.run(model[0], x),
+}
+
+
+def strictly_exported(model, read, image):
+    """Return how strict torch.export of a module around a model is answered."""
+    if not hasattr(torch._dynamo.convert_frame, "fullgraph_capture"):
+        pytest.skip("this torch packs errors in its own")
+    whole = Around(model, READERS[read]).eval()
+    return said(lambda: torch.export.export(whole, (image,), strict=True), ExportError)
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("read", ["features", "features of layers", "called"])
 @pytest.mark.parametrize("name", ["deit_micro", "twins_micro"])
-def test_strict_export_of_features_is_sent_to_an_export_too(name):
-    if not hasattr(torch._dynamo.convert_frame, "fullgraph_capture"):
-        pytest.skip("this torch packs errors in its own")
-    model = Around(vitas.create_superformer(name, num_classes=2, img_size=32)).eval()
-    answer = said(lambda: torch.export.export(model, (torch.zeros(1, 3, 32, 32),), strict=True), ExportError)
-    assert answer.startswith("export a subnet first, export_subnet(model)")
+def test_strict_export_of_a_module_around_a_model_is_sent_to_an_export_too(name, read):
+    model = vitas.create_superformer(name, num_classes=2, img_size=32)
+    assert strictly_exported(model, read, torch.zeros(1, 3, 32, 32)).startswith(
+        "export a subnet first, export_subnet(model)"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("read", ["called", "blocks", "a block"])
+def test_strict_export_of_plain_blocks_whose_number_is_searched_is_sent_to_an_export_too(read):
+    row = vitas.nn.ShiftableIdentity([torch.nn.Linear(4, 4) for _ in range(2)])
+    assert strictly_exported(row, read, torch.zeros(1, 4)).startswith("export a subnet first, export_subnet(model)")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_strict_export_of_a_guarded_model_is_sent_to_an_export_too(model):
+    vitas.train.guard_ranks(model)
+    assert strictly_exported(model, "called", torch.zeros(1, 1, 8, 8)).startswith("export a subnet first")
 
 
 @pytest.mark.extras
@@ -157,13 +188,10 @@ def test_strict_export_of_features_is_sent_to_an_export_too(name):
 )
 def test_strict_export_of_wrapped_models_is_sent_to_an_export(name, options):
     timm = pytest.importorskip("timm")
-    if not hasattr(torch._dynamo.convert_frame, "fullgraph_capture"):
-        pytest.skip("this torch packs errors in its own")
     model = vitas.wrap(timm.create_model(name, **options)).eval()
     image = torch.zeros(1, *model.image_shape())
-    for whole in (model, Around(model)):
-        answer = said(lambda whole=whole: torch.export.export(whole, (image,), strict=True), ExportError)
-        assert answer.startswith("export a subnet first, export_subnet(model)")
+    for read in ("called", "features"):
+        assert strictly_exported(model, read, image).startswith("export a subnet first, export_subnet(model)")
 
 
 @pytest.mark.extras

@@ -21,7 +21,7 @@ Knows no module and no model. Imports errors, checks and sharing only.
 from vitas.choice.arguments import as_choice, as_dim
 from vitas.choice.depth import Depth
 from vitas.choice.dim import SIDES, Choice, Dim
-from vitas.choice.marks import Mark, compiling, mark_sizes, noted, outside_graphs, refuse_export, restored
+from vitas.choice.marks import Mark, compiling, mark_sizes, noted, outside_graphs, restored
 from vitas.choice.take import take
 from vitas.choice.values import conditioned
 
@@ -38,7 +38,6 @@ __all__ = [
     "mark_sizes",
     "noted",
     "outside_graphs",
-    "refuse_export",
     "restored",
     "take",
 ]

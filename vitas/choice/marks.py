@@ -6,17 +6,20 @@ compiled code, since nothing there may branch on an active value, asks `compilin
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Generic
+from functools import partial, update_wrapper
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch._C._dynamo import eval_frame
 from torch._compile import _disable_dynamo
 
 from vitas.choice.values import V
 from vitas.errors import CheckpointError, ExportError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _OFFSET = 2
 """Added to the sizes of a mark, since torch.compile makes special cases of the sizes 0 and 1."""
@@ -122,8 +125,31 @@ def _refuse_export(_: object = None) -> None:
         raise _one_network()
 
 
-outside_graphs = _disable_dynamo
-"""Decorator of functions that torch.compile leaves alone; with recursive=False what they call is compiled."""
+@overload
+def outside_graphs(function: F) -> F: ...
+
+
+@overload
+def outside_graphs(*, recursive: bool) -> Callable[[F], F]: ...
+
+
+def outside_graphs(function: Any = None, *, recursive: bool = True) -> Any:
+    """Decorate a function that torch.compile leaves alone; with recursive=False what it calls is compiled.
+
+    Strict torch.export cannot leave it alone, and refuses before it meets it.
+    """
+    if function is None:
+        return partial(outside_graphs, recursive=recursive)
+    hidden: Any = _disable_dynamo(function, recursive)
+
+    def met(*arguments: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():
+            refuse_export()
+        return hidden(*arguments, **options)
+
+    alone = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT)
+    eval_frame.set_code_exec_strategy(met.__code__, alone)  # traced as a part of what calls it, never compiled alone
+    return update_wrapper(met, function)
 
 
 @outside_graphs

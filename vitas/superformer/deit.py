@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitas import plain
 from vitas.checks import check_flags
-from vitas.choice import Choice, Dim, outside_graphs, refuse_export
+from vitas.choice import Choice, Dim, outside_graphs
 from vitas.cost import Cost, cost_of, params_of
 from vitas.errors import ChoiceError, is_one_of, one_of
 from vitas.fields import check_arguments, check_field
@@ -157,16 +157,6 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     def embed(self, x: Tensor, any_size: bool = False) -> Tensor:
         """Return the tokens that enter the blocks; not compiled, since each patch size would be a graph of its own."""
         return super().embed(x if any_size else self.resized(x), any_size)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return all tokens after the last norm: (B, C, H, W) -> (B, T + N, D)."""
-        refuse_export()  # before `embed`, where strict export stops; by way of super() it would break one more graph
-        return self.norm(self.blocks(self.embed(x)))  # type: ignore[no-any-return]
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        refuse_export()
-        x = self.blocks(self.embed(x))
-        return self.forward_head(self.norm(x))
 
     def width(self) -> int:
         """Return the channels of the tokens."""

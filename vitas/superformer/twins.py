@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitas import plain
 from vitas.checks import are_several, as_count, as_flag
-from vitas.choice import Choice, Dim, refuse_export
+from vitas.choice import Choice, Dim
 from vitas.cost import Cost, Map, cost_of, params_of
 from vitas.errors import ChoiceError, ShapeError, shown
 from vitas.fields import check_arguments
@@ -182,7 +182,6 @@ class TwinsSuperformer(Superformer, plain.Twins):
 
     def last_map(self, x: Tensor) -> Tensor:
         """Run all stages, on images of the active size where that is searched: (B, C, H, W) -> (B, H / S, W / S, D)."""
-        refuse_export()
         return super().last_map(self.resized(x))
 
     def last_width(self) -> Dim:

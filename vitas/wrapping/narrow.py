@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from vitas.choice import Choice, Dim, compiling, refuse_export, take
+from vitas.choice import Choice, Dim, compiling, take
 from vitas.cost import Cost, cost_of
 from vitas.errors import VitasError, shown
 from vitas.nn import Elastic
@@ -227,13 +227,8 @@ def _value(name: str, attribute: Attribute) -> property:
 
 
 def _row(name: str) -> property:
-    """Return a property: the blocks that run; strict torch.export stops here, before it meets what cannot be traced."""
-
-    def read(self: Narrowed) -> Any:
-        refuse_export()
-        return running(self, cast(nn.Module, self._modules[name]))
-
-    return property(read)
+    """Return a property: the blocks that run."""
+    return property(lambda self: running(self, cast(nn.Module, self._modules[name])))
 
 
 # -- exports -----------------------------------------------------------------------------------------------------------
