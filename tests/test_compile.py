@@ -7,26 +7,30 @@ import pytest
 import torch
 import torch._dynamo
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 
 from tests.contract import randomize
 from tests.superformer.test_deit import small
 from tests.superformer.test_twins import images
 from tests.superformer.test_twins import small as small_twins
 from vitas import Dim, activate_subnet, active_subnet, create_superformer, export_subnet, plain, sample_subnet, search_space
+from vitas.choice import mark_sizes
+from vitas.nn.window import ElasticWindowAttention
 
 # torch's own tracer looks at .grad of the tensors between graphs.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
 class Counter:
-    """A backend that runs graphs as they are and counts them."""
+    """A backend that counts graphs and runs them as they are, or as another backend does."""
 
-    def __init__(self):
+    def __init__(self, backend=lambda graph, inputs: graph):
         self.graphs = 0
+        self.backend = backend
 
     def __call__(self, graph, inputs):
         self.graphs += 1
-        return graph
+        return self.backend(graph, inputs)
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +88,27 @@ def test_a_twins_compiles_to_a_few_graphs_for_each_stage_all_at_the_first_step()
     history = compare_over_subnets(model, images(), 3)
     # For each stage merging, two kinds of block, position generator; norm and head.
     assert history == [2 * 4 + 1] * 4
+
+
+@pytest.mark.heavy
+def test_a_twins_whose_image_size_is_searched_compiles_to_few_more_graphs():
+    model = randomize(small_twins(img_size=[9, 12, 16], num_heads=[[2, 4]] * 2, qkv_dims=[[8, 12]] * 2).double())
+    history = compare_over_subnets(model, images(16, 16), 30, gradients_every=5)
+    # Images for the stages; and later the first stage at another size, and a map that is a single window.
+    assert history[0] == 2 * 4 + 1 + 1
+    assert history[-1] == history[0] + 2
+
+
+@pytest.mark.parametrize("first", [5, 6])
+def test_windows_compile_to_one_graph_whether_a_map_is_padded_or_not(first):
+    layer = ElasticWindowAttention(4, 2, window_size=3).double().requires_grad_(False)
+    counter = Counter(aot_eager)
+    compiled = torch.compile(layer, backend=counter)
+    for side in (first, 6, 7, 9):
+        x = torch.randn(2, side, side + 2, 4, dtype=torch.float64)
+        mark_sizes(x)
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert counter.graphs == 1
 
 
 def test_a_module_of_ones_own_that_reads_the_channels_compiles_to_one_graph():

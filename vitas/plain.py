@@ -206,16 +206,24 @@ class WindowAttention(Attention):
         """Return the side of a window."""
         return self.window_size
 
+    def _padded(self, x: Tensor, side: int) -> Tensor:
+        """Pad a map (B, H, W, D) with zeros to whole windows."""
+        return whole_windows(x, side)
+
+    def _unpadded(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Take the padding off again."""
+        return x[:, :height, :width]
+
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         if size is not None:
             return self.forward(torch.unflatten(x, 1, size)).flatten(1, 2)
         height, width, side = x.shape[1], x.shape[2], self.window()
         rows, columns = _whole(height, side), _whole(width, side)
-        x = whole_windows(x, side)
+        x = self._padded(x, side)
         x = torch.unflatten(torch.unflatten(x, 2, (columns, side)), 1, (rows, side))  # (B, rows, side, columns, side, D)
         x = self.attend(x.transpose(2, 3).flatten(3, 4).flatten(0, 2))  # (B * rows * columns, side^2, d)
         x = torch.unflatten(torch.unflatten(x, 1, (side, side)), 0, (-1, rows, columns))
-        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]
+        x = self._unpadded(x.transpose(2, 3).flatten(3, 4).flatten(1, 2), height, width)
         return self.proj_drop(self.proj(x))  # type: ignore[no-any-return]
 
 

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitas import plain
 from vitas.checks import as_count
-from vitas.choice import Choice, Dim, as_choice
+from vitas.choice import Choice, Dim, as_choice, compiling
 from vitas.cost import Cost, as_map, cost_of
 from vitas.nn.heads import as_heads, unfit
 from vitas.nn.layer import Elastic
@@ -71,6 +72,17 @@ class ElasticWindowAttention(Elastic, plain.WindowAttention):
         """Return the side of a window."""
         return self.window_size.active
 
+    def _padded(self, x: Tensor, side: int) -> Tensor:
+        """Pad a map to whole windows; compiled, one graph serves maps that need padding and those that do not."""
+        if not compiling():
+            return super()._padded(x, side)
+        height, width = ((length + side - 1) // side * side for length in x.shape[1:3])
+        return _sized(x, height, width)
+
+    def _unpadded(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Take the padding off again, in one graph too."""
+        return _sized(x, height, width) if compiling() else super()._unpadded(x, height, width)
+
     def lacks(self, choice: Choice[Any], value: Any) -> str | None:
         """Say that heads do not divide a width, where they do not."""
         if choice is self.window_size and value < 1:
@@ -110,3 +122,8 @@ class ElasticWindowAttention(Elastic, plain.WindowAttention):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads.brief()}, window_size={self.window_size.brief()}"
+
+
+def _sized(x: Tensor, height: int, width: int) -> Tensor:
+    """Pad or cut a map; unlike a slice the result is contiguous whatever is cut, which a graph would be specialised to."""
+    return F.pad(x, (0, 0, 0, width - x.shape[2], 0, height - x.shape[1]))
