@@ -254,7 +254,7 @@ def test_the_full_study_has_each_cell_once_the_truth_first():
     counts = {part: sum(cell.part == part for cell in every) for part in work.PARTS}
     headline = 3 * ((6 + 8 + 1) + 2 * 4 + (3 + 8 + 1) + 2 * 3)
     scores = 2 * 3 * 6 * 2 * 3
-    assert counts == {"ground": 48, "scores": scores, "superformer": 1, "search": 6, "headline": headline}
+    assert counts == {"ground": 48, "scores": scores, "superformer": 1, "measures": 3, "search": 6, "headline": headline}
 
 
 @pytest.mark.parametrize("name", ["ground/1/0", "scores/short/taught/inside/private/0", "headline/1000000/hand-3-7/0"])
@@ -491,6 +491,41 @@ def test_tables_say_what_is_known_of_made_up_results():
     )
     difference = tables.contrasts(results).splitlines()[2].split(" | ")
     assert difference[:3] == ["| cyclic - ordinal", "2", "0.00 (0.00 to 0.00)"]
+
+
+@pytest.mark.extras
+def test_scores_by_the_loss_rank_as_the_smaller_the_better():
+    pytest.importorskip("matplotlib")
+    stats = pytest.importorskip("scipy.stats")
+    import measures
+
+    results, truth = made_up()
+    noise = np.random.default_rng(1).normal(size=(12, 10))
+    parts = {"accuracy": truth[:, None] + 0.02 * noise, "loss": 1 - truth[:, None] + 0.0 * noise}
+    results["measures/cyclic/0"] = {name: scores.tolist() for name, scores in parts.items()}
+    head, _, accuracy, loss = [line.strip("| ").split(" | ") for line in measures.table(results).splitlines()]
+    assert head[:4] == ["cyclic", "scored by", "all, 5000 images", "all, 500 images"]
+    assert loss[:4] == ["cyclic", "loss", "1.00", "1.00 (1.00 to 1.00)"]
+    taus = [stats.kendalltau(parts["accuracy"][:, part], truth).statistic for part in range(10)]
+    assert accuracy[3] == f"{np.mean(taus):.2f} ({min(taus):.2f} to {max(taus):.2f})"
+    assert accuracy[2] == f"{stats.kendalltau(parts['accuracy'].mean(1), truth).statistic:.2f}"
+
+
+def test_a_part_of_the_images_is_scored_by_both_measures(tmp_path):
+    import measures
+
+    name = "scores/long/single/ordinal/shared/0"
+    cell = next(cell for cell in cells.ordered(cells.SMOKE) if cell.name == "measures/ordinal/0")
+    assert work.run(cell, cells.SMOKE, {}, tmp_path) is None
+    trained = next(cell for cell in cells.ordered(cells.SMOKE) if cell.name == name)
+    results = {name: work.run(trained, cells.SMOKE, {}, tmp_path)}
+    found = work.run(cell, cells.SMOKE, results, tmp_path)
+    assert [np.shape(found[what]) for what in measures.OF] == [(4, 10), (4, 10)]
+    whole = np.mean(found["accuracy"], axis=1)  # ten parts of six images each
+    assert whole.tolist() == pytest.approx(results[name]["ground"])
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert work.run(cell, cells.SMOKE, results, tmp_path) == found  # trained again where the weights are missing
 
 
 @pytest.mark.extras

@@ -78,6 +78,7 @@ def ordered(settings: Settings) -> list[Cell]:
     cells += [Cell("ground", (number,), 1) for number in numbers]
     cells += scores("long", first[:3], 0) + [Cell("search", (budget,), 0) for budget in budgets]
     cells += [Cell("superformer", ("twins",), 0)] + [Cell("search", (budget, "twins"), 0) for budget in budgets]
+    cells += [Cell("measures", (sharing,), 0) for sharing in ("ordinal", "cyclic", "inside")]
     once, again = range(1), range(1, settings.seeds)
     for budget in budgets:  # all networks once; further seeds for those that stand in the table
         cells += headline(budget, ["found"], range(settings.seeds), "twins")

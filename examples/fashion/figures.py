@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import headline
+import measures
 import networks
 import tables
 from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "ground": tables.ground,
     "scores": tables.scores,
     "contrasts": tables.contrasts,
+    "measures": measures.table,
     **headline.TABLES,
 }
 COLOURS = {"found": "#D55E00", "hand": "#0072B2", "random": "#999999"}

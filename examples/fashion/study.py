@@ -57,6 +57,8 @@ def expected(cell: Cell, settings: Settings) -> tuple[float, float]:
         return passes + (settings.inside + settings.others + settings.random) * images_scored / batch / 3, typical
     if cell.part == "superformer":
         return settings.long + len(networks.BUDGETS) * settings.candidates * images_scored / batch / 3, typical
+    if cell.part == "measures":
+        return 2 * (settings.inside + settings.others) * images_scored / batch / 3, typical
     if cell.part == "search":
         return settings.population * settings.generations * images_scored / batch / 3, int(cell.what[0])
     return settings.headline_passes, int(cell.what[0])

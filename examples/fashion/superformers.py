@@ -62,23 +62,27 @@ def _trained(
 
 
 def searched(family: str, settings: Settings, results: Results, weights: Path) -> tuple[str, nn.Module] | None:
-    """Return the cell of the superformer that is searched, and its trained model; None while it cannot be known.
-
-    It is trained again where results came without the weights.
-    """
+    """Return the cell of the superformer that is searched, and its trained model; None while it cannot be known."""
     chosen = chosen_superformer(results)
     name = chosen if family == "deit" else f"superformer/{family}/0"
     if chosen is None or name is None or name not in results:
         return None
-    _, _, _, sharing, norms, _ = chosen.split("/")
+    return name, loaded(name, chosen, settings, results, weights)
+
+
+def loaded(name: str, like: str, settings: Settings, results: Results, weights: Path) -> nn.Module:
+    """Return the trained superformer of a cell, which shares and has norms as the cell `like` says.
+
+    It is trained again where results came without the weights.
+    """
+    part, *what, seed = name.split("/")
+    cell, (_, _, _, sharing, norms, _) = Cell(part, tuple(what), int(seed)), like.split("/")
     if not (file := _file(weights, name)).exists():
-        part, *what, seed = name.split("/")
-        cell = Cell(part, tuple(what), int(seed))
         torch.manual_seed(cell.random_seed)
         TRAININGS[part](cell, settings, results, weights)
-    model = networks.superformer(sharing, norms, family).to(training.device())
+    model = networks.superformer(sharing, norms, cell.family).to(training.device())
     vitas.load_superformer(model, file)
-    return name, model
+    return model
 
 
 def _file(weights: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import measures
 import networks
 import numpy as np
 import superformers
@@ -89,6 +90,7 @@ def headline(cell: Cell, settings: Settings, results: Results, weights: Path) ->
 PARTS: dict[str, Callable[[Cell, Settings, Results, Path], Figures | None]] = {
     "ground": ground,
     **superformers.TRAININGS,
+    "measures": measures.measure,
     "search": search,
     "headline": headline,
 }

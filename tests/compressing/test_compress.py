@@ -6,7 +6,7 @@ from torch import nn
 
 import vitas
 from vitas import BudgetError, ChoiceError, VitasError, compress
-from vitas.compressing import from_teacher
+from vitas.compressing import WRAP, from_teacher
 from vitas.errors import FileError, ShapeError
 
 pytestmark = pytest.mark.extras
@@ -53,6 +53,10 @@ def test_the_network_is_plain_inside_the_budget_and_the_original_is_left_alone()
     assert done.accuracy["original"] == score(model)
     assert done.accuracy["fine-tuned"] == score(done.network)
     assert len(done.search.history) == 6
+    assert done.search.best == min(done.search.history, key=lambda one: (one.scores["loss"], one.scores["flops"])).subnet
+    whole = vitas.wrap(model, **WRAP)
+    alike = vitas.compressing.alike(vitas.SubnetSampler(whole, flops="60%"), 3)
+    assert [one.subnet for one in done.search.history[:3]] == alike
     assert done.search.best == done.subnet
     lines = repr(done).splitlines()
     assert [line.split()[0] for line in lines] == ["network", "original", "inherited", "fine-tuned"]
@@ -88,7 +92,7 @@ def test_a_call_that_was_stopped_goes_on_to_the_same_network(tmp_path):
 
 def test_latency_is_a_budget_that_the_folder_keeps(tmp_path):
     done = compressed(flops=None, latency="70%", folder=tmp_path)
-    model = vitas.wrap(original(), depth="auto")
+    model = vitas.wrap(original(), **WRAP)
     space, text = vitas.search_space(model), (tmp_path / "latency.json").read_text()
     budget = (vitas.LatencyTable.from_json(text, model), "70%")
     inside = vitas.SubnetSampler(model, latency=budget).contains(space.encode(done.subnet)[None])

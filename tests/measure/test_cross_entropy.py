@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -6,7 +7,9 @@ from torch import nn
 
 import vitas
 from tests.measure.test_accuracy import batches, micro
-from vitas.errors import ShapeError
+from vitas.errors import ShapeError, VitasError
+from vitas.measure.accuracy import Accuracy
+from vitas.measure.cross_entropy import CrossEntropy
 
 
 @torch.no_grad()
@@ -91,3 +94,47 @@ def test_a_report_does_not_take_it_for_an_accuracy():
     report = vitas.train.supernet_report(model, lambda m: -score(m), n_random=3)
     assert report.images is None
     assert vitas.train.supernet_report(model, score, n_random=3).noise is None
+
+
+# -- with a teacher ----------------------------------------------------------------------------------------------------
+
+
+def test_with_a_teacher_its_probabilities_count_as_much_as_the_labels():
+    images, labels = torch.randn(6, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 3, 4, 0])
+    teacher = nn.Linear(5, 5)
+    score = vitas.cross_entropy([(images[:4], labels[:4]), (images[4:], labels[4:])], teacher=teacher)
+    p, log_q = teacher(images).softmax(1).double(), images.double().log_softmax(1)
+    expected = [-(log_q[i, label] + (p[i] * log_q[i]).sum()) / 2 for i, label in enumerate(labels)]
+    assert score(nn.Identity()) == pytest.approx(sum(one.item() for one in expected) / 6, rel=1e-5)
+
+
+def test_a_teacher_sees_each_image_once_in_eval_mode_and_an_accuracy_can_share_the_images():
+    model, data, seen = micro(), batches(), []
+    teacher = micro(embed_dim=32).train()
+    teacher.register_forward_hook(lambda module, inputs, _: seen.append((len(inputs[0]), module.training)))
+    score = vitas.cross_entropy(data, teacher=teacher)
+    right = Accuracy.on_images_of(score)
+    values = {score(model) for _ in range(3)}
+    assert len(values) == 1
+    assert seen == [(7, False), (7, False), (3, False)]
+    assert teacher.training
+    assert right(model) == vitas.accuracy(data)(model)
+    assert right.images == score.images == 17
+    assert repr(right).startswith("accuracy on 17 images")
+    again = vitas.cross_entropy(data, teacher=teacher, keep=False)
+    assert again(model) == score(model)
+
+
+def test_teachers_that_do_not_fit_are_refused(monkeypatch):
+    images, labels = torch.zeros(2, 3), torch.tensor([0, 1])
+    with pytest.raises(VitasError, match="teacher: expected a module, got 'vit'"):
+        vitas.cross_entropy([(images, labels)], teacher="vit")
+    with pytest.raises(ShapeError, match=r"outputs: expected \(2, 4\), as the teacher's, got \(2, 3\)"):
+        vitas.cross_entropy([(images, labels)], teacher=nn.Linear(3, 4))(nn.Identity())
+    with pytest.raises(ShapeError, match="teacher: expected outputs"):
+        vitas.cross_entropy([(images, labels)], teacher=nn.Flatten(0))(nn.Identity())
+    with pytest.raises(VitasError, match="Linear is on the meta device"):
+        vitas.cross_entropy([(images, labels)], teacher=nn.Linear(3, 3, device="meta"))(nn.Identity())
+    monkeypatch.setattr(sys.modules[CrossEntropy.__module__], "device_of", lambda module: torch.device("cuda:0"))
+    with pytest.raises(VitasError, match="teacher: is on cuda:0 and the images on cpu; move it there"):
+        vitas.cross_entropy([(images, labels)], teacher=nn.Linear(3, 3))(nn.Identity())

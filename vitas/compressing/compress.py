@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas.checks import ANY_INT, as_count, as_number, check_flags
+from vitas.compressing.alike import alike
 from vitas.compressing.training import LossOf, length, train
 from vitas.cost import count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, FileError, ShapeError, VitasError, brief, listed, one_of, shown
 from vitas.export import export_subnet, read_text, save_subnet
-from vitas.measure import LatencyTable, accuracy, latency_table
+from vitas.measure import LatencyTable, cross_entropy, latency_table
+from vitas.measure.accuracy import Accuracy
 from vitas.measure.score import described
 from vitas.nn.kept import copied
 from vitas.sample import SubnetSampler
@@ -34,8 +36,16 @@ from vitas.wrapping import wrap
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits, logits of the original, labels) -> loss."""
 
-WRAP: Mapping[str, Any] = {"depth": "auto", "sharing": "ordinal", "order": "magnitude"}
-"""How `compress` wraps what it is given: heads, MLPs and depth are searched, and important channels serve all widths."""
+WRAP: Mapping[str, Any] = {
+    "mlp_ratio": ["12.5%", "25%", "37.5%", "50%", "75%", "100%"],
+    "depth": "auto",
+    "sharing": "ordinal",
+    "order": "magnitude",
+}
+"""How `compress` wraps what it is given: heads, MLPs and depth are searched, and important channels serve all widths.
+
+MLPs go down to an eighth, beyond "auto": of a trained network they can spare more than attention.
+"""
 
 _NAMES = ["embed_dim", "num_heads", "mlp_ratio", "depth", "leave", "blocks", "sharing", "order", "images", "records"]
 
@@ -109,8 +119,8 @@ def compress(
     flops: Any = None,
     params: Any = None,
     latency: Any = None,
-    epochs: int = 10,
-    finetune_epochs: int = 20,
+    epochs: int = 3,
+    finetune_epochs: int = 27,
     lr: float = 5e-4,
     population: int = 50,
     generations: int = 10,
@@ -131,7 +141,8 @@ def compress(
     Args:
         model: A model of timm or of transformers that `wrap` takes, trained, in single precision; left as it was.
         train_loader: (images, labels) with weak augmentation; knows its length.
-        val_loader: (images, labels) that were not trained on, for the scores of the search; read once.
+        val_loader: (images, labels) that were not trained on, for the scores of the search; read once. A score is the mean
+            of the losses from the labels and from the original's outputs: 500 to 1,000 images do.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the original as strings: "50%".
         params: Budget of parameters, likewise.
         latency: Budget of milliseconds for one image on `device`, likewise; the parts of the model are timed first, see
@@ -140,9 +151,9 @@ def compress(
         finetune_epochs: Passes of the network that was found.
         lr: Largest learning rate of AdamW; 1e-4 for large pretrained models.
         population: As in `evolve`.
-        generations: As in `evolve`: population * generations subnets are scored.
+        generations: As in `evolve`: population * generations subnets are scored, first those whose blocks are alike.
         space: Arguments of `wrap` that are not the usual ones, such as {"embed_dim": ["50%", "75%", "100%"]}; the usual ones
-            are depth="auto", sharing="ordinal", order="magnitude".
+            are depth="auto", MLPs from an eighth on, sharing="ordinal", order="magnitude".
         loss: A function of logits, logits of the original and labels.
         folder: Where states, search and network are kept; made where it is missing. None: nothing is kept. It belongs to
             the model and these settings; whether images and `loss` are the same is not looked at.
@@ -178,9 +189,10 @@ def compress(
     superformer: Any = wrap(model, **_options(space)).to(where).requires_grad_(True)
     kind, channels = _precision(superformer), superformer.image_shape()[0]
     val_loader = list(val_loader) if isinstance(val_loader, Iterator) else val_loader
-    score = accuracy(val_loader, device=where, amp=amp)
     teacher = copied(model).to(where).eval().requires_grad_(False)
     teacher.register_forward_pre_hook(partial(_check_images, kind, amp, channels))  # it sees all images, the first ones too
+    loss_of = cross_entropy(val_loader, device=where, amp=amp, teacher=teacher)
+    score = Accuracy.on_images_of(loss_of)
     found = {"original": score(teacher)}
     made_for = {"model": fingerprint(model), "space": search_space(superformer).description(), "seed": seed, "lr": lr}
     made_for |= {"budget": [repr(flops), repr(params), repr(latency)], "epochs": [epochs, finetune_epochs], "amp": amp}
@@ -195,8 +207,10 @@ def compress(
     train(superformer, train_loader, school.lesson(superformer, sampler.sample), "superformer", epochs, **settings)
     search = evolve(
         superformer,
-        score,
+        loss_of,
         **budget,
+        objectives={"loss": "min"},
+        initial=alike(sampler, population),
         population=population,
         generations=generations,
         seed=seed,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitas.measure.score import Score
+from vitas.measure.score import Batch, Score
 
 
 class Accuracy(Score):
@@ -16,10 +16,10 @@ class Accuracy(Score):
 
     name = "accuracy"
 
-    def values(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def _values(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return which images are classified right, (B,); one with a NaN among its outputs is not."""
         best, found = outputs.max(dim=1)
-        return (found == labels) & ~best.isnan()
+        return (found == batch.labels) & ~best.isnan()
 
 
 def accuracy(

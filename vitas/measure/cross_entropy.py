@@ -7,19 +7,41 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitas.measure.score import Score
+from vitas.errors import ShapeError, VitasError, shown
+from vitas.measure.score import Batch, Score, described
+from vitas.space import device_of, eval_mode, logits_of
 
 
 class CrossEntropy(Score):
     """What `cross_entropy` returns: a function of a model that knows how many images are behind its scores."""
 
     name = "cross entropy"
+    teacher: nn.Module | None = None
 
-    def values(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def _values(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the cross entropy of each image, (B,), in nats."""
-        return F.cross_entropy(outputs.float(), labels, reduction="none")
+        outputs = outputs.float()
+        loss = F.cross_entropy(outputs, batch.labels, reduction="none")
+        if batch.taught is None:
+            return loss
+        if batch.taught.shape != outputs.shape:
+            raise ShapeError(f"outputs: expected {tuple(batch.taught.shape)}, as the teacher's, got {tuple(outputs.shape)}")
+        return (loss + F.cross_entropy(outputs, batch.taught.float().softmax(dim=1), reduction="none")) / 2
+
+    def _prepared(self, batch: Batch) -> Batch:
+        """Add what the teacher says of the images, once."""
+        if self.teacher is None or batch.taught is not None:
+            return batch
+        own, there = device_of(self.teacher), batch.images.device
+        if own != there:
+            raise VitasError(f"teacher: is on {own} and the images on {there}; move it there")
+        with eval_mode(self.teacher):
+            taught = logits_of(self.teacher(batch.images))
+        if not isinstance(taught, Tensor) or taught.ndim != 2 or len(taught) != len(batch.labels):
+            raise ShapeError(f"teacher: expected outputs ({len(batch.labels)}, classes), got {described(taught)}")
+        return batch._replace(taught=taught)
 
 
 def cross_entropy(
@@ -30,6 +52,7 @@ def cross_entropy(
     batches: int | None = None,
     keep: bool = True,
     progress: bool = False,
+    teacher: nn.Module | None = None,
 ) -> CrossEntropy:
     """Return a function that scores a model: the mean cross entropy of its active subnet on the loader's images, in nats.
 
@@ -38,7 +61,7 @@ def cross_entropy(
     All else is as in `accuracy`; a NaN among the outputs makes the score NaN, which a search records as a failure.
 
     Shapes: images (B, ...), labels (B,) of ints; the model's outputs (B, classes), or transformers' with such `logits`.
-    Source: ours.
+    Source: soft targets, Hinton et al., arXiv:1503.02531v1; scoring subnets so is ours.
 
     Args:
         loader: As in `accuracy`.
@@ -47,11 +70,13 @@ def cross_entropy(
         batches: As in `accuracy`.
         keep: As in `accuracy`.
         progress: As in `accuracy`.
+        teacher: A model on the same device, such as the one that was wrapped; its class probabilities then count as much as
+            the labels. It sees the images once.
 
     Raises:
         ShapeError: as in `accuracy`.
         ChoiceError: as in `accuracy`.
-        VitasError: as in `accuracy`.
+        VitasError: as in `accuracy`; a teacher that is no module, or on another device.
 
     Example:
         >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
@@ -68,4 +93,8 @@ def cross_entropy(
         >>> list(result.history[0].scores)
         ['flops', 'params', 'loss']
     """
-    return CrossEntropy(loader, device=device, amp=amp, batches=batches, keep=keep, progress=progress)
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise VitasError(f"teacher: expected a module, got {shown(teacher)}")
+    score = CrossEntropy(loader, device=device, amp=amp, batches=batches, keep=keep, progress=progress)
+    score.teacher = teacher
+    return score

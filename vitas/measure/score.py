@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,23 @@ from vitas.choice import SIDES
 from vitas.errors import ChoiceError, ShapeError, VitasError, needs, shown
 from vitas.space import device_of, eval_mode, holders, logits_of, search_space, unwrap
 
+S = TypeVar("S", bound="Score")
 
-class _Batch(NamedTuple):
+
+class Batch(NamedTuple):
+    """Images (B, ...), labels (B,), the largest label and one; the outputs (B, classes) of a teacher where there is one."""
+
     images: Tensor
     labels: Tensor
-    classes: int  # the largest label and one
+    classes: int
+    taught: Tensor | None = None
 
-    def to(self, device: torch.device) -> _Batch:
-        return _Batch(self.images.to(device), self.labels.to(device), self.classes)
+    def to(self, device: torch.device) -> Batch:
+        return self._replace(images=self.images.to(device), labels=self.labels.to(device))
 
 
 class Score(ABC):
-    """A function of a model: the mean over images of what `values` returns.
+    """A function of a model: the mean over images of a value for each.
 
     Attributes:
         name: What is shown of it.
@@ -57,12 +62,19 @@ class Score(ABC):
                 raise VitasError("loader: keep=False reads it again for each score, and a generator can be read only once")
             _some(islice(_checked_batches(loader, most), 1))  # what does not fit is refused at once
 
-        def read() -> Iterator[_Batch]:
+        def read() -> Iterator[Batch]:
             return _checked_batches(_with_bar(loader, most, self.name) if progress else loader, most)
 
         self._read = read
         self._kept = _some(read()) if keep else None
         self.images = None if self._kept is None else sum(len(batch.labels) for batch in self._kept)
+
+    @classmethod
+    def on_images_of(cls: type[S], other: Score) -> S:
+        """Return a score of this kind on the images of another, which are kept once."""
+        made = cls.__new__(cls)
+        vars(made).update(vars(other))
+        return made
 
     def __call__(self, model: nn.Module) -> float:
         """Return the score of the model's active subnet.
@@ -74,16 +86,16 @@ class Score(ABC):
         inner = unwrap(model)
         own = device_of(inner)
         target = own if self._device is None else self._device
-        if self._kept is not None:
-            self._kept = [batch.to(target) for batch in self._kept]  # free when they are there
         runs = inner if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()) else model
 
         def score() -> float:
-            batches = (batch.to(target) for batch in self._read()) if self._kept is None else self._kept
+            batches = self._kept or (self._prepared(batch.to(target)) for batch in self._read())
             mean, self.images = self._mean(runs, batches)
             return mean
 
         with eval_mode(model), torch.no_grad(), torch.autocast(target.type, enabled=self._amp):
+            if self._kept is not None:  # free when they are there; in place, for other scores on the same images
+                self._kept[:] = [self._prepared(batch.to(target)) for batch in self._kept]
             return _mean_of_sides(inner, score)
 
     def __repr__(self) -> str:
@@ -94,21 +106,26 @@ class Score(ABC):
         return f"{self.name}{number}, {size / 2**20:,.1f} MiB kept"
 
     @abstractmethod
-    def values(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return a number or a bool for each image, (B,), from outputs (B, classes) and labels (B,)."""
+    def _values(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return a number or a bool for each image, (B,), from outputs (B, classes)."""
 
-    def _mean(self, model: nn.Module, batches: Iterable[_Batch]) -> tuple[float, int]:
+    def _prepared(self, batch: Batch) -> Batch:
+        """Return a batch on the device with whatever else `_values` needs."""
+        return batch
+
+    def _mean(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
         """Return the mean over the images, and how many there are."""
         sums: list[Tensor] = []
         total = 0
-        for images, labels, classes in batches:
-            outputs = logits_of(model(images))
-            if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(labels):
-                raise ShapeError(f"outputs: expected a tensor ({len(labels)}, classes), got {described(outputs)}")
-            if outputs.shape[1] < classes:
-                raise ShapeError(f"outputs: expected at least {classes} classes, as the labels have, got {outputs.shape[1]}")
-            sums.append(self.values(outputs, labels).sum())
-            total += len(labels)
+        for batch in batches:
+            outputs, number = logits_of(model(batch.images)), len(batch.labels)
+            if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != number:
+                raise ShapeError(f"outputs: expected a tensor ({number}, classes), got {described(outputs)}")
+            if outputs.shape[1] < batch.classes:
+                wanted = f"at least {batch.classes} classes, as the labels have"
+                raise ShapeError(f"outputs: expected {wanted}, got {outputs.shape[1]}")
+            sums.append(self._values(outputs, batch).sum())
+            total += number
         if not total:
             raise VitasError(_EMPTY)
         return math.fsum(torch.stack(sums).tolist()) / total, total  # the only wait for the device
@@ -130,13 +147,13 @@ def _device(device: torch.device | str) -> torch.device:
         raise ChoiceError(f"device: got {shown(device)} ({str(error).splitlines()[0]})") from None
 
 
-def _checked_batches(loader: Iterable[Any], most: int | None) -> Iterator[_Batch]:
+def _checked_batches(loader: Iterable[Any], most: int | None) -> Iterator[Batch]:
     """Yield the first batches that hold images, each checked."""
     checked = (_checked(number, batch) for number, batch in enumerate(islice(loader, most)))
     return (batch for batch in checked if len(batch.labels))
 
 
-def _some(batches: Iterable[_Batch]) -> list[_Batch]:
+def _some(batches: Iterable[Batch]) -> list[Batch]:
     """Return the batches.
 
     Raises:
@@ -151,7 +168,7 @@ def _some(batches: Iterable[_Batch]) -> list[_Batch]:
 _EMPTY = "loader: it gave no images; a generator can be read only once"
 
 
-def _checked(number: int, batch: Any) -> _Batch:
+def _checked(number: int, batch: Any) -> Batch:
     what = f"loader: batch {number}"
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
     if not pair:
@@ -166,7 +183,7 @@ def _checked(number: int, batch: Any) -> _Batch:
     least, most = torch.stack(labels.aminmax()).tolist() if len(labels) else (0, -1)
     if least < 0:
         raise ShapeError(f"{what}: expected labels of at least 0, got {least}")
-    return _Batch(images, labels, most + 1)
+    return Batch(images, labels, most + 1)
 
 
 def described(thing: Any) -> str:
