@@ -16,13 +16,16 @@ from torch import nn
 
 import vitas
 
+SCORES = 4
+"""Passes of compress over the scored images beside the search's: the original twice, the network before and after fine-tuning."""
+
 
 def vitas_compress(task: Task) -> nn.Module:
     """Wrap, train as a superformer, search, export and fine-tune, with the original as teacher: one call."""
     settings = task.settings
     done = vitas.compress(
         task.original,
-        task.batches(task.left_after(settings.population * settings.generations + 3) // 30),
+        task.batches(task.left_after(settings.population * settings.generations + SCORES) // 30),
         task.scored,
         flops=(f"{0.9 * task.size}%", f"{task.size}%"),
         lr=settings.lr,
@@ -31,7 +34,7 @@ def vitas_compress(task: Task) -> nn.Module:
         seed=task.seed,
         progress=False,
     )
-    task.count_scores(len(done.search.history) + 3)
+    task.count_scores(len(done.search.history) + SCORES)
     return done.network
 
 
