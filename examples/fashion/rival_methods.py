@@ -16,17 +16,15 @@ from torch import nn
 
 import vitas
 
-SCORES = 4
-"""Passes of compress over the scored images beside the search's: the original twice, the network before and after fine-tuning."""
-
 
 def vitas_compress(task: Task) -> nn.Module:
     """Wrap, train as a superformer, search, export and fine-tune, with the original as teacher: one call."""
-    settings = task.settings
+    settings, scored = task.settings, task.scored[:1]  # the first 500 images: it scores by the loss
+    share, others = len(scored[0][1]) / settings.scored, 4  # the original twice, the network before and after fine-tuning
     done = vitas.compress(
         task.original,
-        task.batches(task.left_after(settings.population * settings.generations + SCORES) // 30),
-        task.scored,
+        task.batches(task.left_after(share * (settings.population * settings.generations + others)) // 30),
+        scored,
         flops=(f"{0.9 * task.size}%", f"{task.size}%"),
         lr=settings.lr,
         population=settings.population,
@@ -34,7 +32,7 @@ def vitas_compress(task: Task) -> nn.Module:
         seed=task.seed,
         progress=False,
     )
-    task.count_scores(len(done.search.history) + SCORES)
+    task.count_scores(share * (len(done.search.history) + others))
     return done.network
 
 

@@ -114,11 +114,11 @@ class Task:
     def left(self) -> float:
         return self.settings.passes - self.used
 
-    def left_after(self, scores: int) -> int:
+    def left_after(self, scores: float) -> int:
         """Return how many steps of a taught training are left when so many networks have been scored."""
         return int((self.left - scores * self._each) / (1 + FORWARD))
 
-    def count_scores(self, number: int) -> None:
+    def count_scores(self, number: float) -> None:
         self.used += number * self._each
 
     def score(self, model: nn.Module) -> float:
