@@ -58,7 +58,7 @@ def test_a_mistake_ends_with_one_line_and_status_1(command, message, capsys):
     assert main(command) == 1
     out, err = capsys.readouterr()
     assert err.count("\n") == 1
-    assert not out or command[0] == "count"
+    assert not out
     assert err.startswith("vitas: ")
     assert message in err
 

@@ -292,6 +292,8 @@ GUESSES = {
     "objectives: ": lambda model: vitas.evolve(model, lambda model: 1.0, objectives={"accuracy": "up"}),
     "limits: ": lambda model: vitas.evolve(model, lambda model: 1.0, limits=LONG),
     "expected a budget, ": lambda model: vitas.compress(model, [], []),
+    "expected a model, got the name 'vit_small'": lambda model: vitas.compress("vit_small", [], [], flops="50%"),
+    "expected a torch.nn.Module, got NoneType": lambda model: vitas.compress(None, [], [], flops="50%"),
     "epochs: expected ": lambda model: vitas.compress(model, [], [], flops="50%", epochs=0),
     "expected a path, got 3": lambda model: vitas.save_subnet(vitas.export_subnet(model), 3),
 }

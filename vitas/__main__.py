@@ -161,9 +161,10 @@ def _count(options: argparse.Namespace) -> None:
     """Show a space, and how many of its networks lie inside a budget."""
     with torch.device("meta"):
         model = create_superformer(options.space, num_classes=options.num_classes, img_size=options.img_size)
+    budgeted = options.flops or options.params  # what cannot be read is said before anything is printed
+    inside = count_subnets(model, flops=options.flops, params=options.params) if budgeted else None
     print(search_space(model))
-    if options.flops or options.params:
-        inside = count_subnets(model, flops=options.flops, params=options.params)
+    if inside is not None:
         print(f"{inside} networks inside the budget")
 
 

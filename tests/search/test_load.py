@@ -61,6 +61,10 @@ def test_a_running_search_is_left_alone(tmp_path):
 
 def test_what_is_no_search_is_refused(tmp_path):
     path = tmp_path / "log"
+    for url in (f"sqlite:///{tmp_path}/none.db", f"sqlite+pysqlite:///{tmp_path}/none.db?timeout=5"):
+        with pytest.raises(FileError, match=r"storage: there is no file '.*none\.db'"):
+            load_search(url)
+    assert not any(tmp_path.iterdir())  # nothing is made by looking
     with pytest.raises(FileError, match="storage: there is no file"):
         load_search(path)
     assert not path.exists()

@@ -185,8 +185,9 @@ def compress(
     _check({"epochs": epochs, "finetune_epochs": finetune_epochs, "generations": generations}, population, lr, loss)
     if flops is None and params is None and latency is None:
         raise BudgetError('expected a budget, such as flops="50%"')
+    superformer: Any = wrap(model, **_options(space))
     where = _place(model, device)
-    superformer: Any = wrap(model, **_options(space)).to(where).requires_grad_(True)
+    superformer.to(where).requires_grad_(True)
     kind, channels = _precision(superformer), superformer.image_shape()[0]
     val_loader = list(val_loader) if isinstance(val_loader, Iterator) else val_loader
     teacher = copied(model).to(where).eval().requires_grad_(False)

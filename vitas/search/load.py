@@ -39,8 +39,8 @@ def load_search(storage: Any, name: str = "vitas") -> SearchResult:
     """
     if storage is None:
         raise SearchError("storage: expected the path or URL of a search, got None")
-    if isinstance(storage, (str, os.PathLike)) and "://" not in os.fspath(storage) and not Path(storage).exists():
-        raise FileError(f"storage: there is no file {shown(os.fspath(storage))}")
+    if isinstance(storage, (str, os.PathLike)) and (file := _file_of(os.fspath(storage))) and not Path(file).exists():
+        raise FileError(f"storage: there is no file {shown(file)}")
     opened = open_storage(storage)
     facts, claims, study = persistently(lambda: _read(opened, name), OPENS_WITHIN, advice="")
     aims = Aims(facts["objectives"], {limited: tuple(bounds) for limited, bounds in facts["limits"].items()})
@@ -51,6 +51,15 @@ def load_search(storage: Any, name: str = "vitas") -> SearchResult:
             history.setdefault(subnet, evaluation_of(claim, subnet, aims))
     windows = {measure: Window(*window) for measure, window in facts["budget"].items()}
     return SearchResult(list(history.values()), None, aims, facts["population"], windows, study)
+
+
+def _file_of(storage: str) -> str:
+    """Return the file that a path or URL names, which SQLite would make; "" for databases of servers and in memory."""
+    scheme, _, place = storage.rpartition("://")
+    if not scheme:
+        return place
+    file = place.removeprefix("/").partition("?")[0]
+    return file if scheme.partition("+")[0] == "sqlite" and file != ":memory:" else ""
 
 
 def _read(opened: Any, name: str) -> tuple[dict[str, Any], list[Claim], Any]:
