@@ -1,4 +1,4 @@
-"""How good a subnet is: the loss of its outputs, which tells networks apart on fewer images than the accuracy does."""
+"""How good a subnet is: the loss of its outputs, which tells networks apart better where images are few."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def cross_entropy(
 ) -> CrossEntropy:
     """Return a function that scores a model: the mean cross entropy of its active subnet on the loader's images, in nats.
 
-    Smaller is better. An image counts by how sure the network is, and not only by right or wrong, so that fewer images tell
-    networks apart: in docs/evidence.md 500 of them rank 24 networks as well as the accuracy does on several times as many.
-    All else is as in `accuracy`; a NaN among the outputs makes the score NaN, which a search records as a failure.
+    Smaller is better. An image counts by how sure the network is, and not only by right or wrong, so that few images tell
+    networks apart better: in docs/evidence.md 500 of them rank 24 networks with a tau of 0.55 to 0.63, and with one of 0.41
+    to 0.50 by `accuracy`. All else is as there; a NaN among the outputs makes the score NaN, a failure in a search.
 
     Shapes: images (B, ...), labels (B,) of ints; the model's outputs (B, classes), or transformers' with such `logits`.
     Source: soft targets, Hinton et al., arXiv:1503.02531v1; scoring subnets so is ours.
