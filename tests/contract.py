@@ -10,6 +10,7 @@ import copy
 import pickle
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitas import Choice, Dim
+from vitas import Choice, Dim, load_superformer, save_superformer
 from vitas.cost.expression import Cost
 from vitas.cost.stated import cost_of, params_of
 from vitas.errors import CheckpointError
@@ -42,6 +43,13 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
             else:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
     return module
+
+
+def passed_on(model: nn.Module, other: nn.Module, folder: Path) -> nn.Module:
+    """Return `other` with the weights of a superformer, which travel in a file."""
+    save_superformer(model, folder / "model.safetensors")
+    load_superformer(other, folder / "model.safetensors")
+    return other
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

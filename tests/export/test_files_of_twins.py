@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.contract import randomize
+from tests.contract import passed_on, randomize
 from tests.export.test_files import assert_equal_in_a_fresh_process, edit
 from tests.superformer.test_twins import IDS, OPTIONS, draws, images, small
 from vitas import (
@@ -12,10 +12,8 @@ from vitas import (
     create_superformer,
     export_subnet,
     load_subnet,
-    load_superformer,
     plain,
     save_subnet,
-    save_superformer,
     search_space,
 )
 from vitas.errors import FileError
@@ -87,18 +85,16 @@ def test_changes_that_the_config_cannot_express_are_refused(tmp_path):
 
 
 def test_a_superformer_comes_back_at_any_image_size(tmp_path):
-    model, other = randomize(small()), small(img_size=(20, 16), drop_path_rate=0.2)
-    save_superformer(model, tmp_path / "model.safetensors")
-    load_superformer(other, tmp_path / "model.safetensors")
+    model = randomize(small())
+    other = passed_on(model, small(img_size=(20, 16), drop_path_rate=0.2), tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("options", [{"wss": [4, 2]}, {"num_heads": [[1, 2], [1, 2]]}, {"sr_ratios": [1, 1]}])
 def test_another_superformer_is_refused(options, tmp_path):
-    save_superformer(small(), tmp_path / "model.safetensors")
     with pytest.raises(FileError, match=r"window_size|num_heads|attn\.(sr|norm)"):
-        load_superformer(small(**options), tmp_path / "model.safetensors")
+        passed_on(small(), small(**options), tmp_path)
 
 
 def test_a_network_is_built_without_its_superformer():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.contract import macs, randomize
+from tests.contract import macs, passed_on, randomize
 from tests.superformer.test_deit import small
 from tests.superformer.test_twins import small as small_twins
 from vitas import (
@@ -20,10 +20,8 @@ from vitas import (
     create_superformer,
     export_subnet,
     load_subnet,
-    load_superformer,
     plain,
     save_subnet,
-    save_superformer,
     search_space,
 )
 from vitas.errors import ShapeError
@@ -58,9 +56,7 @@ def check_subnets(model, x, folder=None):
     if folder is not None:
         save_subnet(export, folder / "net")
         assert torch.equal(load_subnet(folder / "net")(x), export(x))
-        save_superformer(model, folder / "model.safetensors")
-        twin = randomize(copy.deepcopy(model))
-        load_superformer(twin, folder / "model.safetensors")
+        twin = passed_on(model, randomize(copy.deepcopy(model)), folder)
         assert torch.equal(twin(x), model(x))
 
 
@@ -202,9 +198,7 @@ def test_positions_follow_the_image_size(options, size, tmp_path):
 
 def test_a_file_and_the_method_resample_alike(tmp_path):
     model = randomize(small().double()).eval()
-    save_superformer(model, tmp_path / "model.safetensors")
-    larger = small_of(16).double().eval()
-    load_superformer(larger, tmp_path / "model.safetensors")
+    larger = passed_on(model, small_of(16).double().eval(), tmp_path)
     model.set_input_size(16)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), larger.state_dict().values(), strict=True))
     save_subnet(export_subnet(small().double()), tmp_path / "net")
