@@ -137,9 +137,10 @@ def fault_of_name(name: object, most: int) -> str | None:
     return None
 
 
-def brief(error: Exception, most: int = 80) -> str:
-    """Return in one line what another library's error says, cut where it is long; its kind where it says nothing."""
+def brief(error: Exception, most: int = 80, kind: bool = False) -> str:
+    """Return in one line what another library's error says, cut where it is long; its kind first, or alone."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = f"{type(error).__name__}: {text}" if kind else text
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
@@ -204,7 +205,10 @@ def clipped(number: float) -> float:
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
-    """Return up to `most` names and how many more there are."""
+    """Return up to `most` names, of long ones fewer, and how many more there are."""
     names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name if len(name) <= 80 else shown(name) for name in names[:most]) + more
+    first = [name if len(name) <= 80 and name.isprintable() else shown(name) for name in names[:most]]
+    while len(first) > 1 and len(", ".join(first)) > 60:
+        first.pop()
+    more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
+    return ", ".join(first) + more

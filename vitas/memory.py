@@ -1,5 +1,6 @@
 """What no machine like this one can hold is refused before it is asked for."""
 
+import importlib
 import os
 import sys
 from math import prod
@@ -10,13 +11,16 @@ from vitas.errors import ChoiceError, VitasError
 
 
 def machine_memory() -> int | None:
-    """Return the bytes of memory that this machine has; None where it does not say."""
+    """Return the bytes of memory that this machine has, or lets this process have; None where it does not say."""
     if sys.platform == "win32":
         return None
+    resource = importlib.import_module("resource")  # which Windows does not have
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
-        return None
+        there = 0
+    return min((size for size in (allowed, there) if size > 0), default=None)
 
 
 def refuse_beyond_memory(size: int, what: str, error: type[VitasError]) -> None:
@@ -36,8 +40,13 @@ def refuse_huge(shape: tuple[int, ...], what: str, device: torch.device | str | 
     Raises:
         ChoiceError: with its size.
     """
-    if torch.empty(0, device=device).device.type == "cpu":
+    if takes_memory(device):
         refuse_beyond_memory(prod(shape) * torch.get_default_dtype().itemsize, f"{what} of shape {shape}", ChoiceError)
+
+
+def takes_memory(device: torch.device | str | None = None) -> bool:
+    """Say whether what is made there, or by default, takes the memory of this machine."""
+    return torch.empty(0, device=device).device.type == "cpu"
 
 
 def _readable(size: int) -> str:

@@ -291,7 +291,7 @@ def test_derived_widths_that_use_other_channels_are_refused(tmp_path):
     options = {"embed_dim": 8, "mlp_dim": None, "mlp_ratio": [1, 2, 3]}
     save_superformer(randomize(small(**options, sharing={"embed_dim": "ordinal"})), tmp_path / "model")
     load_superformer(small(**options, sharing={"embed_dim": "ordinal"}), tmp_path / "model")
-    with pytest.raises(FileError, match=r"use other channels in blocks.0.mlp.fc1.out_dim, blocks.0.mlp.fc2.in_dim, "):
+    with pytest.raises(FileError, match=r"channels in blocks.0.mlp.fc1.out_dim, blocks.0.mlp.fc2.in_dim and 4 more"):
         load_superformer(small(**options), tmp_path / "model")
 
 
@@ -840,5 +840,5 @@ def test_a_model_on_the_meta_device_cannot_be_loaded_into(network, saved, tmp_pa
 def test_a_header_too_long_to_be_one_is_refused_before_it_is_read(tmp_path):
     model = vitas.create_superformer("deit_micro", img_size=8, num_classes=3)
     (tmp_path / "long").write_bytes((2**23).to_bytes(8, "little") + b" " * 2**23)
-    with pytest.raises(FileError, match="a header of more than 4194304 bytes"):
+    with pytest.raises(FileError, match="a header of more than 3145728 bytes"):
         vitas.load_superformer(model, tmp_path / "long")

@@ -3,11 +3,13 @@
 import ast
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vitas
@@ -127,7 +129,9 @@ def test_what_no_machine_holds_never_reaches_the_allocator(folder, monkeypatch):
     with pytest.raises(ChoiceError, match=r"weight of shape .* takes .* GB, and this machine has"):
         vitas.nn.CyclicLinear(2**24, 2**24)
     with pytest.raises(ChoiceError, match=r"table of shape .* takes .* GB, and this machine has"):
-        vitas.create_superformer("deit_micro", num_classes=3, img_size=2**20)
+        vitas.superformer.DeiTSuperformer(2**20, 1, 3)
+    with pytest.raises(ChoiceError, match=r"q, k, v: a weight of shape .* takes .* GB, and this machine has"):
+        vitas.nn.ElasticAttention(2**24, 1)
     with torch.device("meta"):
         assert vitas.nn.CyclicLinear(2**24, 2**24).weight.is_meta  # takes nothing
     with pytest.raises(ChoiceError, match=r"ElasticConv2d: a weight of shape .* takes .* GB, and this machine has"):
@@ -186,6 +190,96 @@ def test_a_size_that_is_blown_up_takes_no_memory(family, name, value, tmp_path):
         except FileError as error:
             refused.append(error)
     assert refused
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("vitas_deit", {"embed_dim": [2**20]}, "vitas_deit of these sizes takes .* GB, and this machine has"),
+        ("vitas_deit", {"embed_dim": [2**24]}, "takes .* GB, and this machine has"),
+        ("deit_micro", {"qkv_dim": 2**24, "num_classes": 3, "img_size": 8}, "deit_micro of these sizes takes .* GB"),
+        ("deit_micro", {"depth": 5000}, "depth: expected at most 256 blocks, got 5000"),
+        ("vitas_twins", {"embed_dims": [[2**20]] * 4}, "vitas_twins of these sizes takes .* GB, and this machine has"),
+        ("vitas_twins", {"depths": [100] * 4}, "depths: expected at most 256 blocks in all stages, got 400"),
+        ("vitas_twins", {"img_size": 2**24}, "img_size: expected a positive int"),
+    ],
+)
+def test_a_superformer_that_is_too_large_takes_no_memory(name, sizes, message, monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2**34)
+    refused = []
+    with frugal(name, sizes, seconds=5.0):
+        try:
+            vitas.create_superformer(name, **sizes)
+        except ChoiceError as error:
+            refused.append(error)
+    assert re.search(message, str(refused[0]))
+    assert len(str(refused[0])) <= 160
+
+
+def test_iterators_are_read_for_the_size_and_for_the_superformer():
+    sizes = {"depth": iter([1, 2]), "num_heads": [iter([1, 2]), (n for n in [2])], "qkv_dim": 32}
+    model = vitas.create_superformer("deit_micro", num_classes=3, img_size=8, **sizes)
+    assert vitas.search_space(model).values["depth"] == (1, 2)
+    assert vitas.search_space(model).values["blocks.0.num_heads"] == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("space", '{"embed_dim": {"values": [%s], "runs": []}}' % ("9" * 4000)),
+        ("space", "[" + "[]," * 2**20 + "[]]"),
+        ("part", "part." * 10**5),
+        ("part", "x\n\x1b"),
+        ("derived", "[[" * 10**5),
+    ],
+)
+@pytest.mark.parametrize("adapt", [False, True])
+def test_what_a_superformers_file_says_is_bounded(key, text, adapt, tmp_path):
+    model = vitas.create_superformer("deit_micro", num_classes=3, img_size=8)
+    vitas.save_superformer(model, tmp_path / "good")
+    with safe_open(tmp_path / "good", framework="pt") as file:
+        save_file(load_file(tmp_path / "good"), tmp_path / "x", {**file.metadata(), key: text})
+    refused = []
+    with frugal(key, text[:40], seconds=5.0):
+        try:
+            vitas.load_superformer(model, tmp_path / "x", adapt=adapt)
+        except FileError as error:
+            refused.append(str(error).removeprefix(str(tmp_path)))
+    assert refused[0].isprintable()
+    assert len(refused[0]) <= 160
+
+
+def of_hugging_face():
+    transformers = pytest.importorskip("transformers")
+    small = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    return vitas.wrap(transformers.ViTForImageClassification(transformers.ViTConfig(**small, num_hidden_layers=2)))
+
+
+@pytest.mark.extras
+def test_a_blown_up_config_of_hugging_face_takes_no_memory(tmp_path):
+    vitas.save_subnet(vitas.export_subnet(of_hugging_face()), tmp_path / "net")
+    config = json.loads((tmp_path / "net" / "config.json").read_text())
+    source = config["model"]["source"]
+    for name, value in [
+        *((name, MOST) for name in ("hidden_size", "num_hidden_layers", "image_size", "intermediate_size")),
+        *(("patch_size", value) for value in (0, -1, "8", None)),
+        ("num_hidden_layers", 2**20),
+        ("num_channels", MOST),
+        ("vocab_size", MOST),
+        ("hidden_act", "\x1b[31m" * 50),
+        ("auto_map", {"AutoModel": "evil.Evil"}),
+    ]:
+        told = {**source, "arguments": {**source["arguments"], name: value}}
+        rewritten(tmp_path / "net", {**config, "model": {**config["model"], "source": told}})
+        refused = []
+        with frugal(name, value, seconds=5.0):
+            try:
+                vitas.load_subnet(tmp_path / "net")
+            except FileError as error:
+                refused.append(str(error).removeprefix(str(tmp_path)))
+        assert refused, (name, value)
+        assert refused[0].isprintable()
+        assert len(refused[0]) <= 160
 
 
 def test_control_characters_are_not_printed(folder):

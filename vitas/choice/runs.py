@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, shown
 from vitas.sharing import Run, run_of_new
 
 Sides = tuple[tuple[Run, ...], ...]
@@ -34,7 +34,7 @@ def fitting(
     for width, sides in known.items():
         if len(sides) != n or not all(run[1] == width and run[0] in range(0, largest, unit) for run in sides):
             wanted = f"{n} run{'s' if n > 1 else ''} of {width} channels on a ring of {largest}"
-            raise ChoiceError(f"{what}: expected {wanted}, got (start, length) {', '.join(map(str, sides))}")
+            raise ChoiceError(f"{what}: expected {wanted}, got (start, length) {shown(list(sides), 30)}")
     return known
 
 

@@ -343,7 +343,7 @@ def _timed(superformer: nn.Module, loader: Any, device: torch.device, kept: Path
     return table
 
 
-_MOST_BYTES = 2**26  # of what the folder tells
+_MOST_BYTES = 2**22  # of what the folder tells
 
 
 def _write(file: Path, text: str) -> None:

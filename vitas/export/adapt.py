@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from vitas.checks import is_int
+from vitas.checks import is_int, is_number
 from vitas.choice import Depth, Dim
-from vitas.errors import ChoiceError, FileError, listed
+from vitas.errors import ChoiceError, FileError, listed, shown
 from vitas.export.files import check
 from vitas.nn.images import SizedImages, searched_size
 from vitas.space import Number, SearchSpace, held, search_space
@@ -59,11 +59,11 @@ def adapt_choices(
         where, there = f"{path}: space: {name}", saved[name]
         check(isinstance(there, dict) and isinstance(there.get("values"), list), where, "an object with values", there)
         values = there["values"]
-        check(all(isinstance(value, (int, float)) for value in values), where, "numbers", values)
+        check(all(map(is_number, values)), where, "numbers", values)
         if max(values, default=0) > choice.largest:
             raise FileError(
-                f"{path}: {name}: values up to {max(values)}, here up to {choice.largest}; build a model with the file's"
-                " values, load it, then vitas.narrow it"
+                f"{path}: {name}: values up to {shown(max(values))}, here up to {choice.largest}; build a model with the"
+                " file's values, load it, then vitas.narrow it"
             )
         if not set(values) & set(space.values[name]):
             raise FileError(f"{path}: {name}: the values {listed(map(str, values))} have none in common with those here")

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitas.checks import check_flags
+from vitas.checks import LONGEST_NAME, check_flags
 from vitas.choice import Dim
 from vitas.errors import FileError, listed, shown
 from vitas.export.adapt import Adapted, adapt_choices, adapt_products, sizes_apart
@@ -102,6 +102,7 @@ def load_superformer(model: nn.Module, path: AnyPath, *, adapt: bool = False) ->
     if "part" not in metadata:  # an older file, which is read by the very module that was written
         inner = whole
     at = metadata.get("part", own)
+    check(len(at) <= LONGEST_NAME, f"{path}: part", f"at most {LONGEST_NAME} characters", len(at))
     if at != own and own and not at.endswith(f".{own}"):
         raise FileError(
             f"{path}: written of {shown(at, 40)}, here is {shown(own, 40)}; load it into the part that was written"

@@ -23,7 +23,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_MOST_HEADER_BYTES = 2**22
+_MOST_HEADER_BYTES = 3 * 2**20
+_MOST_JSON = 2**20  # characters: what reads them may take thirty times as much
 
 AnyPath = str | os.PathLike[str]
 
@@ -144,8 +145,10 @@ def read_json(text: str, path: Path) -> Any:
     """Return the value that a text in a file holds.
 
     Raises:
-        FileError: not JSON.
+        FileError: not JSON, or too long.
     """
+    if len(text) > _MOST_JSON:
+        raise FileError(f"{path}: JSON of more than {_MOST_JSON} characters")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -79,7 +79,7 @@ def built(kind: Any, told: object, where: str) -> nn.Module:
             model: nn.Module = description.build()
         again = kind.of(model)
     except NO_NETWORK as error:
-        raise FileError(f"{where}: describes no network ({type(error).__name__}: {brief(error)})") from None
+        raise FileError(f"{where}: describes no network ({brief(error, kind=True)})") from None
     if again != description:
         got, expected = _leaves(description.as_json()), _leaves(again.as_json())
         for path in {**got, **expected}:

@@ -23,7 +23,8 @@ from vitas.wrapping.origin import LEAVE, MADE_FROM, is_plain, origin_of
 from vitas.wrapping.records import RECORDS
 from vitas.wrapping.remake import original, regular, remade, taken, unwritten, weightless
 
-_MOST_CALLS = 10**5  # of torch, while a network is built: twenty times what the largest known ones need
+_MOST_CALLS = 25_000  # of torch, while a network is built: five times what the largest known ones need
+_MOST_BLOCKS = 1024  # of an argument that counts them
 _MOST_BYTES = 2**38  # of the parameters of the original
 _MOST_BUFFERS = 2**30  # bytes of what is computed when a network is built, and stands in no file
 _MOST_PRETRAINED = 2**16  # characters
@@ -238,9 +239,13 @@ def _check_source(source: Mapping[str, Any], where: str) -> None:
     refused = _refused_by(library, name, arguments, where)
     for argument, value in arguments.items():
         check(argument not in refused, f"{where}: arguments", "those of the model alone", argument)
+        most = _MOST_BLOCKS if any(word in argument for word in _COUNTS_BLOCKS) else MOST_CHANNELS
         for number in _numbers(value):
-            fits = abs(number) <= MOST_CHANNELS
-            check(fits, f"{where}: arguments: {listed([argument])}", f"numbers up to {MOST_CHANNELS}", number)
+            check(abs(number) <= most, f"{where}: arguments: {listed([argument])}", f"numbers up to {most}", number)
+
+
+_COUNTS_BLOCKS = ("depth", "layers", "blocks")
+"""Words in the names of arguments that say how many blocks there are: lists of that length are made before any block."""
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -294,7 +299,7 @@ def _told(what: str) -> Iterator[None]:
     except FileError:
         raise
     except Exception as error:  # whatever the library's own code raises
-        raise FileError(f"{what} ({type(error).__name__}: {brief(error)})") from None
+        raise FileError(f"{what} ({brief(error, kind=True)})") from None
 
 
 class _bounded(unwritten):

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitas.checks import as_count
+from vitas.checks import ANY_INT, as_count
 from vitas.cost import Cost, params_of, stated_cost
 from vitas.cost.model import Codes, TableSum
 from vitas.cost.watch import Stated, Watch
-from vitas.errors import FileError, VitasError, brief, is_one_of, one_of
+from vitas.errors import FileError, VitasError, brief, is_one_of, listed, one_of, shown
 from vitas.measure.latency import batch_arguments
 from vitas.measure.parts import STATISTICS, Parts, PartTimer
 from vitas.measure.runners import Runner, as_runner
@@ -46,6 +46,21 @@ class Measured:
     threads: int
     configurations: int
     busy: int
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Measured:
+        """Return what JSON values tell.
+
+        Raises:
+            ValueError: values that are none of these.
+            LookupError, TypeError: other fields.
+        """
+        statistic, runner, numbers = told["statistic"], told["runner"], {**told}
+        if not is_one_of(STATISTICS, statistic) or not isinstance(runner, str) or len(runner) > _MOST_NAME:
+            raise ValueError(f"measured: got {shown(statistic)} in {shown(runner)}")
+        for name in ("runs", "threads", "configurations", "busy"):
+            numbers[name] = as_count(told[name], name, 0, ANY_INT, FileError)
+        return cls(**numbers)
 
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
@@ -143,27 +158,48 @@ class LatencyTable:
         """
         space = search_space(model)
         try:
+            if not isinstance(text, str) or len(text) > _MOST_CHARACTERS or text.count("[") > _MOST_LISTS:
+                raise ValueError(f"text of at most {_MOST_CHARACTERS} characters and {_MOST_LISTS} lists")
             told = json.loads(text)
-            choices, measured = told["choices"], Measured(**told["measured"])
-            terms = [(str(path), list(names), np.array(table, dtype=np.int64)) for path, names, table in told["nanoseconds"]]
-        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-            raise FileError(
-                f"latency table: expected what to_json returned ({type(error).__name__}: {brief(error, 60)})"
-            ) from None
+            choices, measured = told["choices"], Measured.of(told["measured"])
+            terms = [(str(path), tuple(names), _whole(table)) for path, names, table in told["nanoseconds"]]
+        except (ValueError, TypeError, LookupError, RecursionError, OverflowError) as error:
+            raise FileError(f"latency table: expected what to_json returned ({brief(error, kind=True)})") from None
         if choices != _values(space.choices):
             raise VitasError(
                 "the latency table is of another model: its choices differ; make one by latency_table(model, inputs)"
             )
         cost = Cost()
         for path, names, table in terms:
+            if len(set(names)) < len(names) or not set(names) <= space.choices.keys():
+                raise FileError(f"latency table: expected names of choices, each once, got {shown(names)}")
             bases = tuple(space.choices[name] for name in names)
             if table.shape != tuple(len(base.values) for base in bases):
-                raise FileError(f"latency table: expected a time for each value of {', '.join(names)}, got {table.shape}")
+                raise FileError(
+                    f"latency table: expected a time for each value of {listed(names)}, got {shown(table.shape)}"
+                )
             cost._add(path, "", bases, table)
         return cls(space, cost, measured, _watch_of(unwrap(model)))
 
     def __repr__(self) -> str:
         return f"LatencyTable of {len(self.space)} choices: {self.measured}"
+
+
+_MOST_CHARACTERS, _MOST_LISTS = 2**22, 2**18  # of a table's JSON, which has some hundred thousand and some thousand
+_MOST_NAME = 200
+_MOST_NANOSECONDS = 2**50
+
+
+def _whole(table: Any) -> Any:
+    """Return an array of whole numbers, small enough to be added up.
+
+    Raises:
+        ValueError: anything else.
+    """
+    array = np.array(table)
+    if array.dtype.kind not in "iu" or not array.size or max(abs(int(array.min())), int(array.max())) > _MOST_NANOSECONDS:
+        raise ValueError(f"whole numbers up to {_MOST_NANOSECONDS}, got {shown(table)}")
+    return array.astype(np.int64)
 
 
 def _values(choices: Mapping[str, Any]) -> dict[str, list[Number]]:

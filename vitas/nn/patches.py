@@ -4,7 +4,7 @@ from typing import Any
 
 from vitas.choice import Choice
 from vitas.cost import Cost
-from vitas.errors import ChoiceError
+from vitas.errors import ChoiceError, listed
 from vitas.nn.images import Size, SizedImages, each_size, searched_size, sizes_of
 
 
@@ -31,10 +31,11 @@ def check_patches(patch_size: Choice[int], img_size: Size | Choice[int]) -> None
     for height, width in sizes_of(img_size):
         for patch in patch_size.values:
             if not isinstance(patch, int) or patch < 1 or height % patch or width % patch:
-                fitting = [n for n in range(1, min(height, width) + 1) if height % n == 0 and width % n == 0]
+                sides = range(1, min(height, width) + 1)
+                fitting = listed(str(side) for side in sides if height % side == 0 and width % side == 0)
                 raise ChoiceError(
                     f"{patch_size.name or 'patch_size'}: {patch} does not divide an image of {height} x {width} pixels;"
-                    f" these do: {', '.join(map(str, fitting))}"
+                    f" these do: {fitting}"
                 )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vitas.choice import Dim, as_dim, take
 from vitas.cost import Cost, cost_of
 from vitas.errors import ChoiceError, is_one_of, one_of, shown
+from vitas.memory import refuse_huge
 from vitas.nn.heads import Heads
 from vitas.nn.layer import Axes, Elastic, Stack, filled
 from vitas.nn.linear import check_channels
@@ -68,6 +69,7 @@ class StackedLinear(Elastic, nn.Linear):
 
     def __init__(self, in_features: int | Dim, out_features: int | Dim, stacks: int, bias: bool = True) -> None:
         in_dim, out_dim = as_dim(in_features, "in_features"), as_dim(out_features, "out_features")
+        refuse_huge((stacks * out_dim.largest, in_dim.largest), "q, k, v: a weight")
         super().__init__(in_dim.largest, stacks * out_dim.largest, bias)
         self.in_dim, self.out_dim, self.stacks = in_dim, out_dim, stacks
 

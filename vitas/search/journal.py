@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from vitas.errors import FileError
+from vitas.errors import FileError, shown
 
-_LONGEST_LINE = 2**24
+_LONGEST_LINE = 2**20  # of some thousand characters; what reads it may take thirty times as much
 _CREATE_STUDY, _DELETE_STUDY, _CREATE_TRIAL, _END_TRIAL = 0, 1, 4, 6
 _FIELDS: dict[int, dict[str, type]] = {
     0: {"study_name": str, "directions": list},
@@ -94,8 +94,8 @@ class Journal:
         sound = self._line - 1
         self._restart()
         return (
-            f"storage: {self._path} is damaged: line {sound + 1} {fault}; nothing was written."
-            f" `head -n {sound}` of it, as a file of its own, goes on from there"
+            f"storage: {self._path} is damaged: line {sound + 1} {fault}; nothing was written;"
+            f" a copy of its first {sound} lines goes on"
         )
 
 
@@ -144,7 +144,7 @@ class _Replay:
                 self._studies.append(log["study_name"])
             return None
         if "study_id" in log and not 0 <= log["study_id"] < len(self._studies):
-            return f"is of a study {log['study_id']} that is not there"
+            return f"is of a study {shown(log['study_id'], 20)} that is not there"
         if kind == _DELETE_STUDY:
             self._studies[log["study_id"]] = None
         if kind == _CREATE_TRIAL:
@@ -154,7 +154,7 @@ class _Replay:
         if "trial_id" in log:
             trial = log["trial_id"]
             if not 0 <= trial < len(self._owners):
-                return f"is of a trial {trial} that is not there"
+                return f"is of a trial {shown(trial, 20)} that is not there"
             tokens = self._tokens.get(writer, set())
             is_result = kind == _END_TRIAL and log["state"] in (_COMPLETE, _FAIL)
             if is_result and len(tokens) == 1 and self._owners[trial] not in tokens:

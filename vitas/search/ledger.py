@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitas.errors import SearchError, shown
-from vitas.search.storage import OPENS_WITHIN, patiently, persistently, quietly
+from vitas.errors import SearchError, listed, shown
+from vitas.search.storage import OPENS_WITHIN, patiently, persistently, quietly, sound
 from vitas.search.trials import SUBNET, TrialReader, params_of
 from vitas.space import Number, Subnet
 
@@ -93,7 +93,8 @@ class Ledger:
         digest = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:16]
         self._key = f"{_FACTS} {digest}"
         self._reader = TrialReader(storage, self._id, self._done)
-        self._agree()
+        with sound(name):
+            self._agree()
         self.token = uuid.uuid4().hex
         """Tells the claims of this ledger from all others."""
         self._process = _this_process()
@@ -134,7 +135,7 @@ class Ledger:
                 search = f"search {name} of another model" if what in _OF_THE_MODEL else f"search {name}"
                 change = _change(there.get(what), here.get(what))
                 raise SearchError(
-                    f"storage: there is the {search}: it differs in {what}{change}; pass name= or restart=True"
+                    f"storage: there is the {search}: it differs in {listed([what])}{change}; pass name= or restart=True"
                 )
         self._key = key
         return True

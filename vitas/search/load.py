@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vitas.checks import ANY_INT, as_count
 from vitas.errors import FileError, SearchError, one_of, shown
-from vitas.sample import Window
+from vitas.sample import MEASURES, Window
 from vitas.search.aims import Aims
 from vitas.search.ledger import Claim, claims_of, facts_of, names_in
 from vitas.search.result import Evaluation, SearchResult
-from vitas.search.storage import OPENS_WITHIN, open_storage, persistently
+from vitas.search.storage import OPENS_WITHIN, open_storage, persistently, sound
 from vitas.search.worker import evaluation_of
 from vitas.space import Subnet
 
@@ -42,15 +43,23 @@ def load_search(storage: Any, name: str = "vitas") -> SearchResult:
     if isinstance(storage, (str, os.PathLike)) and (file := _file_of(os.fspath(storage))) and not Path(file).exists():
         raise FileError(f"storage: there is no file {shown(file)}")
     opened = open_storage(storage)
-    facts, claims, study = persistently(lambda: _read(opened, name), OPENS_WITHIN, advice="")
-    aims = Aims(facts["objectives"], {limited: tuple(bounds) for limited, bounds in facts["limits"].items()})
-    history: dict[Subnet, Evaluation] = {}
-    for claim in claims:
-        if claim.state in ("COMPLETE", "FAIL"):
-            subnet = Subnet(claim.params)
-            history.setdefault(subnet, evaluation_of(claim, subnet, aims))
-    windows = {measure: Window(*window) for measure, window in facts["budget"].items()}
-    return SearchResult(list(history.values()), None, aims, facts["population"], windows, study)
+    with sound(name):
+        facts, claims, study = persistently(lambda: _read(opened, name), OPENS_WITHIN, advice="")
+        aims = Aims(facts["objectives"], {limited: tuple(bounds) for limited, bounds in facts["limits"].items()})
+        history: dict[Subnet, Evaluation] = {}
+        for claim in claims:
+            if claim.state in ("COMPLETE", "FAIL"):
+                subnet = Subnet(claim.params)
+                history.setdefault(subnet, evaluation_of(claim, subnet, aims))
+        population = as_count(facts["population"], "population", 1, ANY_INT, SearchError)
+        windows = {measure: _window(measure, *bounds) for measure, bounds in facts["budget"].items()}
+    return SearchResult(list(history.values()), None, aims, population, windows, study)
+
+
+def _window(measure: str, *bounds: object) -> Window:
+    if measure not in MEASURES:
+        raise SearchError(f"budget: {one_of(list(MEASURES), measure)}")
+    return Window(*(as_count(bound, "budget", 0, ANY_INT, SearchError) for bound in bounds))
 
 
 def _file_of(storage: str) -> str:

@@ -14,6 +14,7 @@ from vitas.errors import SearchError, needs
 from vitas.plot import pictures
 from vitas.search.aims import Aims
 from vitas.search.genetic import Floats, hypervolume, nondominated
+from vitas.search.storage import sound
 from vitas.search.trials import drawable
 from vitas.space import SearchSpace, Subnet
 
@@ -69,7 +70,10 @@ class SearchResult:
 
         The study that is stored keeps a network as one attribute, `subnet`. None from `Evolution`.
         """
-        return None if self._stored is None else drawable(self._stored)
+        if self._stored is None:
+            return None
+        with sound(self._stored.study_name):
+            return drawable(self._stored)
 
     @property
     def _good(self) -> list[Evaluation]:

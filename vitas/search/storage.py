@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vitas.errors import FileError, SearchError, brief, needs, shown
+from vitas.errors import FileError, SearchError, VitasError, brief, needs, shown
 from vitas.search.journal import Journal
 
 try:
@@ -221,6 +221,24 @@ def patiently(step: Callable[[], Any], *errors: type[Exception]) -> Any:
         except errors:
             time.sleep(pause)
     return step()
+
+
+_UNSOUND = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, RecursionError)
+
+
+@contextmanager
+def sound(name: object) -> Iterator[None]:
+    """Tell in our words what comes of values in a storage that no search has written.
+
+    Raises:
+        SearchError: the search of that name is damaged.
+    """
+    try:
+        yield
+    except VitasError:
+        raise
+    except _UNSOUND as error:
+        raise SearchError(f"storage: the search {shown(name, 40)} is damaged ({brief(error, 60, kind=True)})") from error
 
 
 _FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}

@@ -12,12 +12,13 @@ from torch import nn
 
 from vitas.errors import FileError, SearchError, brief
 from vitas.sample import MEASURES
-from vitas.search.aims import Aims
+from vitas.search.aims import Aims, checked_number
 from vitas.search.archive import Archive
 from vitas.search.genetic import Codes
 from vitas.search.ledger import Claim, Ledger
 from vitas.search.progress import ProgressBar
 from vitas.search.result import Evaluation
+from vitas.search.storage import sound
 from vitas.search.timeout import within
 from vitas.space import Subnet
 
@@ -37,13 +38,17 @@ def _described(error: Exception | str | None) -> str:
 
 
 def evaluation_of(claim: Claim, subnet: Subnet, aims: Aims) -> Evaluation:
-    """Return what is stored of a claim that came to an end."""
-    counts = {name: claim.attrs[name] for name in MEASURES if name in claim.attrs}
+    """Return what is stored of a claim that came to an end.
+
+    Raises:
+        SearchError, ValueError, TypeError, AttributeError: what no search stores.
+    """
+    counts = {name: checked_number(name, claim.attrs[name]) for name in MEASURES if name in claim.attrs}
     if claim.state == "FAIL":
-        return Evaluation(subnet, counts, claim.attrs.get("error", "no error was stored"))
+        return Evaluation(subnet, counts, f"{claim.attrs.get('error', 'no error was stored')}")
     more = {name: math.nan if value is None else value for name, value in claim.attrs.get("scores", {}).items()}
     objectives = dict(zip(aims.objectives, claim.values or (), strict=True))
-    return Evaluation(subnet, {**counts, **more, **objectives})
+    return Evaluation(subnet, aims.read({**counts, **more, **objectives}, {}))
 
 
 class Worker:
@@ -69,24 +74,28 @@ class Worker:
 
     def read(self) -> dict[int, int]:
         """Take in what this and other workers have stored; return the numbers of these claims, by their ids."""
-        archive, numbers = self.archive, {}
-        for claim in self.ledger.news():
-            numbers[claim.trial_id] = claim.number
-            code = archive.space.encode(claim.params)
-            key = code.tobytes()
-            holders = self._holders.setdefault(key, set())
-            if claim.state == "PRUNED":
-                holders.discard(claim.number)
-                if not holders:
-                    self._orphans[key] = code
-                    archive.release(code)
-                continue
-            holders.add(claim.number)
-            self._orphans.pop(key, None)
-            archive.reserve(code)
-            if claim.state != "RUNNING" and not archive.is_evaluated(code):
-                archive.record(code, self._evaluation(claim, code))
+        numbers = {}
+        with sound(self.ledger.study.study_name):
+            for claim in self.ledger.news():
+                numbers[claim.trial_id] = claim.number
+                self._take(claim)
         return numbers
+
+    def _take(self, claim: Claim) -> None:
+        archive, code = self.archive, self.archive.space.encode(claim.params)
+        key = code.tobytes()
+        holders = self._holders.setdefault(key, set())
+        if claim.state == "PRUNED":
+            holders.discard(claim.number)
+            if not holders:
+                self._orphans[key] = code
+                archive.release(code)
+            return
+        holders.add(claim.number)
+        self._orphans.pop(key, None)
+        archive.reserve(code)
+        if claim.state != "RUNNING" and not archive.is_evaluated(code):
+            archive.record(code, self._evaluation(claim, code))
 
     def _evaluation(self, claim: Claim, code: Codes) -> Evaluation:
         return evaluation_of(claim, self.archive.space.decode(code), self.archive.aims)

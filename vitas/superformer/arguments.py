@@ -1,6 +1,6 @@
 """What the arguments of superformers become: one value is fixed, several make a choice."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ Ratios = Ratio | Sequence[Ratio] | Mapping[str, Ratio]
 
 Patterns = Sharing | Mapping[str, Sharing]
 KINDS = ("embed_dim", "qkv_dim", "num_heads", "mlp_dim")
-MOST_BLOCKS = 1024
+MOST_BLOCKS = 256  # of a network, as in files: more than any known one has
 T = TypeVar("T")
 V = TypeVar("V", int, float)
 
@@ -80,6 +80,17 @@ def depths_of(depth: int | Iterable[int], name: str = "depth") -> tuple[int, int
 def reusable(values: T) -> T:
     """Return a list in place of an iterator, since every block reads it; more values than a choice takes are cut off."""
     return list(islice(values, MOST_VALUES + 1)) if are_several(values) else values  # type: ignore[return-value]
+
+
+def read_again(value: Any, levels: int = 3) -> Any:
+    """Return an argument that can be read twice: a list in place of each iterator, also of those of a stage or a block."""
+    if isinstance(value, Iterator):
+        value = reusable(value)
+    if not levels:
+        return value
+    if isinstance(value, Mapping):
+        return {key: read_again(entry, levels - 1) for key, entry in value.items()}
+    return type(value)(read_again(entry, levels - 1) for entry in value) if type(value) in (list, tuple) else value
 
 
 def for_each_block(what: str, given: Any, blocks: Sequence[str], word: str) -> list[Any]:

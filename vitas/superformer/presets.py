@@ -3,12 +3,14 @@
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from vitas.errors import ChoiceError, is_one_of, one_of, shown, unknown
+from vitas.memory import refuse_beyond_memory, takes_memory
 from vitas.nn.images import ImageSize
 from vitas.space import Subnet
-from vitas.superformer.arguments import Patterns
+from vitas.superformer.arguments import Patterns, read_again
 from vitas.superformer.deit import DeiTSuperformer
 from vitas.superformer.twins import TwinsSuperformer
 
@@ -215,7 +217,8 @@ def create_superformer(
             may have its own: `num_heads={"blocks.[0-5]": [2, 4], "*": [4]}`, see there.
 
     Raises:
-        ChoiceError: an unknown name or argument, or values that do not fit together.
+        ChoiceError: an unknown name or argument, values that do not fit together, or more weights than this machine has
+            memory for. Nothing of the model's size is allocated before that is known.
 
     Example:
         >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=32, depth=[2, 4])
@@ -241,5 +244,10 @@ def create_superformer(
             raise ChoiceError(f"{name}: give {' or '.join(pair)}, not both")
         if given:
             preset = {key: value for key, value in preset.items() if key not in pair}
-    arguments = {**preset, **overrides}
-    return family(img_size, in_chans=in_chans, num_classes=num_classes, sharing=sharing, **arguments)
+    sizes = {"img_size": img_size, "in_chans": in_chans, "num_classes": num_classes}
+    arguments = {name: read_again(value) for name, value in {**preset, **overrides, **sizes}.items()}
+    if takes_memory():
+        with torch.device("meta"):  # where every mistake is found, and the size, at no cost
+            size = sum(parameter.nbytes for parameter in family(sharing=sharing, **arguments).parameters())
+        refuse_beyond_memory(size, f"{name} of these sizes", ChoiceError)
+    return family(sharing=sharing, **arguments)

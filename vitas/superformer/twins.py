@@ -17,6 +17,7 @@ from vitas.nn.depth import lay_drop_path
 from vitas.nn.images import ImageSize, Size, as_size, each_size, largest_size, searched_size, sizes_of
 from vitas.nn.layer import rebuilt
 from vitas.superformer.arguments import (
+    MOST_BLOCKS,
     Count,
     Counts,
     Patterns,
@@ -263,6 +264,8 @@ def _stages(
         [f"stages.{k}.blocks.{slot}" for slot in range(depths_of(depth, f"stages.{k}.depth")[1])]
         for k, depth in enumerate(rows)
     ]
+    if (number := sum(map(len, names))) > MOST_BLOCKS:
+        raise ChoiceError(f"depths: expected at most {MOST_BLOCKS} blocks in all stages, got {number}")
     columns = {
         what: _of_blocks(what, values, names, word) for (what, values), word in zip(given.items(), _WORDS, strict=True)
     }
