@@ -62,7 +62,7 @@ def adapt_choices(
         check(all(map(is_number, values)), where, "numbers", values)
         if max(values, default=0) > choice.largest:
             raise FileError(
-                f"{path}: {name}: values up to {shown(max(values))}, here up to {choice.largest}; build a model with the"
+                f"{path}: {name}: values up to {shown(max(values), 20)}, here up to {choice.largest}; build a model with the"
                 " file's values, load it, then vitas.narrow it"
             )
         if not set(values) & set(space.values[name]):

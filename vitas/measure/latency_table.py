@@ -176,7 +176,7 @@ class LatencyTable:
             bases = tuple(space.choices[name] for name in names)
             if table.shape != tuple(len(base.values) for base in bases):
                 raise FileError(
-                    f"latency table: expected a time for each value of {listed(names)}, got {shown(table.shape)}"
+                    f"latency table: expected a time for each value of {listed(names, 2)}, got {shown(table.shape, 30)}"
                 )
             cost._add(path, "", bases, table)
         return cls(space, cost, measured, _watch_of(unwrap(model)))

@@ -95,7 +95,7 @@ class Journal:
         self._restart()
         return (
             f"storage: {self._path} is damaged: line {sound + 1} {fault}; nothing was written;"
-            f" a copy of its first {sound} lines goes on"
+            f" `head -n {sound}` of it goes on"
         )
 
 
