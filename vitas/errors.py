@@ -208,7 +208,7 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     """Return up to `most` names, of long ones fewer, and how many more there are."""
     names = list(names)
     first = [name if len(name) <= 80 and name.isprintable() else shown(name) for name in names[:most]]
-    while len(first) > 1 and len(", ".join(first)) > 60:
+    while len(first) > 1 and len(", ".join(first)) > _LONG:
         first.pop()
     more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
     return ", ".join(first) + more

@@ -291,7 +291,7 @@ def test_derived_widths_that_use_other_channels_are_refused(tmp_path):
     options = {"embed_dim": 8, "mlp_dim": None, "mlp_ratio": [1, 2, 3]}
     save_superformer(randomize(small(**options, sharing={"embed_dim": "ordinal"})), tmp_path / "model")
     load_superformer(small(**options, sharing={"embed_dim": "ordinal"}), tmp_path / "model")
-    with pytest.raises(FileError, match=r"channels in blocks.0.mlp.fc1.out_dim, blocks.0.mlp.fc2.in_dim and 4 more"):
+    with pytest.raises(FileError, match=r"use other channels in blocks.0.mlp.fc1.out_dim, blocks.0.mlp.fc2.in_dim, "):
         load_superformer(small(**options), tmp_path / "model")
 
 

@@ -1,5 +1,6 @@
 """A search that is looked at, begun anew, or met by another model."""
 
+import contextlib
 import json
 
 import pytest
@@ -125,3 +126,38 @@ def test_a_search_that_was_begun_anew_is_read_again_from_the_file(tmp_path):
     again = evolve(model, lambda m: 3.0, **{**settings, "generations": 3})  # reads what the removal left
     assert [evaluation.scores["accuracy"] for evaluation in again.history] == [2.0] * 6 + [3.0] * 3
     assert len(load_search(tmp_path / "log").history) == 9
+
+
+STATED = ("objectives", "limits", "budget", "population")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    path = tmp_path_factory.mktemp("searched") / "good.log"
+    again = {"population": 2, "generations": 1, "progress": False, "limits": {"size": (None, 9)}, "flops": "90%"}
+    model = micro()
+    evolve(model, lambda _: {"accuracy": 0.5, "size": 3}, storage=path, **again)
+    return path, lambda bad: evolve(model, lambda _: {"accuracy": 0.5, "size": 3}, storage=bad, **again)
+
+
+@pytest.mark.parametrize("where", [*STATED, "facts", "scores", "subnet", "claim", "values"])
+def test_what_no_search_has_written_is_told_in_our_words(where, searched, tmp_path):
+    good, again = searched
+    for value in (None, "x", {"a": 1}, {"x\x1b": [None]}):
+        lines = [json.loads(line) for line in good.read_text().splitlines()]
+        for line in lines:
+            attrs = line.get("user_attr", line.get("user_attrs", {}))
+            for name, facts in attrs.items():
+                if name.startswith("vitas ") and where in STATED:
+                    facts[where] = value
+                elif name == where or (name.startswith("vitas ") and where == "facts"):
+                    attrs[name] = value
+            if line["op_code"] == 6 and where == "values":
+                line["values"] = value
+        (tmp_path / "bad.log").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        for look in (load_search, again):
+            with contextlib.suppress(VitasError):  # and nothing else
+                found = look(tmp_path / "bad.log")
+                repr(found), found.front, found.hypervolume
+        with pytest.raises(FileError, match="there is no file"):
+            load_search("n" * 5000)

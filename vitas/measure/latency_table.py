@@ -47,21 +47,6 @@ class Measured:
     configurations: int
     busy: int
 
-    @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Measured:
-        """Return what JSON values tell.
-
-        Raises:
-            ValueError: values that are none of these.
-            LookupError, TypeError: other fields.
-        """
-        statistic, runner, numbers = told["statistic"], told["runner"], {**told}
-        if not is_one_of(STATISTICS, statistic) or not isinstance(runner, str) or len(runner) > _MOST_NAME:
-            raise ValueError(f"measured: got {shown(statistic)} in {shown(runner)}")
-        for name in ("runs", "threads", "configurations", "busy"):
-            numbers[name] = as_count(told[name], name, 0, ANY_INT, FileError)
-        return cls(**numbers)
-
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         busy = f", the machine was busy in {self.busy} of them" if self.busy else ""
@@ -161,7 +146,7 @@ class LatencyTable:
             if not isinstance(text, str) or len(text) > _MOST_CHARACTERS or text.count("[") > _MOST_LISTS:
                 raise ValueError(f"text of at most {_MOST_CHARACTERS} characters and {_MOST_LISTS} lists")
             told = json.loads(text)
-            choices, measured = told["choices"], Measured.of(told["measured"])
+            choices, measured = told["choices"], _measured(told["measured"])
             terms = [(str(path), tuple(names), _whole(table)) for path, names, table in told["nanoseconds"]]
         except (ValueError, TypeError, LookupError, RecursionError, OverflowError) as error:
             raise FileError(f"latency table: expected what to_json returned ({brief(error, kind=True)})") from None
@@ -183,6 +168,21 @@ class LatencyTable:
 
     def __repr__(self) -> str:
         return f"LatencyTable of {len(self.space)} choices: {self.measured}"
+
+
+def _measured(told: Mapping[str, Any]) -> Measured:
+    """Return what JSON values tell.
+
+    Raises:
+        ValueError: values that are none of these.
+        LookupError, TypeError: other fields.
+    """
+    statistic, runner, numbers = told["statistic"], told["runner"], {**told}
+    if not is_one_of(list(STATISTICS), statistic) or not isinstance(runner, str) or len(runner) > _MOST_NAME:
+        raise ValueError(f"measured: got {shown(statistic)} in {shown(runner)}")
+    for name in ("runs", "threads", "configurations", "busy"):
+        numbers[name] = as_count(told[name], name, 0, ANY_INT, FileError)
+    return Measured(**numbers)
 
 
 _MOST_CHARACTERS, _MOST_LISTS = 2**22, 2**18  # of a table's JSON, which has some hundred thousand and some thousand

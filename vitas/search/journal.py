@@ -76,7 +76,7 @@ class Journal:
                 if self._replay.is_double(log, line):
                     continue
                 if fault := self._replay.fault(log):
-                    raise FileError(self._damage(f"{fault}, so lines before it are lost"))
+                    raise FileError(self._damage(f"{fault}, so lines are lost"))
                 self._number += 1
                 if self._number > log_number_from:
                     yield log
@@ -144,7 +144,7 @@ class _Replay:
                 self._studies.append(log["study_name"])
             return None
         if "study_id" in log and not 0 <= log["study_id"] < len(self._studies):
-            return f"is of a study {shown(log['study_id'], 20)} that is not there"
+            return f"is of a study {shown(log['study_id'], 12)} that is not there"
         if kind == _DELETE_STUDY:
             self._studies[log["study_id"]] = None
         if kind == _CREATE_TRIAL:
@@ -154,7 +154,7 @@ class _Replay:
         if "trial_id" in log:
             trial = log["trial_id"]
             if not 0 <= trial < len(self._owners):
-                return f"is of a trial {shown(trial, 20)} that is not there"
+                return f"is of a trial {shown(trial, 12)} that is not there"
             tokens = self._tokens.get(writer, set())
             is_result = kind == _END_TRIAL and log["state"] in (_COMPLETE, _FAIL)
             if is_result and len(tokens) == 1 and self._owners[trial] not in tokens:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from vitas.checks import ANY_INT, as_count
@@ -40,7 +39,7 @@ def load_search(storage: Any, name: str = "vitas") -> SearchResult:
     """
     if storage is None:
         raise SearchError("storage: expected the path or URL of a search, got None")
-    if isinstance(storage, (str, os.PathLike)) and (file := _file_of(os.fspath(storage))) and not Path(file).exists():
+    if isinstance(storage, (str, os.PathLike)) and (file := _file_of(os.fspath(storage))) and not os.path.exists(file):
         raise FileError(f"storage: there is no file {shown(file)}")
     opened = open_storage(storage)
     with sound(name):

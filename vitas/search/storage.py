@@ -83,7 +83,7 @@ def open_storage(where: Any) -> Any:
     if not isinstance(where, (str, os.PathLike)) or not _can_be_path(os.fspath(where)):
         raise SearchError(f"storage: expected None, a path or a URL, got {shown(where)}")
     path = Path(where)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise FileError(f"storage: there is no folder {path.parent}")
     from optuna.storages.journal import JournalFileBackend
 
