@@ -142,9 +142,9 @@ class LatencyTable:
             VitasError: the table of another model.
         """
         space = search_space(model)
+        if not isinstance(text, str) or len(text) > _MOST_CHARACTERS or text.count("[") > _MOST_LISTS:
+            raise FileError(f"latency table: expected text of at most {_MOST_CHARACTERS} characters and {_MOST_LISTS} lists")
         try:
-            if not isinstance(text, str) or len(text) > _MOST_CHARACTERS or text.count("[") > _MOST_LISTS:
-                raise ValueError(f"text of at most {_MOST_CHARACTERS} characters and {_MOST_LISTS} lists")
             told = json.loads(text)
             choices, measured = told["choices"], _measured(told["measured"])
             terms = [(str(path), tuple(names), _whole(table)) for path, names, table in told["nanoseconds"]]
