@@ -77,6 +77,8 @@ class _Windows(InPlain):
     attend = plain.WindowAttention.attend
     free = plain.WindowAttention.forward
     window = plain.WindowAttention.window
+    _padded = plain.WindowAttention._padded
+    _unpadded = plain.WindowAttention._unpadded
     window_size = property(lambda self: self.ws)
 
     def freed(self) -> nn.Module:
