@@ -7,13 +7,12 @@ compiled code, since nothing there may branch on an active value, asks `compilin
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, update_wrapper
 from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
-from torch._C._dynamo import eval_frame
 from torch._compile import _disable_dynamo
 
 from vitas.choice.values import V
@@ -147,9 +146,17 @@ def outside_graphs(function: Any = None, *, recursive: bool = True) -> Any:
             refuse_export()
         return hidden(*arguments, **options)
 
-    alone = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT)
-    eval_frame.set_code_exec_strategy(met.__code__, alone)  # traced as a part of what calls it, never compiled alone
+    _traced_with_its_callers(met)
     return update_wrapper(met, function)
+
+
+def _traced_with_its_callers(function: Any) -> None:
+    """Tell torch.compile never to compile a function alone; where torch has no word for it, it may, which costs time."""
+    with suppress(ImportError, AttributeError):
+        from torch._C._dynamo import eval_frame
+
+        alone = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT)
+        eval_frame.set_code_exec_strategy(function.__code__, alone)
 
 
 @outside_graphs
