@@ -523,6 +523,12 @@ def test_a_part_of_the_images_is_scored_by_both_measures(tmp_path):
     assert [np.shape(found[what]) for what in measures.OF] == [(4, 10), (4, 10)]
     whole = np.mean(found["accuracy"], axis=1)  # ten parts of six images each
     assert whole.tolist() == pytest.approx(results[name]["ground"])
+    model = networks.superformer("ordinal")
+    vitas.load_superformer(model, next(tmp_path.iterdir()))
+    images, labels = data.images("", cells.SMOKE.held_out).held_out.batch(slice(6, 12))
+    with vitas.use_subnet(model, networks.ground_networks(2, 2)[3]), torch.no_grad():
+        logits = model.eval()(images)
+    assert found["loss"][3][1] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels.long()).item(), rel=1e-5)
     for file in tmp_path.iterdir():
         file.unlink()
     assert work.run(cell, cells.SMOKE, results, tmp_path) == found  # trained again where the weights are missing

@@ -2,6 +2,7 @@ import re
 
 import numpy as np
 import pytest
+from torch import nn
 
 import vitas
 from vitas.compressing import alike
@@ -72,3 +73,15 @@ def test_values_that_are_ruled_out_do_not_come():
     found = alike(vitas.SubnetSampler(model, flops="80%", fixed={"embed_dim": 48}), 100)
     assert {subnet["embed_dim"] for subnet in found} == {48}
     assert alike(vitas.SubnetSampler(model, flops="80%"), 0) == []
+
+
+def test_many_kinds_are_taken_in_fewer_steps():
+    class Many(nn.Module):
+        def __init__(self):
+            super().__init__()
+            letters = "abcdefgh"
+            self.layers = nn.ModuleList(vitas.nn.CyclicLinear(8, vitas.Dim(range(1, 9), name=letter)) for letter in letters)
+
+    found = alike(vitas.SubnetSampler(Many()), 10**6)
+    assert len(found) == 4**8  # 5**8 is more than is looked at
+    assert all(set(subnet.values()) <= {1, 3, 6, 8} for subnet in found[::1000])

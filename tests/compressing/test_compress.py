@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import pytest
 import torch
@@ -180,6 +181,28 @@ def test_a_generator_of_validation_images_is_read_once_and_frozen_weights_are_tr
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     with pytest.raises(VitasError, match=r"train_loader: expected a pair of tensors .* got a dict"):
         compress(original(), [{"image": images} for images, _ in val_loader], val_loader, **settings)
+
+
+def test_the_search_scores_by_labels_and_original_and_mlps_go_down_to_an_eighth(monkeypatch):
+    module, given = sys.modules[compress.__module__], {}
+    searched = module.evolve
+
+    def evolve(model, score, **options):
+        given["before"] = score(model), vitas.cross_entropy(loaders()[1], teacher=original())(model)
+        given["mlp"] = vitas.search_space(model).choices["blocks.0.mlp_dim"].values
+        return searched(model, score, **options)
+
+    monkeypatch.setattr(module, "evolve", evolve)
+    compressed()
+    assert given["before"][0] == given["before"][1]
+    assert list(given["mlp"]) == [16, 32, 48, 64, 96, 128]
+
+
+def test_an_original_that_gives_no_numbers_is_refused_before_anything_is_trained():
+    images = torch.randn(4, 3, 8, 8)
+    images[2] = float("nan")
+    with pytest.raises(VitasError, match="val_loader: the loss of the model on these images is nan"):
+        compress(original(), loaders()[0], [(images, torch.zeros(4, dtype=torch.long))], flops="60%", loss=Stopped(0))
 
 
 def batches(images, labels):

@@ -10,6 +10,7 @@ from tests.measure.test_accuracy import batches, micro
 from vitas.errors import ShapeError, VitasError
 from vitas.measure.accuracy import Accuracy
 from vitas.measure.cross_entropy import CrossEntropy
+from vitas.measure.score import Batch
 
 
 @torch.no_grad()
@@ -110,7 +111,7 @@ def test_with_a_teacher_its_probabilities_count_as_much_as_the_labels():
 
 def test_a_teacher_sees_each_image_once_in_eval_mode_and_an_accuracy_can_share_the_images():
     model, data, seen = micro(), batches(), []
-    teacher = micro(embed_dim=32).train()
+    teacher = vitas.export_subnet(micro()).train()
     teacher.register_forward_hook(lambda module, inputs, _: seen.append((len(inputs[0]), module.training)))
     score = vitas.cross_entropy(data, teacher=teacher)
     right = Accuracy.on_images_of(score)
@@ -122,7 +123,8 @@ def test_a_teacher_sees_each_image_once_in_eval_mode_and_an_accuracy_can_share_t
     assert right.images == score.images == 17
     assert repr(right).startswith("accuracy on 17 images")
     again = vitas.cross_entropy(data, teacher=teacher, keep=False)
-    assert again(model) == score(model)
+    assert again(model) == again(model) == score(model)
+    assert len(seen) == 9  # where nothing is kept it sees them each time
 
 
 def test_teachers_that_do_not_fit_are_refused(monkeypatch):
@@ -133,8 +135,15 @@ def test_teachers_that_do_not_fit_are_refused(monkeypatch):
         vitas.cross_entropy([(images, labels)], teacher=nn.Linear(3, 4))(nn.Identity())
     with pytest.raises(ShapeError, match="teacher: expected outputs"):
         vitas.cross_entropy([(images, labels)], teacher=nn.Flatten(0))(nn.Identity())
+    with pytest.raises(VitasError, match="teacher: has choices, so that it would be what is active"):
+        vitas.cross_entropy([(images, labels)], teacher=micro())
     with pytest.raises(VitasError, match="Linear is on the meta device"):
         vitas.cross_entropy([(images, labels)], teacher=nn.Linear(3, 3, device="meta"))(nn.Identity())
     monkeypatch.setattr(sys.modules[CrossEntropy.__module__], "device_of", lambda module: torch.device("cuda:0"))
     with pytest.raises(VitasError, match="teacher: is on cuda:0 and the images on cpu; move it there"):
         vitas.cross_entropy([(images, labels)], teacher=nn.Linear(3, 3))(nn.Identity())
+
+
+def test_what_a_teacher_said_moves_with_the_images():
+    batch = Batch(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), 1, torch.zeros(1, 2)).to(torch.device("meta"))
+    assert {tensor.device.type for tensor in batch if isinstance(tensor, torch.Tensor)} == {"meta"}

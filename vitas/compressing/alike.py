@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -10,13 +11,15 @@ from vitas.sample import SubnetSampler
 from vitas.space import Subnet
 
 _STEPS = 8
+_MOST = 100_000  # combinations
 
 
 def alike(sampler: SubnetSampler, most: int) -> list[Subnet]:
     """Return subnets inside the budget of which all blocks (of all stages) are alike, the costliest first.
 
     Choices of a kind, `blocks.*.num_heads` say, stand at the same part of the way from their smallest to their largest
-    value, in up to eight steps; all combinations of kinds are looked at. Random draws hardly ever come near such networks.
+    value, in up to eight steps, fewer where there are many kinds; all combinations are looked at. Random draws hardly ever
+    come near such networks.
 
     Source: ours.
 
@@ -35,7 +38,8 @@ def alike(sampler: SubnetSampler, most: int) -> list[Subnet]:
     names = [re.sub(r"\d+", "*", name) for name in space.choices]
     kinds = list(dict.fromkeys(names))
     longest = [max(len(own) for own, name in zip(left, names, strict=True) if name == kind) for kind in kinds]
-    parts = [np.linspace(0, 1, min(steps, _STEPS)) if steps > 1 else np.zeros(1) for steps in longest]
+    steps = next((n for n in range(_STEPS, 1, -1) if math.prod(min(n, own) for own in longest) <= _MOST), 1)
+    parts = [np.linspace(0, 1, min(own, steps)) for own in longest]
     grid = np.stack(np.meshgrid(*parts, indexing="ij"), axis=-1).reshape(-1, len(kinds))  # (combinations, kinds)
     columns = [
         own[np.rint(grid[:, kinds.index(name)] * (len(own) - 1)).astype(int)] for own, name in zip(left, names, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -44,7 +45,7 @@ WRAP: Mapping[str, Any] = {
 }
 """How `compress` wraps what it is given: heads, MLPs and depth are searched, and important channels serve all widths.
 
-MLPs go down to an eighth, beyond "auto": of a trained network they can spare more than attention.
+MLPs go down to an eighth, beyond "auto", so that a budget of a half can be met by them alone.
 """
 
 _NAMES = ["embed_dim", "num_heads", "mlp_ratio", "depth", "leave", "blocks", "sharing", "order", "images", "records"]
@@ -142,7 +143,7 @@ def compress(
         model: A model of timm or of transformers that `wrap` takes, trained, in single precision; left as it was.
         train_loader: (images, labels) with weak augmentation; knows its length.
         val_loader: (images, labels) that were not trained on, for the scores of the search; read once. A score is the mean
-            of the losses from the labels and from the original's outputs: 500 to 1,000 images do.
+            of the cross entropies from the labels and from the original's outputs; 500 images are a beginning.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the original as strings: "50%".
         params: Budget of parameters, likewise.
         latency: Budget of milliseconds for one image on `device`, likewise; the parts of the model are timed first, see
@@ -169,7 +170,8 @@ def compress(
             not take.
         FileError: a folder of another model or of other settings.
         ShapeError: images of another dtype or other channels than the model's; labels that are not those of classes.
-        VitasError: a loader or outputs that do not fit; a loss that is not a finite number; optuna or tqdm is not installed.
+        VitasError: a loader or outputs that do not fit; a loss, of the original too, that is not a finite number; optuna or
+            tqdm is not installed.
 
     Example:
         >>> import timm
@@ -194,6 +196,10 @@ def compress(
     teacher.register_forward_pre_hook(partial(_check_images, kind, amp, channels))  # it sees all images, the first ones too
     loss_of = cross_entropy(val_loader, device=where, amp=amp, teacher=teacher)
     score = Accuracy.on_images_of(loss_of)
+    if not math.isfinite(value := loss_of(teacher)):
+        raise VitasError(
+            f"val_loader: the loss of the model on these images is {value}; leave out those that give no numbers"
+        )
     found = {"original": score(teacher)}
     made_for = {"model": fingerprint(model), "space": search_space(superformer).description(), "seed": seed, "lr": lr}
     made_for |= {"budget": [repr(flops), repr(params), repr(latency)], "epochs": [epochs, finetune_epochs], "amp": amp}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitas.errors import ShapeError, VitasError, shown
 from vitas.measure.score import Batch, Score, described
-from vitas.space import device_of, eval_mode, logits_of
+from vitas.space import device_of, eval_mode, holders, logits_of
 
 
 class CrossEntropy(Score):
@@ -71,12 +71,12 @@ def cross_entropy(
         keep: As in `accuracy`.
         progress: As in `accuracy`.
         teacher: A model on the same device, such as the one that was wrapped; its class probabilities then count as much as
-            the labels. It sees the images once.
+            the labels. It sees images that are kept once. One with choices of its own is refused.
 
     Raises:
         ShapeError: as in `accuracy`.
         ChoiceError: as in `accuracy`.
-        VitasError: as in `accuracy`; a teacher that is no module, or on another device.
+        VitasError: as in `accuracy`; a teacher that is no module, is searchable, or on another device.
 
     Example:
         >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
@@ -95,6 +95,8 @@ def cross_entropy(
     """
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise VitasError(f"teacher: expected a module, got {shown(teacher)}")
+    if teacher is not None and any(holders(teacher)):
+        raise VitasError("teacher: has choices, so that it would be what is active; pass the original, or an export")
     score = CrossEntropy(loader, device=device, amp=amp, batches=batches, keep=keep, progress=progress)
     score.teacher = teacher
     return score

@@ -28,7 +28,8 @@ class Batch(NamedTuple):
     taught: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return self._replace(images=self.images.to(device), labels=self.labels.to(device))
+        taught = None if self.taught is None else self.taught.to(device)
+        return self._replace(images=self.images.to(device), labels=self.labels.to(device), taught=taught)
 
 
 class Score(ABC):
@@ -102,7 +103,7 @@ class Score(ABC):
         number = "" if self.images is None else f" on {self.images} images"
         if self._kept is None:
             return f"{self.name}{number}, read again for each score"
-        size = sum(tensor.nbytes for batch in self._kept for tensor in (batch.images, batch.labels))
+        size = sum(tensor.nbytes for batch in self._kept for tensor in batch if isinstance(tensor, Tensor))
         return f"{self.name}{number}, {size / 2**20:,.1f} MiB kept"
 
     @abstractmethod
