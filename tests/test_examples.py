@@ -11,7 +11,7 @@ import vitas
 
 PUBLIC = {name: it for name in vitas.__all__ if not inspect.ismodule(it := getattr(vitas, name))}
 EXTRAS = {
-    "optuna": {"evolve", "load_search", "SearchResult", "suggest_subnet", "compress", "Compressed"},
+    "optuna": {"evolve", "load_search", "SearchResult", "suggest_subnet", "compress", "Compressed", "cross_entropy"},
     "tqdm": {"compress", "Compressed"},
     "timm": {"wrap", "check_records", "export_report", "register", "compress", "Compressed"},
     "huggingface_hub": {"push_to_hub"},

@@ -1,5 +1,6 @@
 """Named search spaces: plain arguments of the superformers."""
 
+import importlib
 import inspect
 from typing import Any
 
@@ -247,6 +248,7 @@ def create_superformer(
     sizes = {"img_size": img_size, "in_chans": in_chans, "num_classes": num_classes}
     arguments = {name: read_again(value) for name, value in {**preset, **overrides, **sizes}.items()}
     if takes_memory():
+        importlib.import_module("torch._dynamo")  # building loads it, which torch 2.8 cannot do under another device
         with torch.device("meta"):  # where every mistake is found, and the size, at no cost
             size = sum(parameter.nbytes for parameter in family(sharing=sharing, **arguments).parameters())
         refuse_beyond_memory(size, f"{name} of these sizes", ChoiceError)
