@@ -33,7 +33,8 @@ def described(runs: list[Any]) -> str:
 def row(called: str, searched: str, runs: list[Any], original: list[Any]) -> list[str]:
     """Return a line: what was made, what it costs and how good it is, means over the seeds and each of them.
 
-    The latency is the fastest of all seeds, since other work on the machine only slows down.
+    The latency is the fastest of all seeds, since other work on the machine only slows down, and its share of the original's
+    that was measured in turn with it.
     """
     number, runs = len(runs), [run for run in runs if "failed" not in run]
     if not runs:
@@ -45,9 +46,9 @@ def row(called: str, searched: str, runs: list[Any], original: list[Any]) -> lis
     share = f"{mean('macs') / 1e6:.1f} M, {100 * mean('macs') / original[0]['macs']:.0f} %"
     each = ", ".join(f"{100 * run['test']:.2f}" for run in runs)
     tests = f"{100 * mean('test'):.2f} ({each})" if len(runs) > 1 else each
-    fastest = min(run["latency"] for run in runs)
-    slow = 100 * fastest / min(run["latency"] for run in original)
-    costs = [share, f"{mean('params') / 1e3:.0f} k", f"{fastest:.1f} ms, {slow:.0f} %"]
+    fastest = min(runs, key=lambda run: run["latency"])
+    slow = 100 * fastest["latency"] / fastest["latency_original"]
+    costs = [share, f"{mean('params') / 1e3:.0f} k", f"{fastest['latency']:.1f} ms, {slow:.0f} %"]
     seeds = str(number) if len(runs) == number else f"{len(runs)} of {number}, others out of reach"
     spent = [f"{mean('passes'):.0f}", f"{mean('cpu') / 60:.1f}", str(runs[0].get("lines", ""))]
     return [called, searched, described(runs), *costs, f"{100 * mean('held_out'):.2f}", tests, seeds, *spent]
