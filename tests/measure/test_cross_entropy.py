@@ -7,7 +7,7 @@ from torch import nn
 
 import vitas
 from tests.measure.test_accuracy import batches, micro
-from vitas.errors import ShapeError, VitasError
+from vitas.errors import SearchError, ShapeError, VitasError
 from vitas.measure.accuracy import Accuracy
 from vitas.measure.cross_entropy import CrossEntropy
 from vitas.measure.score import Batch
@@ -79,6 +79,14 @@ def test_a_search_takes_the_smallest_loss():
     best = min(result.history, key=lambda one: one.scores["loss"])
     assert result.best == best.subnet
     assert best.scores["loss"] == pytest.approx(by_hand(vitas.export_subnet(model, best.subnet), data), rel=1e-5)
+
+
+@pytest.mark.parametrize("objectives", [None, {"loss": "max"}, {"accuracy": "max", "flops": "min"}])
+def test_a_search_that_would_take_the_largest_loss_is_refused(objectives):
+    pytest.importorskip("optuna")
+    settings = {"objectives": objectives, "population": 2, "generations": 1, "progress": False}
+    with pytest.raises(SearchError, match=r'smaller a cross entropy the better; pass objectives=\{"loss": "min"\}'):
+        vitas.evolve(micro(), vitas.cross_entropy(batches()), **settings)
 
 
 def test_what_does_not_fit_is_refused_as_by_accuracy():

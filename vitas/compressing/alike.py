@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 
+from vitas.errors import ChoiceError
 from vitas.sample import SubnetSampler
 from vitas.space import Subnet
 
@@ -27,12 +28,17 @@ def alike(sampler: SubnetSampler, most: int) -> list[Subnet]:
         sampler: What is inside the budget.
         most: How many are returned at most.
 
+    Raises:
+        ChoiceError: no sampler.
+
     Example:
         >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
         >>> sampler = vitas.SubnetSampler(model, flops=("40%", "50%"))
         >>> first = vitas.compressing.alike(sampler, 8)
         >>> evolution = vitas.Evolution(model, flops=("40%", "50%"), initial=first)
     """
+    if not isinstance(sampler, SubnetSampler):
+        raise ChoiceError(f"sampler: expected vitas.SubnetSampler(model, flops=...), got {type(sampler).__name__}")
     space = sampler.space
     left = [np.array(numbers) for numbers in space.encoding.left]  # of each choice, its values that are left
     names = [re.sub(r"\d+", "*", name) for name in space.choices]

@@ -14,7 +14,8 @@ from torch import nn
 from vitas.checks import ANY_INT, LONGEST_NAME, as_count, as_flag
 from vitas.cost import Cost
 from vitas.errors import SearchError, fault_of_name, shown
-from vitas.sample import SubnetSampler
+from vitas.measure.cross_entropy import CrossEntropy
+from vitas.sample import MEASURES, SubnetSampler
 from vitas.search.aims import checked_number
 from vitas.search.archive import Archive
 from vitas.search.ledger import Ledger
@@ -133,6 +134,9 @@ def evolve(
         only=only,
         initial=initial,
     )
+    measured = [way for name, way in archive.aims.objectives.items() if name not in MEASURES]
+    if isinstance(evaluate, CrossEntropy) and "max" in measured:
+        raise SearchError('objectives: the smaller a cross entropy the better; pass objectives={"loss": "min"}')
     facts = _facts(archive, model if storage is not None else None)
     ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts, storage_timeout, restart)
     worker = Worker(archive, ledger, total, stale_after, timeout)
