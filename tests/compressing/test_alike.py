@@ -73,7 +73,7 @@ def test_values_that_are_ruled_out_do_not_come():
     found = alike(vitas.SubnetSampler(model, flops="80%", fixed={"embed_dim": 48}), 100)
     assert {subnet["embed_dim"] for subnet in found} == {48}
     assert alike(vitas.SubnetSampler(model, flops="80%"), 0) == []
-    with pytest.raises(vitas.ChoiceError, match="sampler: expected .*, got DeiTSuperformer"):
+    with pytest.raises(vitas.ChoiceError, match=r"sampler: expected .*, got DeiTSuperformer"):
         alike(model, 4)
 
 
