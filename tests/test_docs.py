@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.clock import count_for_time
+
 pytestmark = pytest.mark.extras  # pages use timm, Optuna and matplotlib
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +25,8 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, request):
     names = {"__name__": "page"}
     if page.name == "wrapping.md":
         _without_downloads(monkeypatch)
+    if page.name == "searching.md":
+        count_for_time(monkeypatch)  # its budget is a share of a measured time
     if page.name == "training.md":
         _as_the_only_rank(monkeypatch)
     if page.name == "many_machines.md":

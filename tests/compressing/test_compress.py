@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import vitas
+from tests.clock import count_for_time
 from vitas import BudgetError, ChoiceError, VitasError, compress
 from vitas.compressing import WRAP, from_teacher
 from vitas.errors import FileError, ShapeError
@@ -91,7 +92,8 @@ def test_a_call_that_was_stopped_goes_on_to_the_same_network(tmp_path):
     assert equal(vitas.load_subnet(tmp_path / "network"), whole.network)
 
 
-def test_latency_is_a_budget_that_the_folder_keeps(tmp_path):
+def test_latency_is_a_budget_that_the_folder_keeps(tmp_path, monkeypatch):
+    count_for_time(monkeypatch)
     done = compressed(flops=None, latency="70%", folder=tmp_path)
     model = vitas.wrap(original(), **WRAP)
     space, text = vitas.search_space(model), (tmp_path / "latency.json").read_text()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import vitas
+from tests.clock import count_for_time, counted_seconds
 from tests.contract import macs
 from vitas import (
     ChoiceError,
@@ -174,16 +175,6 @@ def test_numbers_of_runs_are_checked(name, number):
 # -- latency_table: with a clock that counts, everything is exact ------------------------------------------------------
 
 
-def counted_seconds(run, device):
-    """A clock that shows a nanosecond for each multiply-add of a call."""
-
-    class Call(nn.Module):
-        def forward(self, x):
-            return run()
-
-    return macs(Call(), None) / 1e9
-
-
 def is_whole(run):
     """Whether a whole network is run, of which the runner called "torch" makes a partial function."""
     return isinstance(run.func, vitas.plain.VisionTransformer)
@@ -191,7 +182,7 @@ def is_whole(run):
 
 @pytest.fixture
 def counting(monkeypatch):
-    time_by(counted_seconds, monkeypatch)
+    count_for_time(monkeypatch)
 
 
 class Own(nn.Module):

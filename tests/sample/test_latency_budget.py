@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.clock import count_for_time
 from tests.sample.test_budget import deviations, everything, two_blocks
 from vitas import (
     BudgetError,
@@ -154,31 +155,27 @@ def test_a_latency_without_a_table_is_refused(latency):
         SubnetSampler(two_blocks(), latency=latency)
 
 
-def measured(model):
-    """A table whose times are made up: a part takes as long as it has weights."""
-
-    def runner(module, inputs):
-        return lambda: None
-
-    return latency_table(model, torch.zeros(1, 1, 8, 8), warmup=0, runs=1, calibrate=0, runner=runner)
+def measured(model, monkeypatch):
+    count_for_time(monkeypatch)
+    return latency_table(model, torch.zeros(1, 1, 8, 8), warmup=0, runs=1, calibrate=0)
 
 
 def micro(**options):
     return create_superformer("deit_micro", img_size=8, in_chans=1, num_classes=3, **options)
 
 
-def test_a_table_serves_a_copy_of_its_model_but_no_other_model():
+def test_a_table_serves_a_copy_of_its_model_but_no_other_model(monkeypatch):
     model = micro(depth=[1, 2])
-    table = measured(model)
+    table = measured(model, monkeypatch)
     sampler = SubnetSampler(micro(depth=[1, 2]), latency=(table, "50%"))
     assert sampler.windows["latency"].high > 0
     with pytest.raises(VitasError, match="the latency table is of another model"):
         SubnetSampler(micro(depth=[1, 2, 3]), latency=(table, "50%"))
 
 
-def test_a_model_that_changed_since_it_was_measured_is_refused():
+def test_a_model_that_changed_since_it_was_measured_is_refused(monkeypatch):
     model = micro(depth=[1, 2])
-    table = measured(model)
+    table = measured(model, monkeypatch)
     model.head = CyclicLinear(model.head.in_dim, 5)
     with pytest.raises(VitasError, match="make a new latency_table"):
         SubnetSampler(model, latency=(table, "50%"))
