@@ -227,6 +227,11 @@ IMAGES, LABELS = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
         (IMAGES[:0], LABELS[:0], r"images: expected \(batch, 3, height, width\), not empty, got float32 \(0, 3, 8, 8\)"),
         (IMAGES[0], LABELS, r"images: expected \(batch, 3, height, width\), not empty, got float32 \(3, 8, 8\)"),
         (IMAGES[:, :1], LABELS, r"images: expected \(batch, 3, height, width\), not empty, got float32 \(4, 1, 8, 8\)"),
+        (
+            torch.zeros(4, 3, 9, 8),
+            LABELS,
+            r"images: the model refuses float32 \(4, 3, 9, 8\): Input height \(9\) doesn't match",
+        ),
     ],
 )
 def test_a_training_batch_that_does_not_fit_is_one_line(images, labels, message):
@@ -238,6 +243,8 @@ def test_a_training_batch_that_does_not_fit_is_one_line(images, labels, message)
 def test_validation_images_and_weights_of_another_kind_are_refused_at_once():
     with pytest.raises(ShapeError, match="images: expected float32"):
         compress(original(), loaders()[0], batches(IMAGES.byte(), LABELS), flops="60%", loss=Stopped(0), progress=False)
+    with pytest.raises(ShapeError, match=r"images: the model refuses float32 \(4, 3, 8, 16\)"):
+        compress(original(), loaders()[0], batches(IMAGES.repeat(1, 1, 1, 2), LABELS), flops="60%", loss=Stopped(0))
     for kind in (torch.float16, torch.bfloat16):
         with pytest.raises(ChoiceError, match=r"model: weights of torch\..*float16 cannot be trained, pass model.float\(\)"):
             compressed(original().to(kind), loss=Stopped(0))

@@ -75,7 +75,7 @@ def test_what_is_no_search_is_refused(tmp_path):
     with pytest.raises(SearchError, match="expected the path or URL of a search, got None"):
         load_search(None)
     memory = optuna.storages.InMemoryStorage()
-    with pytest.raises(SearchError, match="no search of that name: there is none, got 'vitas'"):
+    with pytest.raises(SearchError, match="storage: no search in it, looked for 'vitas'"):
         load_search(memory)
     optuna.create_study(storage=memory, study_name="vitas").add_trial(optuna.trial.create_trial(value=1.0))
     for look in (lambda: load_search(memory), lambda: evolve(micro(), width, storage=memory, restart=True, **OPTIONS)):

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +191,7 @@ def compress(
     superformer.to(where).requires_grad_(True)
     kind, channels = _precision(superformer), superformer.image_shape()[0]
     val_loader = list(val_loader) if isinstance(val_loader, Iterator) else val_loader
-    teacher = copied(model).to(where).eval().requires_grad_(False)
-    teacher.register_forward_pre_hook(partial(_check_images, kind, amp, channels))  # it sees all images, the first ones too
+    teacher = _Teacher(copied(model).to(where).eval().requires_grad_(False), kind, channels, amp).eval()
     loss_of = cross_entropy(val_loader, device=where, amp=amp, teacher=teacher)
     score = Accuracy.on_images_of(loss_of)
     if not math.isfinite(value := loss_of(teacher)):
@@ -239,12 +237,46 @@ def _flops(model: nn.Module, subnet: Subnet) -> int:
     return count_flops(model, subnet).total
 
 
+class _Teacher(nn.Module):
+    """The original, which sees all images before others do, and so tells what is wrong with them.
+
+    Args:
+        network: The original, in eval mode.
+        kind: dtype of its weights.
+        channels: Of its images.
+        amp: Whether it runs under autocast.
+    """
+
+    def __init__(self, network: nn.Module, kind: torch.dtype, channels: int, amp: bool) -> None:
+        super().__init__()
+        self.network, self.kinds, self.channels = network, {kind}, channels
+        if amp:
+            self.kinds |= {torch.float16, torch.bfloat16}
+
+    def forward(self, images: Tensor) -> Any:
+        """Return what the original returns.
+
+        Raises:
+            ShapeError: images that cannot be multiplied with its weights, or of a size that it refuses.
+        """
+        if images.ndim != 4 or not len(images) or images.shape[1] != self.channels:
+            expected = f"(batch, {self.channels}, height, width), not empty"
+            raise ShapeError(f"images: expected {expected}, got {described(images)}")
+        if images.dtype not in self.kinds:
+            kind = str(_precision(self.network)).removeprefix("torch.")
+            raise ShapeError(f"images: expected {kind}, as the model, got {described(images)}")
+        try:
+            return self.network(images)
+        except (AssertionError, ValueError) as error:  # how timm and transformers refuse a height or a width
+            raise ShapeError(f"images: the model refuses {described(images)}: {brief(error, 80)}") from None
+
+
 @dataclass(frozen=True)
 class _School:
     """How learners are taught by the original.
 
     Attributes:
-        teacher: The original, in eval mode.
+        teacher: The original.
         loss: Of logits, the teacher's logits and labels.
         device: Where all of it is.
         amp: Whether forward passes run in bfloat16.
@@ -308,15 +340,6 @@ def _precision(model: nn.Module) -> torch.dtype:
     if len(kinds) > 1:
         raise ChoiceError(f"model: weights of {listed(sorted(map(str, kinds)))}, expected one dtype; pass model.float()")
     return kinds.pop()
-
-
-def _check_images(kind: torch.dtype, amp: bool, channels: int, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Refuse images that the model's weights cannot be multiplied with."""
-    images = inputs[0]
-    if images.ndim != 4 or not len(images) or images.shape[1] != channels:
-        raise ShapeError(f"images: expected (batch, {channels}, height, width), not empty, got {described(images)}")
-    if images.dtype != kind and not (amp and images.dtype in (torch.float16, torch.bfloat16)):
-        raise ShapeError(f"images: expected {str(kind).removeprefix('torch.')}, as the model, got {described(images)}")
 
 
 def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:

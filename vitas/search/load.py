@@ -80,7 +80,7 @@ def _read(opened: Any, name: str) -> tuple[dict[str, Any], list[Claim], Any]:
 
     names = names_in(opened)
     if name not in names:
-        there = one_of(names, name) if names else f"there is none, got {shown(name)}"
-        raise SearchError(f"storage: no search of that name: {there}")
+        there = f"no search of that name: {one_of(names, name)}" if names else f"no search in it, looked for {shown(name)}"
+        raise SearchError(f"storage: {there}")
     study = optuna.load_study(study_name=name, storage=opened, sampler=optuna.samplers.RandomSampler())
     return facts_of(opened, name), claims_of(opened, name), study
