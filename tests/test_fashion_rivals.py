@@ -92,7 +92,7 @@ def test_cells_of_a_missing_tool_are_left_out_and_a_second_run_does_nothing_agai
     monkeypatch.setattr(rivals, "SMOKE", TINY._replace(sizes=(60,)))
     monkeypatch.setattr(sys, "argv", ["rivals.py", "--smoke", "--results", str(tmp_path), "--plan"])
     rivals.main()
-    assert "6 cells" in capsys.readouterr().out
+    assert "7 cells" in capsys.readouterr().out
     assert not (tmp_path / "results.jsonl").exists()
     sys.argv.pop()
     rivals.main()
@@ -100,7 +100,12 @@ def test_cells_of_a_missing_tool_are_left_out_and_a_second_run_does_nothing_agai
     assert "torch-pruning/60/0: left out, torch_pruning is not installed" in printed
     assert "ModelOpt AutoNAS/60/0: left out, modelopt.torch is not installed" in printed
     results = store.read(tmp_path / "results.jsonl")
-    assert list(results) == ["original/100/0", "vitas.compress/60/0", "narrower, from scratch/60/0"]
+    assert list(results) == [
+        "original/100/0",
+        "original, trained on/100/0",
+        "vitas.compress/60/0",
+        "narrower, from scratch/60/0",
+    ]
     found = results["vitas.compress/60/0"]
     network = torch.load(tmp_path / "weights" / "vitas.compress-60-0.pt", weights_only=False)
     assert found["network"]["mlp"] == [block.mlp.fc1.out_features for block in network.blocks]

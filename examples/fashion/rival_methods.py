@@ -112,7 +112,16 @@ def narrower(task: Task) -> nn.Module:
     return task.fit(vit(task.settings, max(fit)), lr=task.settings.recipe.lr)
 
 
+def trained_on(task: Task) -> nn.Module:
+    """Make nothing smaller: train the original with as many passes as the others, to see what there is to keep."""
+    return task.fit(copy.deepcopy(task.original).requires_grad_(True))
+
+
+WHOLE = "original, trained on"
+"""The method whose size is 100 %."""
+
 METHODS: dict[str, Callable[[Task], nn.Module]] = {
+    WHOLE: trained_on,
     "vitas.compress": vitas_compress,
     "torch-pruning": torch_pruning,
     "ModelOpt AutoNAS": modelopt_autonas,
@@ -120,6 +129,7 @@ METHODS: dict[str, Callable[[Task], nn.Module]] = {
     "narrower, from scratch": narrower,
 }
 SEARCHED = {
+    WHOLE: "nothing",
     "vitas.compress": "heads and MLP of each block, depth",
     "torch-pruning": "one ratio for all widths; which channels",
     "ModelOpt AutoNAS": "MLP of each block, depth",

@@ -63,7 +63,7 @@ def rivals(results: Results) -> str:
     if not (original := found.get(("original", 100))):
         return markdown([], [])
     rows = [["100 %", *row("original", "", original, original)]]
-    for size in FULL.sizes:
+    for size in (100, *FULL.sizes):
         for method in METHODS:
             if runs := found.get((method, size)):
                 rows.append([f"{size} %", *row(method, SEARCHED[method], runs, original)])

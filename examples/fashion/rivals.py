@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 import training
 from data import Split, load, stand_in
-from rival_methods import METHODS, lines
+from rival_methods import METHODS, WHOLE, lines
 from rival_task import FORWARD, FULL, SMOKE, OutOfReach, Settings, Task, vit
 from store import Store
 from torch import nn
@@ -32,9 +32,9 @@ Cell = tuple[str, int, int]
 
 
 def ordered(settings: Settings, seeds: int) -> list[Cell]:
-    """Return all cells: of each seed the original, then each size with vitas first."""
-    rest = [(method, size) for size in settings.sizes for method in METHODS]
-    return [(method, size, seed) for seed in range(seeds) for method, size in [("original", 100), *rest]]
+    """Return all cells: of each seed the original, also trained on, then each size with vitas first."""
+    rest = [(method, size) for size in settings.sizes for method in METHODS if method != WHOLE]
+    return [(method, size, seed) for seed in range(seeds) for method, size in [("original", 100), (WHOLE, 100), *rest]]
 
 
 def shape(network: Any) -> dict[str, Any]:
