@@ -168,7 +168,8 @@ def compress(
         ChoiceError: numbers that cannot be used; weights in half precision or of several dtypes; arguments that `wrap` does
             not take.
         FileError: a folder of another model or of other settings.
-        ShapeError: images of another dtype or other channels than the model's; labels that are not those of classes.
+        ShapeError: images of another dtype, of other channels or of a size that the model refuses; labels that are not those
+            of classes.
         VitasError: a loader or outputs that do not fit; a loss, of the original too, that is not a finite number; optuna or
             tqdm is not installed.
 
