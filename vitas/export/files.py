@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ except ImportError:  # Windows
 
 _MOST_HEADER_BYTES = 3 * 2**20
 _MOST_JSON = 2**20  # characters: what reads them may take thirty times as much
+_MOST_NESTED = 64  # lists and objects in one another: far from where Python stops, and no file of ours comes near
 
 AnyPath = str | os.PathLike[str]
 
@@ -145,14 +147,21 @@ def read_json(text: str, path: Path) -> Any:
     """Return the value that a text in a file holds.
 
     Raises:
-        FileError: not JSON, or too long.
+        FileError: not JSON, too long or nested too deep.
     """
     if len(text) > _MOST_JSON:
         raise FileError(f"{path}: JSON of more than {_MOST_JSON} characters")
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path}: not valid JSON ({brief(error)})") from None
+    level = [value]
+    for _ in range(_MOST_NESTED):
+        holders = (it.values() if isinstance(it, dict) else it for it in level if isinstance(it, (dict, list)))
+        level = list(chain.from_iterable(holders))
+    if level:
+        raise FileError(f"{path}: JSON nested more than {_MOST_NESTED} deep")
+    return value
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ arguments plain data; the network is built on the meta device first, within boun
 
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitas.checks import MOST_CHANNELS, is_int, is_number
+from vitas.checks import MOST_CHANNELS, is_int
 from vitas.errors import FileError, brief, listed, shown
 from vitas.export.files import check
 from vitas.export.formats import differences
@@ -29,6 +29,7 @@ _MOST_BYTES = 2**38  # of the parameters of the original
 _MOST_BUFFERS = 2**30  # bytes of what is computed when a network is built, and stands in no file
 _MOST_PRETRAINED = 2**16  # characters
 _MOST_SUBNETS = 16
+_LABELS = ("id2label", "label2id")  # of a config: the names of classes, whatever those are
 _MOST_NUMBERS = 2**20  # in a tensor that is not on the meta device, such as the rates of all blocks
 
 
@@ -56,13 +57,13 @@ def expressed(module: nn.Module, source: tuple[str, Mapping[str, Any]] | None) -
     if origin is None or origin["source"] is None:
         return None
     own = origin["source"]
-    refused = _refused_by(own["library"], own["name"], own["arguments"], "config: source")
-    arguments = {name: value for name, value in own["arguments"].items() if name not in refused}  # such as notes in a config
+    refused = _refused_by(own["library"], own["name"], "config: source")
+    arguments = _without(own["arguments"], refused)  # such as notes in a config
     origin["source"] = {**own, "arguments": arguments}
     _check_source(origin["source"], "config: source")
     with _told("config: it cannot be made again from what it was made of"), _bounded():
         made = _made(origin, "config")
-        now = {name: value for name, value in _now(module).items() if name not in refused}
+        now = _without(_now(module), refused)
         if changed := _changed(_now(made), now):
             origin["source"]["arguments"] = _merged(arguments, changed)
             made = _made(origin, "config")
@@ -94,14 +95,13 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     changed = {}
     for name, value in now.items():
         if before.get(name) != value:
-            inner = isinstance(value, dict) and isinstance(before.get(name), dict) and name not in ("id2label", "label2id")
+            inner = isinstance(value, dict) and isinstance(before.get(name), dict) and name not in _LABELS
             changed[name] = _changed(before[name], value) if inner else value
     return changed
 
 
 def _merged(told: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    labels = ("id2label", "label2id")
-    inner = {name for name, own in changed.items() if isinstance(own, dict) and name not in labels and name in told}
+    inner = {name for name, own in changed.items() if isinstance(own, dict) and name not in _LABELS and name in told}
     return {**told, **changed, **{name: _merged(told[name], changed[name]) for name in inner}}
 
 
@@ -186,9 +186,13 @@ def built(told: Any, name: str, where: str) -> nn.Module:
     return model
 
 
-def completed(told: Mapping[str, Any]) -> nn.Module:
-    """Return a network that `built` has made sure of, with all that stands in no file; its weights say nothing."""
-    with weightless():
+def completed(told: Mapping[str, Any], where: str) -> nn.Module:
+    """Return a network that `built` has made sure of, with all that stands in no file; its weights say nothing.
+
+    Raises:
+        FileError: arguments that its library looks at only when it draws weights.
+    """
+    with _told(f"{where}: describes no network"), weightless():
         return _settled(remade(told), told, told["source"])
 
 
@@ -236,9 +240,9 @@ def _check_source(source: Mapping[str, Any], where: str) -> None:
     check(isinstance(arguments, dict), f"{where}: arguments", "an object", arguments)
     if not is_plain(arguments):
         raise FileError(f"{where}: arguments: expected numbers, words and lists of them")
-    refused = _refused_by(library, name, arguments, where)
+    refused = next(_refused_in(arguments, _refused_by(library, name, where)), None)
+    check(refused is None, f"{where}: arguments", "those of the model alone", refused)
     for argument, value in arguments.items():
-        check(argument not in refused, f"{where}: arguments", "those of the model alone", argument)
         most = _MOST_BLOCKS if any(word in argument for word in _COUNTS_BLOCKS) else MOST_CHANNELS
         for number in _numbers(value):
             check(abs(number) <= most, f"{where}: arguments: {listed([argument])}", f"numbers up to {most}", number)
@@ -249,46 +253,76 @@ _COUNTS_BLOCKS = ("depth", "layers", "blocks")
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
-    if is_number(value):
+    """Yield all numbers in plain data, those too that no float holds, NaN and infinities."""
+    if isinstance(value, (int, float)):
         yield value
     elif isinstance(value, (list, tuple, dict)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _numbers(item)
-    else:
-        check(not isinstance(value, float), "arguments", "finite numbers", value)
 
 
-def _refused_by(library: str, name: str, arguments: Mapping[str, Any], where: str) -> set[str]:
-    """Return what no argument of a model may be called; refuse names of no model."""
+_Rule = Callable[[str, Sequence[str]], bool]
+"""Whether no argument may have a name, given the names of the objects around it."""
+
+
+def _refused_in(arguments: Mapping[str, Any], refused: _Rule, inside: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the names of arguments that a rule refuses, also of those inside of objects."""
+    for name, value in arguments.items():
+        if refused(name, inside):
+            yield ".".join((*inside, name))
+        elif isinstance(value, dict):
+            yield from _refused_in(value, refused, (*inside, name))
+
+
+def _without(arguments: Mapping[str, Any], refused: _Rule, inside: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return arguments without those that a rule refuses."""
+    return {
+        name: _without(value, refused, (*inside, name)) if isinstance(value, dict) else value
+        for name, value in arguments.items()
+        if not refused(name, inside)
+    }
+
+
+def _refused_by(library: str, name: str, where: str) -> _Rule:
+    """Return the rule of what no argument of a model may be called; refuse names of no model."""
     try:
-        return _refused_by_timm(name, where) if library == "timm" else _refused_by_transformers(name, arguments, where)
+        return _refused_by_timm(name, where) if library == "timm" else _refused_by_transformers(name, where)
     except ImportError as error:
         raise FileError(f"{where}: {error}; pip install 'vitas[{library}]'") from None
 
 
-def _refused_by_timm(name: str, where: str) -> set[str]:
-    """Return what no argument of a model of timm may be called: what says where files lie, and what to download."""
+def _refused_by_timm(name: str, where: str) -> _Rule:
+    """Return the rule that refuses what says where files lie, and what to download."""
     import timm
     from timm.models import build_model_with_cfg, is_model, model_entrypoint
 
     plain = name.isidentifier() and is_model(name) and model_entrypoint(name).__module__.startswith("timm.")
     check(plain, f"{where}: name", "a model of timm", name)
     own = {key for of in (timm.create_model, build_model_with_cfg) for key in inspect.signature(of).parameters}
-    return own | {"pruned", "features_only", "feature_cls", "out_indices", "device", "dtype"}
+    own |= {"pruned", "features_only", "feature_cls", "out_indices", "device", "dtype"}
+    return lambda argument, inside: not inside and argument in own
 
 
-def _refused_by_transformers(name: str, arguments: Mapping[str, Any], where: str) -> set[str]:
-    """Return what no key of a config may be called: what it does not have, and what names code or files elsewhere."""
+def _refused_by_transformers(name: str, where: str) -> _Rule:
+    """Return the rule that refuses what a config, or one inside of it, does not have, or what names code elsewhere."""
     import transformers
 
     check(name.startswith("transformers.") and is_known(name), f"{where}: name", "a class that records describe", name)
     kind: Any = getattr(transformers, name.rpartition(".")[2], None)
     check(kind is not None, f"{where}: name", f"a class of transformers {transformers.__version__}", name)
-    known = {*kind.config_class().to_dict(), "architectures", "model_type", "transformers_version", "dtype"}
-    return {key for key in arguments if key not in known or key.startswith("_") or "implementation" in key} | {
-        "auto_map",
-        "quantization_config",
-    }
+    known = kind.config_class().to_dict()
+    said = {"architectures", "model_type", "transformers_version", "dtype"}
+
+    def refused(key: str, inside: Sequence[str]) -> bool:
+        if inside and inside[-1] in _LABELS:
+            return False
+        here: Any = known
+        for outer in inside:
+            here = here.get(outer) if isinstance(here, dict) else None
+        strange = isinstance(here, dict) and key not in here and key not in said
+        return strange or key.startswith("_") or "implementation" in key or key in ("auto_map", "quantization_config")
+
+    return refused
 
 
 @contextmanager

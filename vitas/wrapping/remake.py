@@ -157,12 +157,22 @@ _NO_WRITES = ("requires_grad_", "detach_", "set_", "resize_", "squeeze_", "unsqu
 
 
 class unwritten(TorchFunctionMode):
-    """Pass over what would be written into a tensor without memory of its own: on the meta device, or one number."""
+    """Pass over what would be written into a tensor without memory of its own: on the meta device, or one number.
+
+    Either says that it is on the meta device, so that nobody draws numbers for it.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given, name = kwargs or {}, getattr(func, "__name__", "")
         if name == "__setitem__" or (name.endswith("_") and not name.endswith("__") and name not in _NO_WRITES):
             written = next(iter((*args, *given.values())), None)
-            if isinstance(written, Tensor) and (written.is_meta or 0 in written.stride()):
+            if isinstance(written, Tensor) and _is_empty(written):
                 return written
+        if getattr(func, "__self__", None) is Tensor.is_meta:
+            return _is_empty(args[0])
         return func(*args, **given)
+
+
+def _is_empty(tensor: Tensor) -> bool:
+    """Say whether a tensor has no memory of its own."""
+    return tensor.is_meta or 0 in tensor.stride()
