@@ -481,6 +481,22 @@ def test_an_empty_window_names_the_range_and_the_nearest_costs(measure):
         SubnetSampler(model, **{measure: (int(costs[-1]) + 1, None)})
 
 
+@pytest.mark.parametrize("far", [2**20, 2**50])
+def test_between_costs_that_lie_far_apart(far):
+    model = two_blocks()
+    space, (codes, _) = search_space(model), everything(model)
+    steps = [far * number for number in range(len(space.choices["embed_dim"].values))]
+    chain = Chain(space, [params_of(model) + Cost.table(space.choices["embed_dim"], steps)])
+    place = list(space.choices).index("embed_dim")
+    costs = np.unique(cost_model(model).params(codes) + np.array(steps)[codes[:, place]])
+    gaps = np.flatnonzero(np.diff(costs) > far // 2)
+    assert len(gaps) == len(steps) - 1
+    for below, above in zip(costs[gaps].tolist(), costs[gaps + 1].tolist(), strict=True):
+        assert outermost(chain, Window(below + 1, above), UP) == above
+        assert outermost(chain, Window(below, above - 1), DOWN) == below
+        assert outermost(chain, Window(below + 1, above - 1), UP) is None
+
+
 def test_two_windows_that_exclude_each_other():
     model = two_blocks()
     codes, _ = everything(model)

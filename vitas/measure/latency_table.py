@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitas.checks import ANY_INT, as_count
+from vitas.checks import as_count
 from vitas.cost import Cost, params_of, stated_cost
 from vitas.cost.model import Codes, TableSum
 from vitas.cost.watch import Stated, Watch
@@ -142,12 +143,14 @@ class LatencyTable:
             VitasError: the table of another model.
         """
         space = search_space(model)
-        if not isinstance(text, str) or len(text) > _MOST_CHARACTERS or text.count("[") > _MOST_LISTS:
+        lists = isinstance(text, str) and text.count("[") + text.count("{")
+        if not isinstance(text, str) or len(text) > _MOST_CHARACTERS or lists > _MOST_LISTS:
             raise FileError(f"latency table: expected text of at most {_MOST_CHARACTERS} characters and {_MOST_LISTS} lists")
         try:
             told = json.loads(text)
-            choices, measured = told["choices"], _measured(told["measured"])
-            terms = [(str(path), tuple(names), _whole(table)) for path, names, table in told["nanoseconds"]]
+            choices, measured, terms = told["choices"], _measured(told["measured"]), _terms(told["nanoseconds"])
+        except FileError:
+            raise
         except (ValueError, TypeError, LookupError, RecursionError, OverflowError) as error:
             raise FileError(f"latency table: expected what to_json returned ({brief(error, kind=True)})") from None
         if choices != _values(space.choices):
@@ -174,31 +177,54 @@ def _measured(told: Mapping[str, Any]) -> Measured:
     """Return what JSON values tell.
 
     Raises:
-        ValueError: values that are none of these.
+        FileError: values that are none of these.
         LookupError, TypeError: other fields.
     """
     statistic, runner, numbers = told["statistic"], told["runner"], {**told}
-    if not is_one_of(list(STATISTICS), statistic) or not isinstance(runner, str) or len(runner) > _MOST_NAME:
-        raise ValueError(f"measured: got {shown(statistic)} in {shown(runner)}")
+    if not is_one_of(list(STATISTICS), statistic):
+        raise FileError(f"latency table: statistic: {one_of(list(STATISTICS), statistic)}")
+    if not isinstance(runner, str) or len(runner) > _MOST_NAME or not runner.isprintable():
+        raise FileError(f"latency table: runner: expected its name, got {shown(runner)}")
     for name in ("runs", "threads", "configurations", "busy"):
-        numbers[name] = as_count(told[name], name, 0, ANY_INT, FileError)
+        numbers[name] = as_count(told[name], f"latency table: {name}", 0, error=FileError)
     return Measured(**numbers)
 
 
+def _terms(told: Any) -> list[tuple[str, tuple[str, ...], NDArray[np.int64]]]:
+    """Return what JSON values tell of the parts: where each stands, the names of its choices, its times.
+
+    Raises:
+        FileError: anything else; more parts, or longer times, than any model has.
+    """
+    if not isinstance(told, list) or len(told) > _MOST_PARTS:
+        raise FileError(f"latency table: nanoseconds: expected a list of at most {_MOST_PARTS} parts, got {shown(told)}")
+    terms = []
+    for part in told:
+        path, names, table = part if isinstance(part, list) and len(part) == 3 else (None, None, None)
+        if not isinstance(path, str) or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise FileError(f"latency table: nanoseconds: expected lists of a path, names and times, got {shown(part)}")
+        terms.append((path, tuple(names), _whole(table)))
+    if sum(int(table.max()) for _, _, table in terms) > _MOST_NANOSECONDS:
+        raise FileError(f"latency table: nanoseconds: expected at most {_MOST_NANOSECONDS} in all")
+    return terms
+
+
 _MOST_CHARACTERS, _MOST_LISTS = 2**22, 2**18  # of a table's JSON, which has some hundred thousand and some thousand
+_MOST_PARTS = 2**12  # which are some hundred
 _MOST_NAME = 200
 _MOST_NANOSECONDS = 2**50
 
 
-def _whole(table: Any) -> Any:
-    """Return an array of whole numbers, small enough to be added up.
+def _whole(times: Any) -> NDArray[np.int64]:
+    """Return an array of whole numbers, none negative.
 
     Raises:
-        ValueError: anything else.
+        FileError: anything else.
+        ValueError: lists of several lengths.
     """
-    array = np.array(table)
-    if array.dtype.kind not in "iu" or not array.size or max(abs(int(array.min())), int(array.max())) > _MOST_NANOSECONDS:
-        raise ValueError(f"whole numbers up to {_MOST_NANOSECONDS}, got {shown(table)}")
+    array = np.array(times)
+    if array.dtype.kind not in "iu" or not array.size or array.min() < 0 or int(array.max()) > _MOST_NANOSECONDS:
+        raise FileError(f"latency table: nanoseconds: expected ints from 0 to {_MOST_NANOSECONDS}, got {shown(times, 40)}")
     return array.astype(np.int64)
 
 
@@ -275,7 +301,8 @@ def latency_table(
                 cost = _fitted(cost, model, space, arguments, timer, calibrate)
     finally:
         state.put_back()
-    named = runner.__qualname__ if isinstance(runner, FunctionType) else str(runner)
+    named = runner.__qualname__ if isinstance(runner, FunctionType) else runner
+    named = named if isinstance(named, str) else shown(named, _MOST_NAME)
     measured = Measured(statistic, runs, named, torch.get_num_threads(), configurations, timer.busy)
     return LatencyTable(space, cost, measured, _watch_of(model))
 

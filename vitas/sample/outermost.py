@@ -35,7 +35,7 @@ def outermost(chain: Chain, window: Window, way: int, *, work: float = 2e8) -> i
     found = [int(chain.start[0])] if reached[0] and not chain.steps else []
     for t, step in enumerate(chain.steps):
         here, after = lattices[t], lattices[t + 1]
-        further = [0] * step.nodes_after
+        further, points = [0] * step.nodes_after, after.points().tolist()
         for node, value in zip(*np.nonzero(step.weight), strict=True):
             if not reached[node]:
                 continue
@@ -46,29 +46,33 @@ def outermost(chain: Chain, window: Window, way: int, *, work: float = 2e8) -> i
             target = int(step.target[node, value])
             finer = int(max(after.gcd[0, target], 1))
             shift = (first - int(after.low[0, target])) // finer
-            bits = _spread(reached[node], unit // finer)
-            further[target] |= bits << shift if shift >= 0 else bits >> -shift
-        points = after.points().tolist()
-        reached = [bits & ((1 << n) - 1) for bits, n in zip(further, points, strict=True)]
+            further[target] |= _moved(reached[node], max(unit // finer, 1), shift, points[target])
+        reached = further
     return (min(found) if way == UP else max(found)) if found else None
 
 
-def _spread(bits: int, stride: int) -> int:
-    """Return bits with `stride - 1` zeros after each."""
-    if stride <= 1 or bits <= 1:
-        return bits
-    n = (bits.bit_length() + 7) // 8
-    single = np.unpackbits(np.frombuffer(bits.to_bytes(n, "little"), np.uint8), bitorder="little")
-    apart = np.zeros(len(single) * stride, dtype=np.uint8)
-    apart[::stride] = single
-    return int.from_bytes(np.packbits(apart, bitorder="little").tobytes(), "little")
+def _moved(bits: int, stride: int, shift: int, length: int) -> int:
+    """Return bits with `stride - 1` zeros after each, `shift` places further up, of which the first `length` are kept.
+
+    What is not kept is never made: it may lie so far up that no machine holds it.
+    """
+    lost = max(0, -(shift // stride))  # of those at the low end, which would come to lie below place 0
+    kept = max(0, -((shift - length) // stride))  # from the low end
+    bits, shift = (bits & ((1 << min(kept, bits.bit_length())) - 1)) >> lost, shift + lost * stride
+    if stride > 1 and bits > 1:
+        n = (bits.bit_length() + 7) // 8
+        single = np.unpackbits(np.frombuffer(bits.to_bytes(n, "little"), np.uint8), bitorder="little")
+        apart = np.zeros(bits.bit_length() * stride, dtype=np.uint8)
+        apart[::stride] = single[: bits.bit_length()]
+        bits = int.from_bytes(np.packbits(apart, bitorder="little").tobytes(), "little")
+    return bits << shift if bits else 0
 
 
 def _first_inside(bits: int, first: int, unit: int, window: Window, way: int) -> list[int]:
     """Return the cost inside the window, if any, that is met first, of bits that stand for first, first + unit, ..."""
     begin = max(0, -((first - window.low) // unit))
     bits = bits >> begin << begin
-    bits &= (1 << max(0, (window.high - first) // unit + 1)) - 1
+    bits &= (1 << min(bits.bit_length(), max(0, (window.high - first) // unit + 1))) - 1
     if not bits:
         return []
     number = (bits & -bits).bit_length() - 1 if way == UP else bits.bit_length() - 1
