@@ -85,9 +85,9 @@ def test_a_search_goes_on_after_an_evaluation_that_hangs():
         return float(len(calls))
 
     settings = {"population": 4, "generations": 2, "progress": False}
-    result = vitas.evolve(model, evaluate, timeout=0.5, **settings)
+    result = vitas.evolve(model, evaluate, timeout=2, **settings)
     assert [evaluation.error is None for evaluation in result.history] == [True, True, False, True, True, True, True, True]
-    assert "TimeoutError: it took longer than 0.5 s" in result.history[2].error
+    assert "TimeoutError: it took longer than 2 s" in result.history[2].error
     assert vitas.active_subnet(model) == before
     for bad in (0, -1, float("nan"), "1 s"):
         with pytest.raises(SearchError, match="timeout"):
