@@ -1,6 +1,7 @@
 """Files that an enemy made: refused before they are read without end or allocated."""
 
 import ast
+import inspect
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from vitas import memory
 from vitas.errors import ChoiceError, ExportError, FileError
 from vitas.export import files
 from vitas.export.network import _hash
+from vitas.superformer import DeiTSuperformer, TwinsSuperformer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices")
 
@@ -129,7 +131,7 @@ def test_what_no_machine_holds_never_reaches_the_allocator(folder, monkeypatch):
         vitas.load_subnet(folder, img_size=2**20)
     with pytest.raises(ChoiceError, match=r"weight of shape .* takes .* GB, and this machine has"):
         vitas.nn.CyclicLinear(2**24, 2**24)
-    with pytest.raises(ChoiceError, match=r"table of shape .* takes .* GB, and this machine has"):
+    with pytest.raises(ChoiceError, match=r"DeiTSuperformer of these sizes takes .* GB, and this machine has"):
         vitas.superformer.DeiTSuperformer(2**20, 1, 3)
     with pytest.raises(ChoiceError, match=r"q, k, v: a weight of shape .* takes .* GB, and this machine has"):
         vitas.nn.ElasticAttention(2**24, 1)
@@ -196,11 +198,11 @@ def test_a_size_that_is_blown_up_takes_no_memory(family, name, value, tmp_path):
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("vitas_deit", {"embed_dim": [2**20]}, "vitas_deit of these sizes takes .* GB, and this machine has"),
+        ("vitas_deit", {"embed_dim": [2**20]}, "DeiTSuperformer of these sizes takes .* GB, and this machine has"),
         ("vitas_deit", {"embed_dim": [2**24]}, "takes .* GB, and this machine has"),
-        ("deit_micro", {"qkv_dim": 2**24, "num_classes": 3, "img_size": 8}, "deit_micro of these sizes takes .* GB"),
+        ("deit_micro", {"qkv_dim": 2**24, "num_classes": 3, "img_size": 8}, "DeiTSuperformer of these sizes takes .* GB"),
         ("deit_micro", {"depth": 5000}, "depth: expected at most 256 blocks, got 5000"),
-        ("vitas_twins", {"embed_dims": [[2**20]] * 4}, "vitas_twins of these sizes takes .* GB, and this machine has"),
+        ("vitas_twins", {"embed_dims": [[2**20]] * 4}, "TwinsSuperformer of these sizes takes .* GB, and this machine has"),
         ("vitas_twins", {"depths": [100] * 4}, "depths: expected at most 256 blocks in all stages, got 400"),
         ("vitas_twins", {"img_size": 2**24}, "img_size: expected a positive int"),
     ],
@@ -215,6 +217,42 @@ def test_a_superformer_that_is_too_large_takes_no_memory(name, sizes, message, m
             refused.append(error)
     assert re.search(message, str(refused[0]))
     assert len(str(refused[0])) <= 160
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        (DeiTSuperformer, {"embed_dim": 2**13, "num_heads": 8, "depth": 6}),
+        (TwinsSuperformer, {"embed_dims": [2**13] * 4, "num_heads": [8] * 4, "depths": [2] * 4}),
+    ],
+)
+def test_constructors_refuse_what_fits_weight_by_weight_but_not_in_all(kind, sizes, monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2**34)
+    with frugal(sizes, seconds=math.inf), pytest.raises(ChoiceError, match=f"{kind.__name__} of these sizes takes .* GB"):
+        kind(**sizes)
+    with torch.device("meta"):
+        assert next(kind(**sizes).parameters()).is_meta  # takes nothing
+
+
+def test_a_constructor_of_ones_own_runs_once():
+    runs = []
+
+    class Mine(DeiTSuperformer):
+        def __init__(self, width):
+            self.width_of_mine = width
+            super().__init__(8, 2, 3, 3, embed_dim=width, depth=iter([1, 2]), num_heads=2)
+            runs.append(self)
+
+        def reset_parameters(self):
+            assert self.width_of_mine is width  # of no draft
+            super().reset_parameters()
+
+    width = vitas.Dim([8, 16])
+    model = Mine(width)
+    assert runs == [model]
+    assert model.embed_dim is width
+    assert vitas.search_space(model).values["depth"] == (1, 2)
+    assert list(inspect.signature(DeiTSuperformer).parameters)[:2] == ["img_size", "patch_size"]
 
 
 def test_iterators_are_read_for_the_size_and_for_the_superformer():

@@ -1,17 +1,48 @@
 """What both families of superformers have in common."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from functools import wraps
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import nn
 
 from vitas.choice import Dim
 from vitas.errors import ChoiceError
+from vitas.memory import refuse_beyond_memory, takes_memory
 from vitas.nn import Elastic
 from vitas.nn.follow import follow
 from vitas.nn.images import SizedImages, pixels, searched_size
 from vitas.space import State, holders, search_space
+from vitas.superformer.arguments import read_again
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def within_memory(kind: type[M]) -> type[M]:
+    """Let the constructor of a class refuse more weights than this machine has memory for, before any is allocated.
+
+    It runs on the meta device first, where every mistake is found, and the size, at no cost.
+    """
+    construct: Any = kind.__init__
+
+    @wraps(construct)
+    def bounded(self: nn.Module, *args: Any, **options: Any) -> None:
+        args = tuple(read_again(value) for value in args)
+        options = {name: read_again(value) for name, value in options.items()}
+        if takes_memory():
+            importlib.import_module("torch._dynamo")  # building loads it, which torch 2.8 cannot do under another device
+            draft = kind.__new__(kind)
+            with torch.device("meta"):
+                construct(draft, *args, **options)
+            size = sum(parameter.nbytes for parameter in draft.parameters())
+            refuse_beyond_memory(size, f"{kind.__name__} of these sizes", ChoiceError)
+        construct(self, *args, **options)
+
+    kind.__init__ = bounded  # type: ignore[method-assign]
+    return kind
 
 
 @contextmanager

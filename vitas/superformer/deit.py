@@ -28,10 +28,11 @@ from vitas.superformer.arguments import (
     dim_of,
     patterns_of,
 )
-from vitas.superformer.base import Superformer
+from vitas.superformer.base import Superformer, within_memory
 from vitas.superformer.blocks import BlockOptions, row_of, several_heads, token_block, values_of
 
 
+@within_memory
 class DeiTSuperformer(Superformer, plain.VisionTransformer):
     """Vision Transformer (DeiT) whose image and patch size, width, depth, heads, q/k/v and MLP widths can be searched.
 
@@ -81,7 +82,7 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     Raises:
         ChoiceError: values that are not positive numbers, patches that do not divide the image, heads that do not divide the
             q/k/v width, a depth with gaps, an unknown pooling, options that are neither True nor False, an unknown
-            pattern or kind of choice.
+            pattern or kind of choice; more weights than this machine has memory for.
     """
 
     def __init__(

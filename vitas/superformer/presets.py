@@ -1,17 +1,14 @@
 """Named search spaces: plain arguments of the superformers."""
 
-import importlib
 import inspect
 from typing import Any
 
-import torch
 from torch import nn
 
 from vitas.errors import ChoiceError, is_one_of, one_of, shown, unknown
-from vitas.memory import refuse_beyond_memory, takes_memory
 from vitas.nn.images import ImageSize
 from vitas.space import Subnet
-from vitas.superformer.arguments import Patterns, read_again
+from vitas.superformer.arguments import Patterns
 from vitas.superformer.deit import DeiTSuperformer
 from vitas.superformer.twins import TwinsSuperformer
 
@@ -246,10 +243,4 @@ def create_superformer(
         if given:
             preset = {key: value for key, value in preset.items() if key not in pair}
     sizes = {"img_size": img_size, "in_chans": in_chans, "num_classes": num_classes}
-    arguments = {name: read_again(value) for name, value in {**preset, **overrides, **sizes}.items()}
-    if takes_memory():
-        importlib.import_module("torch._dynamo")  # building loads it, which torch 2.8 cannot do under another device
-        with torch.device("meta"):  # where every mistake is found, and the size, at no cost
-            size = sum(parameter.nbytes for parameter in family(sharing=sharing, **arguments).parameters())
-        refuse_beyond_memory(size, f"{name} of these sizes", ChoiceError)
-    return family(sharing=sharing, **arguments)
+    return family(sharing=sharing, **{**preset, **overrides, **sizes})

@@ -32,7 +32,7 @@ from vitas.superformer.arguments import (
     patterns_of,
     reusable,
 )
-from vitas.superformer.base import Superformer
+from vitas.superformer.base import Superformer, within_memory
 from vitas.superformer.blocks import BlockOptions, BlockValues, map_block, row_of, several_heads, values_of
 
 _MOST_STAGES = 16  # each halves the sides of the map, at the least
@@ -41,6 +41,7 @@ _MOST_STAGES = 16  # each halves the sides of the map, at the least
 T = TypeVar("T")
 
 
+@within_memory
 class TwinsSuperformer(Superformer, plain.Twins):
     """Twins whose image size, widths, depths, heads, q/k/v and MLP widths can be searched, each stage for itself.
 
@@ -95,7 +96,7 @@ class TwinsSuperformer(Superformer, plain.Twins):
     Raises:
         ChoiceError: arguments of another length than there are stages, more than 16 stages; values that do not fit
             together: heads that do not divide a width, an image too small for the stages; depths with gaps, an unknown
-            pooling, a `shift` that is neither True nor False.
+            pooling, a `shift` that is neither True nor False; more weights than this machine has memory for.
     """
 
     def __init__(
