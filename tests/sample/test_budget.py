@@ -422,6 +422,20 @@ def test_memory_stays_small(deit):
     assert peak < 100 * 10**6
 
 
+def test_a_choice_of_many_values_takes_no_table_of_their_pairs():
+    model = CyclicLinear(4, Dim(range(1, 2**12 + 1)))  # 5 n parameters for a width of n
+    space, params = search_space(model), params_of(model)
+    tracemalloc.start()
+    try:
+        chain = Chain(space, [params], counting=True)
+        count = count_inside(chain, [Window(100, 1002)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (count, count.exact) == (181, True)
+    assert peak < 2**23  # pairs of 4,096 values take 2**27 bytes
+
+
 def test_where_only_an_estimate_is_possible_it_says_so(deit):
     """Checked on one measure, where the number is known."""
     space = search_space(deit)

@@ -94,9 +94,9 @@ def checked_p(p: Sequence[float] | None, n: int, what: str) -> tuple[float, ...]
     weights = [float(as_number(weight, f"p of {what}")) for weight in islice(p, MOST_VALUES + 1)]
     if len(weights) != n:
         raise ChoiceError(f"p of {what}: expected {n} probabilities, one for each value, got {len(weights)}")
-    if min(weights) < 0 or not 0 < sum(weights) < math.inf:
+    if min(weights) < 0 or not 0 < (total := sum(weights)) < math.inf:
         raise ChoiceError(f"p of {what}: expected probabilities of at least 0 that are not all 0, got {shown(weights)}")
-    return tuple(weight / sum(weights) for weight in weights)
+    return tuple(weight / total for weight in weights)
 
 
 def conditioned(p: tuple[float, ...], left: Sequence[int]) -> tuple[float, ...]:

@@ -92,9 +92,12 @@ def _inside(here: Lattice, step: Step, node: int, window: Window, size: int) -> 
     """Return the counts of a node before the last step."""
     n = int(here.points()[node])
     costs = here.low[0, node] + np.arange(n) * here.gcd[0, node]  # (n,)
-    ways = np.zeros(n, dtype=np.int64)
-    for weight, cost in zip(step.weight[node], step.cost[0, node], strict=True):
-        ways += int(weight) * ((costs + cost >= window.low) & (costs + cost <= window.high))
+    order = np.argsort(step.cost[0, node])
+    cost = step.cost[0, node, order]  # (V,)
+    up_to = np.concatenate([[0], np.cumsum(step.weight[node, order].astype(np.int64))])  # (V + 1,)
+    high = min(window.high, int(here.high[0, node] + cost[-1]))
+    ends, begins = np.searchsorted(cost, high - costs, "right"), np.searchsorted(cost, window.low - costs, "left")  # (n,)
+    ways = up_to[ends] - up_to[begins]
     digits = np.zeros((n, max(size, 8)), dtype=np.uint8)  # of 8 bits, `size` to a count, the least first
     digits[:, :8] = ways.astype("<i8").view(np.uint8).reshape(n, 8)
     return int.from_bytes(digits[:, :size].tobytes(), "little")

@@ -136,7 +136,7 @@ class Decisions:
                 weight = np.array([p[t - 1], p[t:].max()])
             else:
                 weight = np.array([p[t - 1], p[t:].sum()]) / ((p[t - 1] + p[t:].sum()) or 1.0)
-            first = np.eye(decision.size)[0]
+            first = (np.arange(decision.size) == 0).astype(float)
             yield Table((*live.decisions, decision), np.where(live.numbers[..., None], weight, first))
 
     def ways(self, entry: int, counting: bool) -> Table:
