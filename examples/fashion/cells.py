@@ -83,8 +83,10 @@ def ordered(settings: Settings) -> list[Cell]:
     for budget in budgets:  # all networks once; further seeds for those that stand in the table
         cells += headline(budget, ["found"], range(settings.seeds), "twins")
         cells += headline(budget, ["found", *every_of("hand", "deit")], once)
-        cells += headline(budget, ["found", "hand-12-7", "hand"], again)
-        cells += headline(budget, every_of("hand", "twins"), once, "twins") + headline(budget, ["hand"], again, "twins")
+        cells += headline(budget, every_of("hand", "twins"), once, "twins")
+    for budget in budgets:
+        cells += headline(budget, ["found", "hand-12-7", "hand"], again) + headline(budget, ["hand"], again, "twins")
+    for budget in budgets:
         for family in ("twins", "deit"):
             cells += headline(budget, every_of("random", family), once, family) + headline(budget, ["random"], again, family)
     cells += scores("long", first[3:], 0) + scores("short", [*axes, *private], 0)
