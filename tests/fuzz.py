@@ -728,6 +728,24 @@ def timm_files(bench: Bench, draw: Callable[[Any], Any]) -> None:
         vitas.load_subnet(folder)
 
 
+def latency_tables(bench: Bench, draw: Callable[[Any], Any]) -> None:
+    """Read a table whose text was changed; one that is taken is written, read again and sampled by."""
+    choices = vitas.search_space(bench.model).choices
+    name, choice = next(iter(choices.items()))
+    told = {"statistic": "median", "runs": 1, "runner": "torch", "threads": 1, "configurations": 2, "busy": 0}
+    parts = [["a", [name], list(range(len(choice.values)))], ["b", [], 7]]
+    table = {"choices": {key: list(it.values) for key, it in choices.items()}, "measured": told, "nanoseconds": parts}
+    changed = draw(pick(list(table)))
+    text = json.dumps({**table, changed: mutated(table[changed], draw, 3)})
+    if not draw(st.integers(0, 5)):
+        text = text[: draw(st.integers(0, len(text)))]
+    with frugal(text):
+        read = vitas.LatencyTable.from_json(text, bench.model)
+        assert vitas.LatencyTable.from_json(read.to_json(), bench.model).to_json() == read.to_json()
+        str(read)
+        vitas.sample_subnet(bench.model, latency=(read, "50%"))
+
+
 def training_help(bench: Bench, draw: Callable[[Any], Any]) -> None:
     """Sandwiches, scores, recipes and reports with nonsense; the active subnet stays where something is refused."""
     junk = st.one_of(scalars().filter(_tiny_or_absurd), anything())
@@ -839,6 +857,7 @@ CORE = [
     network_files,
     odd_files,
     superformer_files,
+    latency_tables,
     pyramids,
     evolutions,
     training_help,
