@@ -29,6 +29,19 @@ def test_depths_are_the_smallest_the_largest_and_the_step(depth, expected):
     assert depths_of(depth) == expected
 
 
+def of_the_end(values, largest, p):
+    """A rule of one's own that computes by tensors."""
+    return (largest - torch.tensor(values)).tolist()
+
+
+@pytest.mark.filterwarnings("ignore:unfair sharing")
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_rule_that_computes_by_tensors_shares_channels_wherever_the_model_is(device):
+    with torch.device(device):
+        model = test_deit.small(embed_dim=[8, 16, 24], sharing=of_the_end)
+    assert model.embed_dim.sides == (((16, 8), (8, 16), (0, 24)),)
+
+
 @pytest.mark.parametrize("depth", [MOST_BLOCKS + 1, [1, MOST_BLOCKS + 1]])
 def test_more_blocks_than_networks_have_are_refused(depth):
     with pytest.raises(ChoiceError, match=f"depth: expected at most {MOST_BLOCKS} blocks, got {MOST_BLOCKS + 1}"):

@@ -232,7 +232,8 @@ class Dim(Choice[int]):
         refuse_too_many(values[-1], what)
         self.sharing = sharing if isinstance(sharing, str) else getattr(sharing, "__name__", "custom")
         p = checked_p(p, len(values), what)
-        self.sides: tuple[tuple[Run, ...], ...] = runs_of(sharing, values, p)
+        with torch.device("cpu"):  # a rule of one's own may compute by tensors, also while a model is made on meta
+            self.sides: tuple[tuple[Run, ...], ...] = runs_of(sharing, values, p)
         super().__init__(values, p=p, name=name)
 
     @classmethod
