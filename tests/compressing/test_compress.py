@@ -9,6 +9,7 @@ import vitas
 from tests.clock import count_for_time
 from vitas import BudgetError, ChoiceError, VitasError, compress
 from vitas.compressing import WRAP, from_teacher
+from vitas.compressing.compress import _Teacher
 from vitas.errors import FileError, ShapeError
 
 pytestmark = pytest.mark.extras
@@ -238,6 +239,22 @@ def test_a_training_batch_that_does_not_fit_is_one_line(images, labels, message)
     with pytest.raises(ShapeError, match=message) as caught:
         compress(original(), batches(images, labels), loaders()[1], flops="60%", progress=False)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [AssertionError, ValueError, RuntimeError, torch.OutOfMemoryError])
+def test_what_fails_at_the_models_own_size_is_not_laid_to_the_images(kind):
+    class Refuses(nn.Module):
+        def forward(self, images):
+            raise kind("it fails")
+
+    teacher = _Teacher(Refuses(), torch.float32, (3, 8, 8), False)
+    with pytest.raises(kind, match=r"^it fails"):
+        teacher(IMAGES)
+    another, message = ShapeError, r"images: the model refuses float32 \(4, 3, 4, 8\): it fails"
+    if kind is torch.OutOfMemoryError:
+        another, message = kind, r"^it fails"
+    with pytest.raises(another, match=message):
+        teacher(IMAGES[:, :, :4])
 
 
 def test_validation_images_and_weights_of_another_kind_are_refused_at_once():

@@ -190,9 +190,9 @@ def compress(
     superformer: Any = wrap(model, **_options(space))
     where = _place(model, device)
     superformer.to(where).requires_grad_(True)
-    kind, channels = _precision(superformer), superformer.image_shape()[0]
     val_loader = list(val_loader) if isinstance(val_loader, Iterator) else val_loader
-    teacher = _Teacher(copied(model).to(where).eval().requires_grad_(False), kind, channels, amp).eval()
+    frozen = copied(model).to(where).requires_grad_(False)
+    teacher = _Teacher(frozen, _precision(superformer), superformer.image_shape(), amp).eval()
     loss_of = cross_entropy(val_loader, device=where, amp=amp, teacher=teacher)
     score = Accuracy.on_images_of(loss_of)
     if not math.isfinite(value := loss_of(teacher)):
@@ -242,15 +242,15 @@ class _Teacher(nn.Module):
     """The original, which sees all images before others do, and so tells what is wrong with them.
 
     Args:
-        network: The original, in eval mode.
+        network: The original.
         kind: dtype of its weights.
-        channels: Of its images.
+        shape: Channels, height and width of the images that it was made for.
         amp: Whether it runs under autocast.
     """
 
-    def __init__(self, network: nn.Module, kind: torch.dtype, channels: int, amp: bool) -> None:
+    def __init__(self, network: nn.Module, kind: torch.dtype, shape: tuple[int, int, int], amp: bool) -> None:
         super().__init__()
-        self.network, self.kinds, self.channels = network, {kind}, channels
+        self.network, self.kinds, self.shape = network, {kind}, shape
         if amp:
             self.kinds |= {torch.float16, torch.bfloat16}
 
@@ -260,15 +260,17 @@ class _Teacher(nn.Module):
         Raises:
             ShapeError: images that cannot be multiplied with its weights, or of a size that it refuses.
         """
-        if images.ndim != 4 or not len(images) or images.shape[1] != self.channels:
-            expected = f"(batch, {self.channels}, height, width), not empty"
+        if images.ndim != 4 or not len(images) or images.shape[1] != self.shape[0]:
+            expected = f"(batch, {self.shape[0]}, height, width), not empty"
             raise ShapeError(f"images: expected {expected}, got {described(images)}")
         if images.dtype not in self.kinds:
             kind = str(_precision(self.network)).removeprefix("torch.")
             raise ShapeError(f"images: expected {kind}, as the model, got {described(images)}")
         try:
             return self.network(images)
-        except (AssertionError, ValueError) as error:  # how timm and transformers refuse a height or a width
+        except (AssertionError, ValueError, RuntimeError) as error:  # how timm, transformers and torch refuse a size
+            if tuple(images.shape[1:]) == self.shape or isinstance(error, torch.OutOfMemoryError):
+                raise
             raise ShapeError(f"images: the model refuses {described(images)}: {brief(error, 80)}") from None
 
 
