@@ -9,7 +9,6 @@ import vitas
 from tests.clock import count_for_time
 from vitas import BudgetError, ChoiceError, VitasError, compress
 from vitas.compressing import WRAP, from_teacher
-from vitas.compressing.compress import _Teacher
 from vitas.errors import FileError, ShapeError
 
 pytestmark = pytest.mark.extras
@@ -241,22 +240,6 @@ def test_a_training_batch_that_does_not_fit_is_one_line(images, labels, message)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [AssertionError, ValueError, RuntimeError, torch.OutOfMemoryError])
-def test_what_fails_at_the_models_own_size_is_not_laid_to_the_images(kind):
-    class Refuses(nn.Module):
-        def forward(self, images):
-            raise kind("it fails")
-
-    teacher = _Teacher(Refuses(), torch.float32, (3, 8, 8), False)
-    with pytest.raises(kind, match=r"^it fails"):
-        teacher(IMAGES)
-    another, message = ShapeError, r"images: the model refuses float32 \(4, 3, 4, 8\): it fails"
-    if kind is torch.OutOfMemoryError:
-        another, message = kind, r"^it fails"
-    with pytest.raises(another, match=message):
-        teacher(IMAGES[:, :, :4])
-
-
 def test_validation_images_and_weights_of_another_kind_are_refused_at_once():
     with pytest.raises(ShapeError, match="images: expected float32"):
         compress(original(), loaders()[0], batches(IMAGES.byte(), LABELS), flops="60%", loss=Stopped(0), progress=False)
@@ -269,11 +252,3 @@ def test_validation_images_and_weights_of_another_kind_are_refused_at_once():
     mixed.head.double()
     with pytest.raises(ChoiceError, match=r"model: weights of torch.float32, torch.float64, expected one dtype; pass"):
         compressed(mixed, loss=Stopped(0))
-
-
-def test_labels_of_any_ints_are_taken():
-    taught = torch.randn(4, 3)
-    for kind in (torch.uint8, torch.uint16, torch.int32, torch.uint32, torch.uint64):
-        assert torch.equal(from_teacher(taught, taught, LABELS.to(kind)), from_teacher(taught, taught, LABELS))
-    with pytest.raises(ShapeError, match="labels: expected at least one"):
-        from_teacher(taught[:0], taught[:0], LABELS[:0])

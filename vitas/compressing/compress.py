@@ -5,36 +5,31 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from vitas.checks import ANY_INT, as_count, as_number, check_flags
 from vitas.compressing.alike import alike
-from vitas.compressing.training import LossOf, length, train
+from vitas.compressing.school import Loss, School, Teacher, from_teacher, precision_of
+from vitas.compressing.training import length, train
 from vitas.cost import count_flops, count_params
-from vitas.errors import BudgetError, ChoiceError, FileError, ShapeError, VitasError, brief, listed, one_of, shown
+from vitas.errors import BudgetError, ChoiceError, FileError, VitasError, brief, one_of, shown
 from vitas.export import export_subnet, read_text, save_subnet
 from vitas.measure import LatencyTable, cross_entropy, latency_table
 from vitas.measure.accuracy import Accuracy
-from vitas.measure.score import described
 from vitas.nn.kept import copied
 from vitas.sample import SubnetSampler
 from vitas.search import SearchResult, evolve
 from vitas.search.run import fingerprint
-from vitas.space import Subnet, device_of, logits_of, search_space
+from vitas.space import Subnet, device_of, search_space
 from vitas.tables import text_table
-from vitas.train import distill_loss
 from vitas.wrapping import wrap
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits, logits of the original, labels) -> loss."""
 
 WRAP: Mapping[str, Any] = {
     "mlp_ratio": ["12.5%", "25%", "37.5%", "50%", "75%", "100%"],
@@ -89,26 +84,6 @@ class Compressed:
             end = 0 if name == "original" else 1
             rows.append((name, f"{100 * value:.1f} %", f"{self.flops[end]:,}", f"{self.params[end]:,}"))
         return text_table(rows)
-
-
-def from_teacher(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of the losses from labels (B,) and from the original's logits (B, classes).
-
-    Raises:
-        ShapeError: labels that are not ints, one for each image of at least one, or not those of classes; -100, which
-            torch's losses ignore, too.
-    """
-    classes = logits.shape[-1]
-    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if not whole or labels.shape != logits.shape[:1]:
-        raise ShapeError(f"labels: expected ints of shape ({len(logits)},), got {described(labels)}; loss= takes others")
-    if not len(labels):
-        raise ShapeError("labels: expected at least one")
-    labels = labels.long()
-    least, most = torch.stack(labels.aminmax()).tolist()
-    if least < 0 or most >= classes:
-        raise ShapeError(f"labels: expected 0 to {classes - 1}, the classes of the model, got {least} to {most}")
-    return (F.cross_entropy(logits, labels) + distill_loss(logits, taught)) / 2
 
 
 def compress(
@@ -192,7 +167,7 @@ def compress(
     superformer.to(where).requires_grad_(True)
     val_loader = list(val_loader) if isinstance(val_loader, Iterator) else val_loader
     frozen = copied(model).to(where).requires_grad_(False)
-    teacher = _Teacher(frozen, _precision(superformer), superformer.image_shape(), amp).eval()
+    teacher = Teacher(frozen, precision_of(superformer), superformer.image_shape(), amp).eval()
     loss_of = cross_entropy(val_loader, device=where, amp=amp, teacher=teacher)
     score = Accuracy.on_images_of(loss_of)
     if not math.isfinite(value := loss_of(teacher)):
@@ -207,7 +182,7 @@ def compress(
     table = None if latency is None else _timed(superformer, val_loader, where, kept, amp)
     budget = {"flops": flops, "params": params, "latency": None if table is None else (table, latency)}
     sampler = SubnetSampler(superformer, **budget, seed=seed)
-    school = _School(teacher, loss, where, amp)
+    school = School(teacher, loss, where, amp)
     settings: dict[str, Any] = {"lr": lr, "seed": seed, "device": where, "folder": kept, "progress": progress}
 
     train(superformer, train_loader, school.lesson(superformer, sampler.sample), "superformer", epochs, **settings)
@@ -238,73 +213,6 @@ def _flops(model: nn.Module, subnet: Subnet) -> int:
     return count_flops(model, subnet).total
 
 
-class _Teacher(nn.Module):
-    """The original, which sees all images before others do, and so tells what is wrong with them.
-
-    Args:
-        network: The original.
-        kind: dtype of its weights.
-        shape: Channels, height and width of the images that it was made for.
-        amp: Whether it runs under autocast.
-    """
-
-    def __init__(self, network: nn.Module, kind: torch.dtype, shape: tuple[int, int, int], amp: bool) -> None:
-        super().__init__()
-        self.network, self.kinds, self.shape = network, {kind}, shape
-        if amp:
-            self.kinds |= {torch.float16, torch.bfloat16}
-
-    def forward(self, images: Tensor) -> Any:
-        """Return what the original returns.
-
-        Raises:
-            ShapeError: images that cannot be multiplied with its weights, or of a size that it refuses.
-        """
-        if images.ndim != 4 or not len(images) or images.shape[1] != self.shape[0]:
-            expected = f"(batch, {self.shape[0]}, height, width), not empty"
-            raise ShapeError(f"images: expected {expected}, got {described(images)}")
-        if images.dtype not in self.kinds:
-            kind = str(_precision(self.network)).removeprefix("torch.")
-            raise ShapeError(f"images: expected {kind}, as the model, got {described(images)}")
-        try:
-            return self.network(images)
-        except (AssertionError, ValueError, RuntimeError) as error:  # how timm, transformers and torch refuse a size
-            if tuple(images.shape[1:]) == self.shape or isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise ShapeError(f"images: the model refuses {described(images)}: {brief(error, 80)}") from None
-
-
-@dataclass(frozen=True)
-class _School:
-    """How learners are taught by the original.
-
-    Attributes:
-        teacher: The original.
-        loss: Of logits, the teacher's logits and labels.
-        device: Where all of it is.
-        amp: Whether forward passes run in bfloat16.
-    """
-
-    teacher: nn.Module
-    loss: Loss
-    device: torch.device
-    amp: bool
-
-    def lesson(self, learner: nn.Module, draw: Callable[[int], object] | None = None) -> LossOf:
-        """Return the loss of a step; `draw` makes a subnet of the learner active."""
-
-        def loss_of(step: int, images: Tensor, labels: Tensor) -> Tensor:
-            if draw is not None:
-                draw(step)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-                with torch.no_grad():
-                    taught = logits_of(self.teacher(images))
-                logits = logits_of(learner(images))
-            return self.loss(logits.float(), taught.float(), labels)
-
-        return loss_of
-
-
 def _options(space: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the arguments of `wrap`.
 
@@ -327,22 +235,6 @@ def _check(counts: Mapping[str, Any], population: Any, lr: Any, loss: Any) -> No
         raise ChoiceError(f"lr: expected a number above 0, got {shown(lr)}")
     if not callable(loss):
         raise ChoiceError(f"loss: expected a function of logits, taught logits and labels, got {shown(loss)}")
-
-
-def _precision(model: nn.Module) -> torch.dtype:
-    """Return the dtype of the weights.
-
-    Raises:
-        ChoiceError: a half of single precision, in which AdamW loses small steps; several dtypes.
-    """
-    kinds = {parameter.dtype for parameter in model.parameters()}
-    if halves := kinds & {torch.float16, torch.bfloat16}:
-        raise ChoiceError(
-            f"model: weights of {halves.pop()} cannot be trained, pass model.float(); amp=True computes in half"
-        )
-    if len(kinds) > 1:
-        raise ChoiceError(f"model: weights of {listed(sorted(map(str, kinds)))}, expected one dtype; pass model.float()")
-    return kinds.pop()
 
 
 def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:
