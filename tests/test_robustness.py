@@ -6,7 +6,7 @@ from hypothesis.errors import FlakyFailure
 
 import vitas
 from tests import fuzz
-from vitas.errors import ChoiceError, is_one_of, one_of, shown
+from vitas.errors import ChoiceError, brief, is_one_of, one_of, shown
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,9 @@ def test_any_value_can_be_shown(value, expected):
 
 def test_what_cannot_be_printed_is_shown_by_its_class():
     assert "Rude" in shown(fuzz.Rude())
+    coloured = type("Coloured", (), {"__repr__": lambda self: "\x1b[31mred\nand é"})()
+    assert shown(coloured) == r"\x1b[31mred and é"
+    assert brief(ValueError("\x1b[2J gone\tnow")) == r"\x1b[2J gone now"
     assert "nearest: 16" in one_of([2, 16], 10**5000)
     assert not is_one_of(["a"], fuzz.np.array(["a"]))
 

@@ -122,8 +122,13 @@ def shown(value: object, most: int = 60) -> str:
     if shape:
         return f"tensor of shape {tuple(shape)}"
     text = _short.repr(value)
-    text = text if text.isprintable() else " ".join(text.split())
+    text = text if text.isprintable() else _in_one_line(text)
     return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def _in_one_line(text: str) -> str:
+    """Return a text with single spaces and escaped control characters, which would colour or clear a terminal."""
+    return "".join(it if it.isprintable() else repr(it)[1:-1] for it in " ".join(text.split()))
 
 
 def fault_of_name(name: object, most: int) -> str | None:
@@ -139,7 +144,7 @@ def fault_of_name(name: object, most: int) -> str | None:
 
 def brief(error: Exception, most: int = 80, kind: bool = False) -> str:
     """Return in one line what another library's error says, cut where it is long; its kind first, or alone."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _in_one_line(str(error)) or type(error).__name__
     text = f"{type(error).__name__}: {text}" if kind else text
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 

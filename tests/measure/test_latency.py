@@ -540,6 +540,22 @@ def test_a_runner_of_ones_own_gets_exported_parts_and_their_tensors():
     assert measured.runs == 3
 
 
+def test_a_table_is_read_again_whatever_its_runner_is_called():
+    class Coloured(Recorder):
+        def __repr__(self):
+            return "\x1b[31m" + "x" * 500
+
+    def long(module, inputs):
+        return lambda: None
+
+    long.__qualname__ = "long" * 100
+    for runner in (Coloured(), long):
+        model = small()
+        table = latency_table(model, torch.randn(1, 1, 8, 8), warmup=0, runs=1, calibrate=0, runner=runner)
+        assert table.measured.runner.isprintable()
+        assert LatencyTable.from_json(table.to_json(), model).measured == table.measured
+
+
 def test_configurations_that_come_to_one_shape_are_timed_once():
     """Two MLPs whose hidden widths have one value in common, and an input that both get."""
     one, other = Dim([2, 3], name="one"), Dim([3, 5], name="other")

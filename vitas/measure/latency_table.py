@@ -302,7 +302,7 @@ def latency_table(
     finally:
         state.put_back()
     named = runner.__qualname__ if isinstance(runner, FunctionType) else runner
-    named = named if isinstance(named, str) else shown(named, _MOST_NAME)
+    named = named[:_MOST_NAME] if isinstance(named, str) else shown(named, _MOST_NAME)
     measured = Measured(statistic, runs, named, torch.get_num_threads(), configurations, timer.busy)
     return LatencyTable(space, cost, measured, _watch_of(model))
 
