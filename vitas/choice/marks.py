@@ -65,7 +65,8 @@ class Mark(Generic[V]):
 @torch.inference_mode(False)
 def _carrier(numbers: tuple[float, ...]) -> Tensor:
     """Return an empty tensor whose shape holds ints."""
-    from torch._dynamo import maybe_mark_dynamic
+    with torch.device("cpu"):  # under another one, such as "meta", torch 2.8 cannot load its compiler
+        from torch._dynamo import maybe_mark_dynamic
 
     tensor = torch.empty(*(int(number) + _OFFSET for number in numbers), 0, device="cpu")
     maybe_mark_dynamic(tensor, list(range(len(numbers))))

@@ -1,6 +1,5 @@
 """What both families of superformers have in common."""
 
-import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -33,7 +32,6 @@ def within_memory(kind: type[M]) -> type[M]:
         args = tuple(read_again(value) for value in args)
         options = {name: read_again(value) for name, value in options.items()}
         if takes_memory():
-            importlib.import_module("torch._dynamo")  # building loads it, which torch 2.8 cannot do under another device
             draft = kind.__new__(kind)
             with torch.device("meta"):
                 construct(draft, *args, **options)
