@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -159,7 +160,8 @@ _NO_WRITES = ("requires_grad_", "detach_", "set_", "resize_", "squeeze_", "unsqu
 class unwritten(TorchFunctionMode):
     """Pass over what would be written into a tensor without memory of its own: on the meta device, or one number.
 
-    Either says that it is on the meta device, so that nobody draws numbers for it.
+    Either tells torch's own initialisers that it is on the meta device, so that they draw no numbers. Others hear the truth:
+    constructors leave out what they compute where weights are on that device.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -168,7 +170,7 @@ class unwritten(TorchFunctionMode):
             written = next(iter((*args, *given.values())), None)
             if isinstance(written, Tensor) and _is_empty(written):
                 return written
-        if getattr(func, "__self__", None) is Tensor.is_meta:
+        if getattr(func, "__self__", None) is Tensor.is_meta and sys._getframe(1).f_globals is vars(nn.init):
             return _is_empty(args[0])
         return func(*args, **given)
 
