@@ -110,14 +110,17 @@ def test_a_search_by_way_of_a_server_is_the_same(tmp_path):
     model = vitas.create_superformer("deit_micro", num_classes=4, img_size=8, in_chans=1)
     port, path = free_port(), tmp_path / "search.log"
     command = [sys.executable, "-m", "vitas", "serve", str(path), "--host", "127.0.0.1", "--port", str(port)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are started to ignore it
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert f"grpc://127.0.0.1:{port} serves {path}" in server.stdout.readline()
             result = vitas.evolve(model, score, storage=f"grpc://127.0.0.1:{port}", **SETTINGS)
             beside = vitas.load_search(f"grpc://127.0.0.1:{port}")
-        finally:
             os.kill(server.pid, signal.SIGINT)
-        assert server.wait(60) == 0
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
+            signal.signal(signal.SIGINT, before)
     alone = vitas.evolve(model, score, **SETTINGS)
     for found in (result, beside, vitas.load_search(path)):
         assert [(e.subnet, dict(e.scores)) for e in found.history] == [(e.subnet, dict(e.scores)) for e in alone.history]
