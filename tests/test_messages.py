@@ -270,6 +270,28 @@ def test_every_message_and_warning_is_short(path):
 LONG = "a" * 3000
 GUESSES = {
     "Choice: expected ": lambda model: vitas.Choice([1, "3"]),
+    "Choice: expected values, got a mapping": lambda model: vitas.Choice({2: 0.9, 4: 0.1}),
+    "embed_dim: lowest, highest and step are range(32, 65, 16), got [32, 64, 16]": lambda model: vitas.create_superformer(
+        "deit_micro", embed_dim=(32, 64, 16)
+    ),
+    "deit_micro: unknown argument 'width'; did you mean 'embed_dim'?": lambda model: vitas.create_superformer(
+        "deit_micro", width=[32, 64]
+    ),
+    "depth is searched: activate_subnet runs a value, vitas.narrow": lambda model: setattr(model, "depth", 1),
+    "num_heads is searched": lambda model: setattr(model.blocks[0].attn, "num_heads", 2),
+    "flops: got '0.5'; a share of the costliest subnet is written as a string, '50%'": lambda model: vitas.count_subnets(
+        model, flops="0.5"
+    ),
+    "subnet: expected a mapping of names to numbers, got 'largest'; search_space(model).largest()": lambda model: (
+        vitas.activate_subnet(model, "largest")
+    ),
+    "limits: accuracy is to be large; write (least, None) or (None, most), got 0.9": lambda model: vitas.evolve(
+        model, lambda model: 1.0, objectives={"accuracy": "max"}, limits={"accuracy": 0.9}
+    ),
+    "widen: embed_dim: expected at most 96, got 128: ": lambda model: vitas.widen(model, {"embed_dim": [128]}),
+    "loss: expected a function of logits, logits of the original and labels; torch's cross_entropy": lambda model: (
+        vitas.compress(model, [], [], flops="50%", loss=torch.nn.functional.cross_entropy)
+    ),
     "sharing: expected one of ": lambda model: vitas.Dim([2, 4], sharing=LONG),
     "policy: expected one of random, ": lambda model: vitas.sample_subnet(model, policy="biggest"),
     "flops: ": lambda model: vitas.sample_subnet(model, flops="half"),

@@ -195,13 +195,19 @@ def _nearest(values: Sequence[object], got: object) -> object:
     """Return the legal value that is most like what came; None: none is."""
     if isinstance(got, str):
         named = {str(value): value for value in values}
-        alike = [name for name in named if name.rpartition(".")[2] == got]  # "mlp_dim" for "blocks.0.mlp_dim"
+        alike = [
+            name for name in named if name.rpartition(".")[2] in (got, _SAME.get(got))
+        ]  # "blocks.0.mlp_dim" for "mlp_dim"
         alike = alike or difflib.get_close_matches(got[:100].lower(), named, n=1)
         return named[alike[0]] if alike else None
     if isinstance(got, bool) or not isinstance(got, (int, float)) or got != got:
         return None
     numbers = [value for value in values if isinstance(value, (int, float))]
     return min(numbers, key=lambda value: abs(value - clipped(got)), default=None)
+
+
+_SAME = {"width": "embed_dim", "widths": "embed_dim", "dim": "embed_dim", "heads": "num_heads", "hidden_dim": "mlp_dim"}
+"""What people call a choice -> what the field's models call it."""
 
 
 def clipped(number: float) -> float:

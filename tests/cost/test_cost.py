@@ -514,3 +514,40 @@ def test_extremes_are_those_of_all_combinations(seed):
     cost = tables[0][0] * tables[0][1] + tables[1][0] * tables[1][2] + tables[2][1] * tables[2][2]
     totals = [cost.at({a: i, b: j, c: k}) for i, j, k in itertools.product(range(3), range(2), range(4))]
     assert cost.extremes() == (min(totals), max(totals))
+
+
+class ReadsActive(nn.Module):
+    """Two layers whose cost is that of the active subnet, stated as if it were that of all."""
+
+    def __init__(self):
+        super().__init__()
+        width = Dim([2, 50], name="width")
+        self.first = CyclicLinear(width, Dim([1, 4], name="hidden"))
+
+    def cost(self):
+        return Cost(self.first.in_dim.active) * self.first.out_dim.active
+
+
+class CountsActive(ElasticLayerNorm):
+    def param_count(self):
+        return Cost(self.dim.active)
+
+
+def test_a_cost_of_the_active_values_is_refused():
+    message = re.escape("ReadsActive: cost() reads the active value: state the choice, Cost(dim), not Cost(dim.active)")
+    model = ReadsActive()
+    for count in (count_flops, cost_model, lambda model: vitas.count_subnets(model, flops=20)):
+        with pytest.raises(VitasError, match=message):
+            count(model)
+    inside = nn.Sequential(CountsActive(Dim([2, 4], name="width")))
+    with pytest.raises(VitasError, match=re.escape("Sequential.0: param_count() reads the active value")):
+        count_params(inside)
+
+
+def test_a_count_leaves_the_active_subnet_as_it_was():
+    model = small()
+    subnet = search_space(model).sample(generator_of(0))
+    vitas.activate_subnet(model, subnet)
+    count_flops(model)
+    count_params(model)
+    assert active_subnet(model) == subnet

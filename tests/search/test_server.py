@@ -72,8 +72,8 @@ def test_an_error_of_grpc_is_told_by_its_details_where_it_has_some():
             self.details = details
 
     for error in (grpc.FutureTimeoutError("text"), grpc.RpcError("text"), Told(lambda: None), Told("details")):
-        assert storage._first_cause(error) == "text"
-    assert storage._first_cause(Told(lambda: "details")) == "details"
+        assert storage._first_cause(error, None) == "text"
+    assert storage._first_cause(Told(lambda: "details"), None) == "details"
 
 
 def test_a_server_of_ipv6_is_reached():

@@ -217,3 +217,28 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     with pytest.raises(FileError, match=r"search\.log cannot be written"):
         open_storage(tmp_path / "search.log")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("server:13000", "'server:13000' is an address and no file: write grpc:// before it"),
+        ("10.0.0.1:13000", "write grpc:// before it"),
+        ("[::1]:13000", "write grpc:// before it"),
+        ("sqlite:/search.db", "a URL has .://., as in sqlite:///file.db"),
+        ("postgres://name@server/vitas", r"write postgresql\+psycopg://"),
+    ],
+)
+def test_what_was_meant_to_be_an_address_makes_no_file(where, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SearchError, match=message):
+        open_storage(where)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_caller_is_no_cause_of_a_database():
+    try:
+        {}["checkpoint"]
+    except KeyError:
+        with pytest.raises(SearchError, match="cannot be opened: unable to open database file"):
+            open_storage("sqlite:////no/such/folder/search.db")

@@ -232,6 +232,17 @@ def test_canonical_form_is_idempotent_and_survives_every_round_trip(seed):
     assert len(live) == 3 * subnet["depth"]
 
 
+def test_a_glob_stands_for_many_names_and_a_name_counts_more():
+    space = search_space(micro(depth=[1, 2]))
+    subnet = space.subnet({"blocks.1.mlp_dim": 192, "blocks.*.mlp_dim": 96, "depth": 2}, fill="smallest")
+    assert {name: value for name, value in subnet.items() if name.endswith("mlp_dim")} == {
+        "blocks.0.mlp_dim": 96,
+        "blocks.1.mlp_dim": 192,
+    }
+    with pytest.raises(ChoiceError, match=r"no choice matches this glob: .* \(nearest: blocks\.\*\.mlp_dim\)"):
+        space.subnet({"blocks.*.mlp": 96}, fill="smallest")
+
+
 def test_fill_gives_live_choices_that_are_not_named_a_value():
     space = search_space(micro())
     assert space.subnet({}, fill="largest") == space.largest()

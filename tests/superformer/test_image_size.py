@@ -283,7 +283,7 @@ def test_what_cannot_be_is_refused_in_words_that_help(tmp_path):
     model = built("deit")
     with pytest.raises(ChoiceError, match="patches of 2, 4 pixels divide"):
         vitas.widen(model, {"img_size": [0]})
-    with pytest.raises(ChoiceError, match="img_size: it is searched; activate a size"):
+    with pytest.raises(ChoiceError, match="img_size is searched: activate_subnet"):
         model.img_size = (8, 8)
     vitas.save_superformer(built("deit", 16), tmp_path / "one.safetensors")
     with pytest.raises(FileError, match=r"only one of both has the choices img_size; adapt=True keeps what both have$"):

@@ -262,9 +262,9 @@ class Dim(Choice[int]):
 
     def _too_large(self, value: int) -> str:
         around = [length for start, length in self.sides[0] if start + length > self.largest]
-        cut = f"the runs of {listed(map(str, around))} go around the end of the ring, where new channels would stand"
+        cut = f"the runs of {listed(map(str, around))} go around the end of the ring, where new channels would be"
         why = cut if around else "more channels are more weights than there are"
-        return f"expected at most {self.largest}, got {value}: {why}; train a model that has this width"
+        return f"expected at most {self.largest}, got {value}: {why}; train a model of that width"
 
     def adopt(self, runs: Mapping[int, Sequence[Run]]) -> None:
         """Use the channels that other weights were trained with.

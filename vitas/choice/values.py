@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -47,6 +47,8 @@ def checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ...
     """
     if not are_several(values):
         raise ChoiceError(f"{what}: expected several values, got {shown(values)}")
+    if isinstance(values, Mapping):
+        raise ChoiceError(f"{what}: expected values, got a mapping; probabilities have an argument of their own, p=")
     numbers = [as_number(value, what) for value in islice(values, MOST_VALUES + 1)]
     if len(numbers) > MOST_VALUES:
         raise ChoiceError(f"{what}: expected at most {MOST_VALUES} values, got more")
@@ -60,7 +62,18 @@ def checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ...
     if min(numbers) < least:
         wanted = "positive values" if least else "values of at least 0"
         raise ChoiceError(f"{what}: expected {wanted}, got {min(numbers)}")
+    if _is_low_high_step(numbers):
+        low, high, step = numbers
+        raise ChoiceError(f"{what}: lowest, highest and step are range({low}, {high + 1}, {step}), got {shown(numbers)}")
     return tuple(sorted(numbers))  # type: ignore[arg-type]
+
+
+def _is_low_high_step(numbers: Sequence[int | float]) -> bool:
+    """Say whether these are what other libraries call a range; as values they would be sorted, and mean something else."""
+    if len(numbers) != 3 or not all(isinstance(number, int) for number in numbers):
+        return False
+    low, high, step = numbers
+    return 0 < step < low < high and (high - low) % step == 0
 
 
 def fractions_of(largest: int, fractions: Iterable[float], what: str) -> list[int]:

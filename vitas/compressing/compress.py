@@ -16,7 +16,7 @@ from torch import nn
 
 from vitas.checks import ANY_INT, as_count, as_number, check_flags
 from vitas.compressing.alike import alike
-from vitas.compressing.school import Loss, School, Teacher, from_teacher, precision_of
+from vitas.compressing.school import Loss, School, Teacher, check_loss, from_teacher, precision_of
 from vitas.compressing.training import length, train
 from vitas.cost import count_flops, count_params
 from vitas.errors import BudgetError, ChoiceError, FileError, VitasError, brief, one_of, shown
@@ -233,8 +233,7 @@ def _check(counts: Mapping[str, Any], population: Any, lr: Any, loss: Any) -> No
     as_count(population, "population", 2, ANY_INT)
     if not 0 < as_number(lr, "lr") < 1e3:
         raise ChoiceError(f"lr: expected a number above 0, got {shown(lr)}")
-    if not callable(loss):
-        raise ChoiceError(f"loss: expected a function of logits, taught logits and labels, got {shown(loss)}")
+    check_loss(loss)
 
 
 def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:

@@ -1,5 +1,6 @@
 """How learners are taught by the original: its answers, the loss from them, and what it says of images that do not fit."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas.compressing.training import LossOf
-from vitas.errors import ChoiceError, ShapeError, brief, listed
+from vitas.errors import ChoiceError, ShapeError, brief, listed, shown
 from vitas.measure.score import described
 from vitas.space import logits_of
 from vitas.train import distill_loss
@@ -36,6 +37,26 @@ def from_teacher(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
     if least < 0 or most >= classes:
         raise ShapeError(f"labels: expected 0 to {classes - 1}, the classes of the model, got {least} to {most}")
     return (F.cross_entropy(logits, labels) + distill_loss(logits, taught)) / 2
+
+
+def check_loss(loss: Any) -> None:
+    """Refuse what cannot be called with three tensors, and torch's own losses, which would read them otherwise.
+
+    Raises:
+        ChoiceError: that.
+    """
+    expected = "loss: expected a function of logits, logits of the original and labels"
+    if not callable(loss):
+        raise ChoiceError(f"{expected}, got {shown(loss)}")
+    of = type(loss) if isinstance(loss, nn.Module) else loss
+    if getattr(of, "__module__", "") in (F.cross_entropy.__module__, nn.CrossEntropyLoss.__module__):
+        raise ChoiceError(f"{expected}; torch's {of.__name__} is none: lambda logits, taught, labels: ...")
+    try:
+        inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(None, None, None)
+    except ValueError:  # it states no signature
+        return
+    except TypeError as error:
+        raise ChoiceError(f"{expected}, got {getattr(of, '__name__', shown(loss, 30))} ({brief(error)})") from None
 
 
 def precision_of(model: nn.Module) -> torch.dtype:

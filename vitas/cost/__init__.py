@@ -14,7 +14,7 @@ from vitas.cost.count import FlopCount, count_flops, count_params, counted
 from vitas.cost.expression import Cost, Map, as_map, product_of
 from vitas.cost.learned import learned_cost
 from vitas.cost.model import CostModel, cost_model
-from vitas.cost.stated import cost_of, params_of, stated_cost
+from vitas.cost.stated import cost_of, params_of, stated_cost, stated_params
 
 __all__ = [
     "Cost",
@@ -31,4 +31,5 @@ __all__ = [
     "params_of",
     "product_of",
     "stated_cost",
+    "stated_params",
 ]

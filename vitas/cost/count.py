@@ -14,7 +14,7 @@ from torch import nn
 
 from vitas.choice import Choice
 from vitas.cost.expression import ActiveIndices
-from vitas.cost.stated import params_of, stated_cost
+from vitas.cost.stated import stated_cost, stated_params
 from vitas.errors import ChoiceError, shown
 from vitas.space import Number, State, arguments_of, eval_mode, holders, search_space, unwrap
 from vitas.tables import html_table, text_table
@@ -216,4 +216,4 @@ def count_params(model: nn.Module, subnet: Mapping[str, Number] | None = None) -
         >>> vitas.count_params(model, vitas.search_space(model).smallest())
         10426
     """
-    return params_of(model).at(_indices(unwrap(model), subnet))
+    return stated_params(model).at(_indices(unwrap(model), subnet))

@@ -154,6 +154,14 @@ class Cost:
         """Return the total for the subnet whose choices have the value numbers `indices`."""
         return sum(amount for _, _, amount in self.parts(indices))
 
+    def differs(self, other: Cost) -> str | None:
+        """Return the path of a module whose cost is another one in `other`; None where all are the same."""
+        for key in [*self.terms, *other.terms]:
+            mine, others = self.terms.get(key), other.terms.get(key)
+            if mine is None or others is None or not np.array_equal(mine, others):
+                return key[0]
+        return None
+
     def active(self) -> int:
         """Return the total for the values that are active."""
         return self.at(ActiveIndices())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitas.cost.expression import Cost
-from vitas.cost.stated import params_of, stated_cost
+from vitas.cost.stated import stated_cost, stated_params
 from vitas.cost.watch import Stated, Watch
 from vitas.errors import ChoiceError
 from vitas.space import Number, SearchSpace, TableRow, codes_of, search_space, unwrap
@@ -161,6 +161,6 @@ def cost_model(model: nn.Module, *, convention: str = "exact") -> CostModel:
         [761216, 7927872]
     """
     space, model = search_space(model), unwrap(model)
-    flops, params = stated_cost(model, convention), params_of(model)
-    costs = [Stated(partial(stated_cost, model, convention), flops), Stated(partial(params_of, model), params)]
+    flops, params = stated_cost(model, convention), stated_params(model)
+    costs = [Stated(partial(stated_cost, model, convention), flops), Stated(partial(stated_params, model), params)]
     return CostModel(space, flops, params, Watch(model, "cost_model", costs))

@@ -6,6 +6,7 @@ exception that such a method raises is its author's, and comes through as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from vitas import plain
 from vitas.cost.expression import Cost
 from vitas.errors import ChoiceError, VitasError, is_one_of, one_of, shown
-from vitas.space import StatesCost, needs_tokens, unwrap
+from vitas.space import State, StatesCost, needs_tokens, unwrap
 
 
 @runtime_checkable
@@ -73,7 +74,7 @@ def stated_cost(model: nn.Module, convention: str = "exact") -> Cost:
 
     Raises:
         ChoiceError: another convention.
-        VitasError: a model that states no cost, or not for one image; a cost of another type.
+        VitasError: a model that states no cost, or not for one image; a cost of another type, or of the active subnet only.
     """
     if not is_one_of(["exact", "vitas"], convention):
         raise ChoiceError(f"convention: {one_of(['exact', 'vitas'], convention)}")
@@ -86,10 +87,33 @@ def stated_cost(model: nn.Module, convention: str = "exact") -> Cost:
     if needs_tokens(model):
         raise VitasError(f"{name} states no cost for one image, only for a number of tokens; inputs=... counts by running")
     if convention == "exact":
-        return _checked(model.cost(), f"{name}.cost()")
+        return _of_every_subnet(model, lambda: _checked(model.cost(), f"{name}.cost()"), "cost")
     if not isinstance(model, HasConventions):
         raise ChoiceError(f"convention: {name} states its cost as 'exact' only, got {shown(convention)}")
-    return _checked(model.cost(convention=convention), f"{name}.cost()")
+    return _of_every_subnet(model, lambda: _checked(model.cost(convention=convention), f"{name}.cost()"), "cost")
+
+
+def stated_params(model: nn.Module) -> Cost:
+    """Return the active parameters of a model: `params_of`, looked at as a whole.
+
+    Raises:
+        VitasError: a count of another type, or of the active subnet only.
+    """
+    model = unwrap(model)
+    return _of_every_subnet(model, lambda: params_of(model), "param_count")
+
+
+def _of_every_subnet(model: nn.Module, said: Callable[[], Cost], method: str) -> Cost:
+    """Return what is said, if that is the same whichever subnet is active: it is an expression in all choices."""
+    now = State.of_module(model)
+    with now.smallest().restored():
+        smallest = said()
+    with now.largest().restored():
+        largest = said()
+    if (path := smallest.differs(largest)) is not None:
+        part = f"{type(model).__name__}.{path}" if path else type(model).__name__
+        raise VitasError(f"{part}: {method}() reads the active value: state the choice, Cost(dim), not Cost(dim.active)")
+    return largest
 
 
 def _checked(cost: Any, said: str) -> Cost:

@@ -7,7 +7,6 @@ from contextlib import suppress
 from operator import is_
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 from torch import nn
 
 from vitas.cost.expression import Cost
@@ -47,7 +46,7 @@ class Watch:
         seen = _look(self._model)
         if len(seen[0]) == len(self._seen[0]) and all(map(is_, seen[0], self._seen[0])) and seen[1] == self._seen[1]:
             return
-        if not all(_equal(say(), said) for say, said in self._costs):
+        if any((now := say()) is None or said.differs(now) is not None for say, said in self._costs):
             raise VitasError(
                 f"make a new {self._what}: the {type(self._model).__name__} has changed (its image size, its head or another"
                 " part), so its subnets cost something else now"
@@ -75,11 +74,3 @@ def _look(model: nn.Module) -> tuple[list[object], object]:
         with suppress(VitasError):
             image = model.image_shape()
     return [*parts, *found], image
-
-
-def _equal(one: Cost | None, other: Cost) -> bool:
-    return (
-        one is not None
-        and one.terms.keys() == other.terms.keys()
-        and all(np.array_equal(one.terms[k], other.terms[k]) for k in one.terms)
-    )

@@ -62,6 +62,8 @@ def check_regular(path: Path, most: int | None = None) -> None:
     try:
         status = path.stat()
     except OSError as error:
+        if (path.parent / "network" / path.name).is_file():  # the folder of a call to compress
+            raise FileError(f"{path.parent}: no network itself; {path.parent / 'network'} is one") from None
         raise FileError(f"{path}: cannot be read ({brief(error)})") from None
     if not stat.S_ISREG(status.st_mode):
         raise FileError(f"{path}: cannot be read (not a regular file)")

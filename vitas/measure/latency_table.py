@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitas.checks import as_count
-from vitas.cost import Cost, params_of, stated_cost
+from vitas.cost import Cost, stated_cost, stated_params
 from vitas.cost.model import Codes, TableSum
 from vitas.cost.watch import Stated, Watch
 from vitas.errors import FileError, VitasError, brief, is_one_of, listed, one_of, shown
@@ -309,7 +309,7 @@ def latency_table(
 
 def _watch_of(model: nn.Module) -> Watch:
     """Return what notices that the model is another one than was measured."""
-    stated = [Stated(partial(params_of, model), params_of(model))]
+    stated = [Stated(partial(stated_params, model), stated_params(model))]
     if isinstance(model, StatesCost) and not needs_tokens(model):
         with suppress(VitasError):  # a part that states none
             stated.append(Stated(partial(stated_cost, model), stated_cost(model)))

@@ -75,8 +75,6 @@ class SizedImages(nn.Module):
 
     @img_size.setter
     def img_size(self, size: Size | Choice[int]) -> None:
-        if isinstance(vars(self).get("img_size"), Choice) and not isinstance(size, Choice):
-            raise ChoiceError(f"img_size: it is searched; activate a size, got {shown(size)}")
         vars(self)["img_size"] = size
 
     def resized(self, x: Tensor) -> Tensor:

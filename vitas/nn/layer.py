@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitas import plain
 from vitas.choice import Choice, Depth, Dim, take
 from vitas.cost import Cost, cost_of, params_of, product_of
-from vitas.errors import ExportError, ShapeError, VitasError, listed, shown
+from vitas.errors import ChoiceError, ExportError, ShapeError, VitasError, listed, shown
 from vitas.nn.kept import TORCHS_OWN, copied, is_data, refuse_patches, without_computed
 from vitas.nn.same import ADVICE, differing, note_uses
 from vitas.space import held, holders, unwrap
@@ -66,6 +66,17 @@ class Elastic(nn.Module):
 
     needs_tokens: ClassVar[bool] = True
     holds: ClassVar[tuple[str, ...]] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute.
+
+        Raises:
+            ChoiceError: a value in the place of a choice, which would leave the search space without it.
+        """
+        old = vars(self).get(name)
+        if isinstance(old, Choice) and not old.fixed and not isinstance(value, Choice):
+            raise ChoiceError(f"{name} is searched: activate_subnet runs a value, vitas.narrow(model, fixed=...) leaves one")
+        super().__setattr__(name, value)
 
     def axes(self) -> Axes:
         """Return the Dim of each axis of the parameters and buffers that the layer itself holds, in their order.
@@ -235,6 +246,8 @@ def checked_axes(layer: Elastic) -> Axes:
     """
     axes, said = layer.axes(), f"{type(layer).__name__}.axes()"
     own = [*layer._parameters, *layer._buffers]
+    if not isinstance(axes, Mapping):
+        raise VitasError(f"{said}: expected a dict such as {{'weight': (out_dim, in_dim)}}, got {shown(axes)}")
     for name, dims in axes.items():
         weight = _stored(layer, name, f"{said}: there is no weight {shown(name)}; the layer holds {listed(own) or 'none'}")
         if not isinstance(dims, tuple):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import nn
 
 from vitas.checks import as_real
-from vitas.cost import Cost, learned_cost, params_of, stated_cost
+from vitas.cost import Cost, learned_cost, stated_cost, stated_params
 from vitas.errors import BudgetError, shown
 from vitas.space import SearchSpace
 
@@ -110,7 +110,7 @@ def budgets_of(
     """
     stated: dict[str, tuple[Any, Callable[[], Cost | None]]] = {
         "flops": (flops, partial(flops_of, model, inputs)),
-        "params": (params, partial(params_of, model)),
+        "params": (params, partial(stated_params, model)),
     }
     budgets = {name: Budget(typed, cost) for name, (typed, cost) in stated.items() if typed is not None}
     if latency is not None:
@@ -202,5 +202,6 @@ def _read(text: str, what: str, largest: int) -> float | Decimal:
     if not found or times is None:
         raise BudgetError(f"{what}: expected a number, '{measure.example}' or a share such as '60%', got {shown(text, 40)}")
     if measure.is_count and unit == "" and float(number) <= 100:
-        raise BudgetError(f"{what}: got {shown(text)}; a share of the costliest subnet is written '{number}%'")
+        meant = _meant(float(number)) if float(number) <= 1 else f"a share of the costliest subnet is written '{number}%'"
+        raise BudgetError(f"{what}: got {shown(text)}; {meant}")
     return min(Decimal(number) * times, Decimal(_BEYOND_ALL_COSTS))

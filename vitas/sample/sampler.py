@@ -14,7 +14,7 @@ from torch import nn
 
 from vitas.checks import ANY_INT, as_count
 from vitas.choice import SIDES, Depth
-from vitas.cost import Cost, count_flops, params_of
+from vitas.cost import Cost, count_flops, stated_params
 from vitas.cost.model import TableSum
 from vitas.cost.watch import Stated, Watch
 from vitas.errors import BudgetError, ChoiceError, VitasError, shown
@@ -232,7 +232,7 @@ class SubnetSampler:
     def _measure(self, name: str, codes: NDArray[np.int64]) -> NDArray[np.int64]:
         if name != "flops" or not self._traced:
             if name not in self._tables:
-                cost = self._stated or Cost() if name == "flops" else params_of(self.model)
+                cost = self._stated or Cost() if name == "flops" else stated_params(self.model)
                 self._tables[name] = TableSum(self.space.whole, cost)
             return self._tables[name].of(codes)  # type: ignore[no-any-return]
         different, places = np.unique(codes, axis=0, return_inverse=True)

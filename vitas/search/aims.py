@@ -19,7 +19,7 @@ class Aims:
 
     Args:
         objectives: Name -> "max" or "min".
-        limits: None, or name -> an upper bound or (low, high), either may be None.
+        limits: None, or name -> an upper bound or (low, high), either may be None; the latter of what is to be large.
 
     Raises:
         SearchError: what is not such a mapping.
@@ -38,6 +38,9 @@ class Aims:
             raise SearchError(f"limits: expected names and bounds such as {{'latency_ms': (None, 12)}}, got {shown(limits)}")
         self.objectives: dict[str, str] = dict(objectives)
         self.limits = {name: _bounds(name, bounds) for name, bounds in (limits or {}).items()}
+        for name, bounds in (limits or {}).items():
+            if self.objectives.get(name) == "max" and not isinstance(bounds, (tuple, list)):
+                raise SearchError(f"limits: {name} is to be large; write (least, None) or (None, most), got {shown(bounds)}")
         self._signs = np.array([-1.0 if direction == "max" else 1.0 for direction in self.objectives.values()])
 
     def read(self, returned: Any, counts: Mapping[str, float]) -> dict[str, float]:

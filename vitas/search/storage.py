@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -83,6 +85,8 @@ def open_storage(where: Any) -> Any:
     if not isinstance(where, (str, os.PathLike)) or not _can_be_path(os.fspath(where)):
         raise SearchError(f"storage: expected None, a path or a URL, got {shown(where)}")
     path = Path(where)
+    if isinstance(where, str):
+        _refuse_addresses(where, path)
     if not os.path.isdir(path.parent):
         raise FileError(f"storage: there is no folder {path.parent}")
     from optuna.storages.journal import JournalFileBackend
@@ -103,16 +107,33 @@ def open_storage(where: Any) -> Any:
         raise FileError(f"storage: {shown(str(path))} cannot be opened: {error.strerror or error}") from error
 
 
+def _refuse_addresses(where: str, path: Path) -> None:
+    """Refuse what would be a file here and was meant to be an address: each worker would search alone.
+
+    Raises:
+        SearchError: host:port, or a URL with one slash.
+    """
+    if re.fullmatch(r"[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", where) and not path.exists():
+        raise SearchError(f"storage: {shown(where)} is an address and no file: write grpc:// before it")
+    if scheme := re.match(r"([a-z+\d]{2,}):/", where):
+        raise SearchError(
+            f"storage: a URL has '://', as in {scheme[1]}:///file.db or {scheme[1]}://host/name, got {shown(where)}"
+        )
+
+
 def _database(url: str) -> Any:
     import optuna
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
+    if url.startswith("postgres://"):
+        raise SearchError("storage: write postgresql+psycopg://..., the name that SQLAlchemy knows, for postgres://...")
+    outer = sys.exc_info()[1]  # what the caller is dealing with, if anything, which is no cause of ours
     try:
         return patiently(lambda: optuna.storages.get_storage(_one_connection(url)), DatabaseError, StorageInternalError)
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
         # Not the URL itself: it may hold a password.
-        raise SearchError(f"storage: the database cannot be opened: {_first_cause(error)}") from None
+        raise SearchError(f"storage: the database cannot be opened: {_first_cause(error, outer)}") from None
 
 
 def _one_connection(url: str) -> Any:
@@ -191,9 +212,9 @@ def serve(where: Any, host: str, port: int, ready: Callable[[], None]) -> None:
             raise SearchError(f"storage: cannot listen at {shown(address(host, port))}") from error
 
 
-def _first_cause(error: BaseException, most: int = 100) -> str:
-    """Return what the driver said, in a line: SQLAlchemy's and Optuna's errors only hand it on."""
-    while (cause := error.__cause__ or error.__context__) is not None:
+def _first_cause(error: BaseException, outer: BaseException | None, most: int = 100) -> str:
+    """Return what the driver said, in a line: SQLAlchemy's and Optuna's errors only hand it on. `outer` was there before."""
+    while (cause := error.__cause__ or error.__context__) is not None and cause is not outer:
         error = cause
     if callable(told := getattr(error, "details", None)) and isinstance(text := told(), str):  # of gRPC, in one line
         return brief(Exception(text), most)
@@ -252,6 +273,7 @@ def persistently(step: Callable[[], Any], seconds: float, advice: str = "; stora
         SearchError: it did not pass within `seconds`.
     """
     pause, ends = 0.1, None
+    outer = sys.exc_info()[1]
     while True:
         try:
             return step()
@@ -263,9 +285,8 @@ def persistently(step: Callable[[], Any], seconds: float, advice: str = "; stora
             now = time.monotonic()
             ends = now + seconds if ends is None else ends
             if now >= ends:
-                raise SearchError(
-                    f"storage: out of reach for {seconds:g} s ({_first_cause(error, 40)}); the same call goes on{advice}"
-                ) from None
+                said = f"out of reach for {seconds:g} s ({_first_cause(error, outer, 40)})"
+                raise SearchError(f"storage: {said}; the same call goes on{advice}") from None
         time.sleep(min(pause, ends - now))
         pause = min(10.0, 2 * pause)
 

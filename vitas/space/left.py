@@ -72,6 +72,11 @@ def spoken_of(what: str, asked: Any, choices: Mapping[str, AnyChoice]) -> list[t
     return found
 
 
+def is_glob(name: Any) -> bool:
+    """Say whether a name can stand for several."""
+    return isinstance(name, str) and any(sign in name for sign in "*?[")
+
+
 def named(what: str, pattern: Any, names: list[str], kind: str = "choice") -> list[str]:
     """Return the names that a name or a glob stands for, whose star also stands for dots.
 
@@ -85,7 +90,7 @@ def named(what: str, pattern: Any, names: list[str], kind: str = "choice") -> li
     matching = [name for name in names if fnmatchcase(name, pattern)]
     if matching:
         return matching
-    if any(sign in pattern for sign in "*?["):
+    if is_glob(pattern):
         globs = list(dict.fromkeys(pattern_of(name) for name in names))
         raise ChoiceError(f"{what}: no {kind} matches this glob: {one_of(globs, pattern)}")
     if kind == "choice":

@@ -17,7 +17,7 @@ from torch import nn
 from vitas.choice import SIDES, Depth, Dim
 from vitas.errors import ChoiceError, VitasError, brief, is_one_of, listed, one_of, shown
 from vitas.space.codes import Encoding
-from vitas.space.left import Left, restricted
+from vitas.space.left import Left, is_glob, named, restricted
 from vitas.space.liveness import Liveness, conditions_of, gates_first, weakest
 from vitas.space.model import StatesCost, needs_tokens, unwrap
 from vitas.space.naming import claim_for_model, names_of
@@ -140,7 +140,8 @@ class SearchSpace:
         """Return the canonical subnet of these values: complete, live choices only, in the order of the space.
 
         Args:
-            values: Name -> value; choices that are not live (a block beyond the depth) are left out. Or a row of a table,
+            values: Name or glob, such as "blocks.*.mlp_dim", of which a name counts more -> value; choices that are not live
+                (a block beyond the depth) are left out. Or a row of a table,
                 such as one of `SearchResult.to_pandas()`, of which only the columns that are choices count. NaN and None
                 say that a choice is not live.
             fill: What a live choice that is not named gets: "largest", "smallest", or None for an error.
@@ -150,7 +151,7 @@ class SearchSpace:
         """
         if not is_one_of([None, "largest", "smallest"], fill):
             raise ChoiceError(f"fill: {one_of(['largest', 'smallest'], fill)}")
-        said = self._said(values)
+        said = self._spread(self._said(values))
         subnet = self.encoding.subnet(self.encoding.code(as_subnet(said), fill=fill, strict=False))
         if wrong := [name for name, value in said.items() if is_missing(value) and name in subnet]:
             raise ChoiceError(
@@ -172,6 +173,14 @@ class SearchSpace:
             columns = set(values.keys())
             return {name: values[name] for name in self.choices if name in columns}
         return values
+
+    def _spread(self, said: Mapping[str, Number]) -> Mapping[str, Number]:
+        """Return what is said with the names that each glob stands for; what is said of a name itself counts more."""
+        globs = [name for name in said if is_glob(name) and name not in self.choices] if isinstance(said, Mapping) else []
+        if not globs:
+            return said
+        spread = {name: said[glob] for glob in globs for name in named("subnet", glob, list(self.choices))}
+        return spread | {name: value for name, value in said.items() if name not in globs}
 
     def largest(self) -> Subnet:
         """Return the subnet with the largest value of every choice."""

@@ -32,6 +32,10 @@ class State(NamedTuple):
         """Return the state of the same choices in which each has its largest value."""
         return State(self.choices, tuple([(len(choice.values) - 1, 0) for choice in self.choices]))
 
+    def smallest(self) -> State:
+        """Return the state of the same choices in which each has its smallest value."""
+        return State(self.choices, tuple([(0, 0) for _ in self.choices]))
+
     def put_back(self) -> None:
         """Activate what was active; an interrupt in the middle is raised when all is done."""
         try:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import numpy as np
 
 from vitas.checks import LONGEST_NAME, as_number
-from vitas.errors import ChoiceError, UnknownChoice, brief, fault_of_name, shown, unknown
+from vitas.errors import ChoiceError, UnknownChoice, brief, fault_of_name, is_one_of, shown, unknown
 from vitas.tables import by_block, html_table, text_table
 
 Number = int | float
@@ -44,7 +44,8 @@ class Subnet(Mapping[str, Number]):
 
     def __init__(self, values: Mapping[str, Number]) -> None:
         if not isinstance(values, Mapping):
-            raise ChoiceError(f"subnet: expected a mapping of names to numbers, got {shown(values)}")
+            meant = f"; search_space(model).{values}() is that subnet" if is_one_of(["largest", "smallest"], values) else ""
+            raise ChoiceError(f"subnet: expected a mapping of names to numbers, got {shown(values)}{meant}")
         for name in values:
             if fault := fault_of_name(name, LONGEST_NAME):
                 raise ChoiceError(f"subnet: a name: {fault}")
