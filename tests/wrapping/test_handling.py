@@ -1,11 +1,15 @@
 """What users and frameworks do to a searchable model: wrappers, adapters, writes through attributes."""
 
 import copy
+import pickle
 import re
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.func import functional_call
+from torch.optim.swa_utils import AveragedModel
 
 from tests.contract import randomize, relative_error
 from vitas import (
@@ -275,3 +279,57 @@ def test_hooks_on_blocks_run_while_gradients_are_checkpointed():
     assert seen
     assert model.get_submodule("blocks.0").note == "mine"
     assert model.blocks[0].attn is model.get_submodule("blocks.0.attn")
+
+
+def leaving():
+    """Return a wrapped model of which the first of two blocks does not run."""
+    model = wrap(original(), depth=[1, 2], leave=[0])
+    sample_subnet(model, policy="smallest")
+    return model
+
+
+def test_a_name_of_digits_is_the_block_of_that_number():
+    model = leaving()
+    blocks = model.get_submodule("blocks")
+    assert getattr(model.blocks, "1") is model.blocks[0] is next(iter(model.blocks)) is blocks[1]
+    assert len(model.blocks) == len(model.blocks[:2]) == 1
+    assert getattr(model.blocks[:1], "0") is blocks[1]  # a slice is a container of its own
+    for name in ("2", "more"):
+        with pytest.raises(AttributeError):
+            getattr(model.blocks, name)
+
+
+def test_functional_calls_put_tensors_where_their_names_say():
+    model = leaving()
+    own = dict(model.named_parameters())
+    assert torch.equal(functional_call(model, own, (X,)), model(X))
+    at_rest, runs = (
+        {name: torch.zeros_like(own[name]) for name in own if name.startswith(prefix)} for prefix in ("blocks.0", "blocks.1")
+    )
+    assert torch.equal(functional_call(model, at_rest, (X,)), model(X))
+    changed = functional_call(model, runs, (X,))
+    assert not torch.equal(changed, model(X))
+    with torch.no_grad():
+        model.load_state_dict(runs, strict=False)
+    assert torch.equal(changed, model(X))
+
+
+def test_distributed_checkpoints_have_every_block():
+    model = leaving()
+    state = get_model_state_dict(model)
+    assert state.keys() == model.state_dict().keys()
+    set_model_state_dict(model, {name: torch.zeros_like(tensor) for name, tensor in state.items()})
+    assert all((parameter == 0).all() for parameter in model.parameters())
+
+
+# -- copies ------------------------------------------------------------------------------------------------------------
+
+
+def test_copies_of_a_compiled_model_run_their_own_weights():
+    model = narrow()
+    model.compile(backend="eager")
+    for twin in (copy.deepcopy(model), AveragedModel(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        assert (twin(X) == 0).all()  # the original, of random weights, would say something else

@@ -52,14 +52,15 @@ def counted_cost(model: Any, known: dict[Any, Counts]) -> Cost:
 
     Args:
         model: The model.
-        known: Counts by image; what is counted is kept there.
+        known: Counts by image and shapes of parameters, which layers anywhere may change; what is counted is kept there.
     """
     image = image_of(model)
-    if image not in known:
+    key = image, tuple((name, parameter.shape) for name, parameter in model.named_parameters())
+    if key not in known:
         known.clear()
         blank = torch.empty(1, *image, device="meta", dtype=next(model.parameters()).dtype)
-        known[image] = counted(_original(model), (blank,))
-    return sum((cost * gate for cost, gate in _terms(model, known[image])), Cost())
+        known[key] = counted(_original(model), (blank,))
+    return sum((cost * gate for cost, gate in _terms(model, known[key])), Cost())
 
 
 def _original(model: nn.Module) -> nn.Module:

@@ -155,7 +155,7 @@ class Narrowed(Elastic):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Let copies and pickles find the class by what it narrows and how."""
-        return _blank, tuple(type(self).shape), vars(self)
+        return _blank, tuple(type(self).shape), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
 def _searched(dim: Any) -> bool:
@@ -204,7 +204,9 @@ def _part(name: str) -> property:
 
     def read(self: Narrowed) -> Tensor | None:
         part, stored = self.cut(name).get(name), self.stored(name)
-        return part if part is None or part is stored or compiling() else part_of(part, name)
+        if part is None or stored is None or compiling():
+            return part
+        return stored if part.shape == stored.shape else part_of(part, name)  # not `is`: a whole stack is joined anew
 
     return property(read)
 

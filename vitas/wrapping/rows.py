@@ -59,8 +59,15 @@ class _View:
     """Blocks that run, in a container made for the moment.
 
     What changes the container would be lost and is refused; what changes every block reaches those at rest too. A slice is
-    a container of its own, as of torch's.
+    a container of its own, as of torch's. An attribute "5", by which torch walks along the names of parameters, is the block
+    that has this number in the whole.
     """
+
+    def __getattr__(self, name: str) -> Any:
+        held = vars(self).get("whole")
+        if held is not None and name.isdigit():
+            return getattr(held[0], name)
+        return super().__getattr__(name)  # type: ignore[misc]  # of torch's container, which stands behind
 
 
 def _of_view(name: str) -> Callable[..., Any]:
