@@ -387,9 +387,41 @@ def test_a_forward_pass_of_ones_own_needs_an_export_of_ones_own():
         export_subnet(model)
 
     class Renamed(vitas.nn.CyclicLinear):
-        pass
+        def reset_parameters(self):
+            nn.init.ones_(self.weight)
 
     assert type(export_subnet(nn.Sequential(Renamed(8, vitas.Dim([3, 6]))))[0]) is nn.Linear
+
+
+class Halved:
+    """What stands before a superformer, or around one."""
+
+    def forward_head(self, x, pre_logits=False):
+        return super().forward_head(x, pre_logits) / 2
+
+
+class Half(Halved, vitas.superformer.DeiTSuperformer):
+    pass
+
+
+class Sharp(vitas.nn.ElasticAttention):
+    def axes(self):
+        return {}
+
+    def attend(self, x):
+        return 2 * super().attend(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: Half(8, 4, 3, 3, embed_dim=[4, 8], depth=[1, 2], num_heads=2), r"^Halved overrides forward_head\(\) of an"),
+        (lambda: Sharp(8, vitas.Choice([1, 2])), r"^Sharp overrides attend\(\) of an elastic layer: give it an export\(\)"),
+    ],
+)
+def test_helpers_of_the_forward_pass_that_are_overridden_need_an_export_too(model, message):
+    with pytest.raises(ExportError, match=message):
+        export_subnet(nn.Sequential(model()))
 
 
 @pytest.mark.parametrize("how", ["weight_norm", "pruned", "frozen"])
@@ -407,6 +439,31 @@ def test_reparametrised_weights_export_as_what_they_are(how):
     assert type(plain.first) is nn.Linear
     assert list(plain.first.state_dict()) == ["weight", "bias"]
     assert {parameter.requires_grad for parameter in plain.parameters()} == {how != "frozen"}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "reparametrise",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: [prune.random_unstructured(layer, name, 0.2) for name in ("weight", "weight", "bias")],
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+    ids=["pruned", "pruned_twice", "weight_norm", "spectral_norm"],
+)
+def test_weights_that_a_hook_makes_are_exported_as_they_are_after_a_step(reparametrise):
+    width, x = vitas.Dim([3, 6]), torch.randn(2, 8)
+    model = randomize(TwoLayers(width, width))
+    reparametrise(model.first)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(x).square().sum().backward()
+    optimizer.step()
+    width.active = 3
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    plain = export_subnet(model.eval())
+    assert torch.equal(plain(x), model(x))
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
 
 
 class TwoInputs(nn.Module):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from tests.contract import Contract, randomize
@@ -207,3 +208,18 @@ def test_an_input_with_other_axes_is_refused(shape):
 def test_private_copies_are_for_the_values_of_a_choice_of_ints(choice):
     with pytest.raises(ChoiceError, match="private copies need a choice of ints, got"):
         Private(choice, lambda value: torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("private", ["qk", "v"])
+def test_pruned_parts_that_are_joined_into_one_weight_are_what_they_are_now(private):
+    layer = randomize(ElasticAttention(8, Choice([2, 4]), qkv_dim=Dim([4, 8]), private=private))
+    x, shared = torch.randn(2, 5, 8), layer.qkv.v if private == "qk" else layer.qkv.qk
+    prune.l1_unstructured(shared, "weight", 0.5)
+    before = layer(x)
+    with torch.no_grad():
+        shared.weight_orig.mul_(3)
+    assert not torch.allclose(layer(x), before)
+    layer(x).sum().backward()
+    assert shared.weight_orig.grad.count_nonzero() <= shared.weight_mask.count_nonzero()
+    export = layer.export()
+    assert torch.equal(export(x), layer(x))

@@ -2,6 +2,7 @@
 
     layer.py       the contract of an elastic layer, Elastic; and how an export is put together from those of layers
     kept.py        what of a module goes into its export
+    hooks.py       weights that a hook makes, such as pruned ones
     same.py        whether weights come from a space in which values use the same of them
     parts.py       the part in use of a parameter, to be read only
     linear.py      CyclicLinear; with choice/dim.py it explains the library

@@ -21,6 +21,7 @@ from vitas import plain
 from vitas.choice import Choice, Depth, Dim, take
 from vitas.cost import Cost, cost_of, params_of, product_of
 from vitas.errors import ChoiceError, ExportError, ShapeError, VitasError, listed, shown
+from vitas.nn.hooks import made_by_hook
 from vitas.nn.kept import TORCHS_OWN, copied, is_data, refuse_patches, without_computed
 from vitas.nn.same import ADVICE, differing, note_uses
 from vitas.space import held, holders, unwrap
@@ -87,8 +88,10 @@ class Elastic(nn.Module):
 
     def stored(self, name: str) -> Tensor | None:
         """Return a weight as it is stored, of full size: a parameter, or what pruning or a parametrisation makes of one."""
-        parameter = self._parameters.get(name)
-        return getattr(self, name) if parameter is None else parameter
+        if (parameter := self._parameters.get(name)) is not None:
+            return parameter
+        made = made_by_hook(self, name) if self._forward_pre_hooks else None
+        return getattr(self, name) if made is None else made
 
     def active_weights(self) -> dict[str, Tensor]:
         """Return the part in use of each weight, all cut in one step; nothing else slices.
@@ -322,7 +325,7 @@ def _replace(module: nn.Module, replaced: dict[int, Any], own_weights: list[Any]
     inner = unwrap(module)
     refuse_patches(inner)
     if is_layer(inner):
-        _refuse_another_forward(type(inner))
+        _refuse_overrides(type(inner))
         replaced[id(module)] = replaced[id(inner)] = inner.export()
         return
     if inner is not module:
@@ -345,13 +348,23 @@ def _exports_alone(kind: type) -> bool:
     return isinstance(export, FunctionType) and export.__code__.co_argcount - len(export.__defaults__ or ()) == 1
 
 
-def _refuse_another_forward(kind: type) -> None:
-    """Refuse a class of the user's that overrides forward() alone: the export that it inherits computes something else."""
-    for base in kind.__mro__:
-        if {"axes", "export"} & vars(base).keys() or Elastic in base.__bases__:
+def _refuse_overrides(kind: type) -> None:
+    """Refuse a user's class that overrides what the narrowed class computes by, which the export that it inherits lacks."""
+    order = kind.__mro__
+    narrowed = order[order.index(Elastic) + 1 : order.index(nn.Module) + 1] if Elastic in order else (nn.Module,)
+    functions = {name for base in narrowed for name, it in vars(base).items() if isinstance(it, (FunctionType, property))}
+    functions = functions - vars(nn.Module).keys() - {"reset_parameters"} | {"forward"}
+    for base in order:
+        if "export" in vars(base) or base.__module__.startswith("vitas.") or _narrows(base, narrowed[0]):
             return
-        if "forward" in vars(base) and not base.__module__.startswith("vitas."):
-            raise ExportError(f"{base.__name__} overrides forward() of an elastic layer: give it an export() of its own too")
+        for name in sorted(functions & vars(base).keys()):
+            raise ExportError(f"{base.__name__} overrides {name}() of an elastic layer: give it an export() of its own too")
+
+
+def _narrows(kind: type, narrowed: type) -> bool:
+    """Say whether a class itself puts `Elastic` before the class that is narrowed, and so states what the layer computes."""
+    layers = (base for base in kind.__bases__ if issubclass(base, Elastic) and issubclass(base, narrowed))
+    return issubclass(kind, Elastic) and all(base is Elastic for base in layers)
 
 
 def _fixed(choice: Choice[Any]) -> plain.Fixed:

@@ -81,9 +81,10 @@ class StackedLinear(Elastic, nn.Linear):
     def active_weights(self) -> dict[str, Tensor]:
         """Return the weight (stacks * O, I) and bias (stacks * O,) in use; nothing else slices."""
         shape = (self.stacks, self.out_dim.largest)
-        weight = self.weight.view(*shape, -1)
-        bias = self.bias.view(shape) if self.bias is not None else None
-        parts = take(weight=(weight, None, self.out_dim, self.in_dim), bias=(bias, None, self.out_dim))
+        weight, bias = self.stored("weight"), self.stored("bias")
+        assert weight is not None
+        rows = None if bias is None else bias.view(shape)
+        parts = take(weight=(weight.view(*shape, -1), None, self.out_dim, self.in_dim), bias=(rows, None, self.out_dim))
         return {name: part.flatten(0, 1) for name, part in parts.items()}
 
     def forward(self, x: Tensor) -> Tensor:
