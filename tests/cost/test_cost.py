@@ -31,8 +31,7 @@ from vitas import (
 )
 from vitas.cost.expression import Cost, product_of
 from vitas.cost.stated import cost_of, params_of
-from vitas.nn.linear import CyclicLinear
-from vitas.nn.norm import ElasticLayerNorm
+from vitas.nn import CyclicLinear, ElasticLayerNorm, ElasticMlp, Private
 
 SIZES = {  # images that the patches of a space divide
     "vitas_deit": [224, 448, (224, 672)],
@@ -378,6 +377,28 @@ def test_a_count_by_running_that_fails_leaves_the_model_as_it_was():
         count_flops(model, {"width": 3, "hidden": 6}, inputs=torch.randn(1, 2, 4, 4))
     assert active_subnet(model) == {"width": 4, "hidden": 3}
     assert model.training
+
+
+class Either(nn.Module):
+    """One of two MLPs; only the hidden width of the first, beside the smaller value, is searched."""
+
+    def __init__(self):
+        super().__init__()
+        hidden = Dim([4, 8], name="hidden")
+        self.mlp = Private(Choice([1, 2], name="which"), lambda which: ElasticMlp(8, hidden if which == 1 else 16))
+
+    def cost(self):
+        return self.mlp.cost(Cost(3))
+
+
+def test_a_choice_that_lives_only_beside_a_smaller_value_is_counted():
+    model = Either()
+    space, counts = search_space(model), cost_model(model)
+    subnets = [{"which": 1, "hidden": 4}, {"which": 1, "hidden": 8}, {"which": 2}]
+    codes = np.array([space.encode(subnet) for subnet in subnets])
+    assert counts.flops(codes).tolist() == [3 * 2 * 8 * hidden for hidden in (4, 8, 16)]
+    assert counts.params(codes).tolist() == [count_params(model, subnet) for subnet in subnets]
+    assert vitas.SubnetSampler(model, flops="100%").contains(codes).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"distilled": True}, {"global_pool": "avg"}, {"init_values": 0.1}])

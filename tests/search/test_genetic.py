@@ -178,6 +178,12 @@ def test_ranks_equal_those_of_the_definition(objectives):
     assert nondominated(values).tolist() == [not any(dominates(b, a) for b in values) for a in values]
 
 
+def test_a_small_objective_beside_a_large_one_still_counts():
+    values = np.array([[1.7e10, 2.3000010], [1.7e10, 2.3000002]])  # their sums are equal in double precision
+    assert nondominated(values).tolist() == [False, True]
+    assert nondominated(values[:, ::-1]).tolist() == [False, True]
+
+
 def test_one_objective_is_ranked_by_value_then_by_age():
     assert ranked(np.array([[3.0], [1.0], [2.0], [1.0], [0.0]]), np.array([0, 0, 0, 0, 2.0])).tolist() == [1, 3, 2, 0, 4]
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from vitas import BudgetError, ChoiceError, SubnetSampler, create_superformer
+from vitas.cost import stated_cost
 from vitas.nn.depth import binomial_law
 from vitas.train.depth_law import depth_law_for
 
@@ -46,6 +47,19 @@ def test_drawn_subnets_have_that_mean():
     assert abs(costs.mean() - target) < 4 * costs.std() / len(costs) ** 0.5
     q = depth_law_for(model, params="25%")
     assert 0 < q < 1
+
+
+@pytest.mark.parametrize("depth", [range(1, 7), range(2, 7, 2), range(3, 13, 3), range(4, 9, 4)])
+def test_a_model_built_with_the_probability_has_that_mean(depth):
+    options = {"img_size": 8, "num_classes": 3, "depth": depth}
+    p = depth_law_for(create_superformer("deit_micro", **options), flops="20%")
+    model = create_superformer("deit_micro", depth_p=p, **options)
+    mean = 0.0
+    for bases, table in stated_cost(model).merged().items():
+        for base in reversed(bases):
+            table = table @ np.array(base.p)
+        mean += float(table)
+    assert mean == pytest.approx(SubnetSampler(model, flops="20%").windows["flops"].high)
 
 
 def test_bad_targets_are_refused():

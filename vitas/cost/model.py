@@ -75,7 +75,8 @@ class TableSum:
 
     def __init__(self, space: SearchSpace, cost: Cost) -> None:
         self.space = space
-        self._smallest = space.encode(space.smallest())
+        # -1 stands for a choice that is not live, which some subnet has to leave out.
+        self._least = np.array([0 if condition == ((),) else -1 for condition in space.liveness.conditions], dtype=np.int64)
         entry_of = {choice: k for k, choice in enumerate(space.choices.values())}
         merged = cost.merged()
         times = Counter(base for bases in merged for base in bases)
@@ -110,8 +111,7 @@ class TableSum:
         self.space.check()
         codes = codes_of(codes, len(self.space), "codes")
         most = np.array([len(choice.values) for choice in self.space.choices.values()])
-        least = np.minimum(self._smallest, 0)  # -1 for choices that are not live in some subnet
-        if codes.size and ((codes.min(axis=0) < least).any() or (codes.max(axis=0) >= most).any()):
+        if codes.size and ((codes.min(axis=0) < self._least).any() or (codes.max(axis=0) >= most).any()):
             raise ChoiceError("codes: numbers out of range; space.encode makes them")
         return self.many(codes)
 

@@ -191,7 +191,7 @@ def crowding_distance(values: Floats) -> Floats:
 def nondominated(values: Floats) -> NDArray[np.bool_]:
     """Return which points no other point dominates, (n, objectives) -> (n,); smaller is better."""
     good = np.zeros(len(values), dtype=bool)
-    left = np.argsort(values.sum(axis=1), kind="stable")  # nothing is dominated by what has a larger sum
+    left = np.lexsort(values.T[::-1])  # nothing is dominated by what comes after it
     while len(left):
         point = values[left[0]]
         good[left[0]] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from vitas.space import AnyChoice, search_space, unwrap
 def depth_law_for(model: nn.Module, *, flops: Any = None, params: Any = None) -> float:
     """Return the probability of an identity in each slot for which the mean cost of a drawn subnet meets a target.
 
-    All depths follow binomial laws of that probability (without the depths that are not among their values), and every
-    other choice its own prior. The mean is computed from the cost tables, and solved for the probability by bisection.
+    All depths follow binomial laws of that probability (without the depths that are not among their values; in steps, each
+    group of slots is drawn as one), and every other choice its own prior. The mean is computed from the cost tables, and
+    solved for the probability by bisection.
     Use the result when the model is built: `create_superformer(name, depth_p=p)`.
 
     Cost: the mean of the space in MACs (or parameters) per image.
@@ -70,8 +72,9 @@ def _mean_given_depths(model: nn.Module, cost: Cost) -> Any:
     def law(choice: AnyChoice, identity: float) -> NDArray[np.float64]:
         p: NDArray[np.float64] = np.array(choice.p)
         if choice in depths:
-            slots = int(choice.largest)
-            p = np.array(binomial_law(slots, identity, 0))[list(choice.values)]
+            step = math.gcd(*choice.values)  # slots that leave together are one draw, as a float `p` means it there
+            groups = np.array(binomial_law(choice.largest // step, identity, 0))
+            p = groups[[value // step for value in choice.values]]
         p /= p.sum()
         return p
 
