@@ -58,6 +58,15 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_end(stop, tmp_path):
     assert not equal(trained(seed=1)[0], whole)
 
 
+def test_every_step_moves_the_weights_a_single_one_too():
+    model, _ = trained(epochs=1, loader=[next(iter(images()))])
+    assert not equal(model, network())
+
+
+def test_any_seed_is_taken():
+    assert equal(trained(seed=10**30, epochs=1)[0], trained(seed=10**30, epochs=1)[0])
+
+
 def test_torchs_own_generator_is_left_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -78,7 +87,17 @@ def test_the_rate_rises_and_falls_and_vectors_do_not_decay():
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
 
 
-@pytest.mark.parametrize("loader", [iter([]), [], (batch for batch in images())])
+class Stream(torch.utils.data.IterableDataset):
+    """Images that come one after the other, nobody knows how many."""
+
+    def __iter__(self):
+        return iter(images().dataset)
+
+
+STREAM = torch.utils.data.DataLoader(Stream(), batch_size=8)
+
+
+@pytest.mark.parametrize("loader", [iter([]), [], (batch for batch in images()), STREAM])
 def test_a_loader_without_a_length_is_refused(loader):
     with pytest.raises(VitasError, match="train_loader: expected one with a length of at least 1"):
         trained(loader=loader)

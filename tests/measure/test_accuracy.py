@@ -441,3 +441,37 @@ def test_zero_cost_of_images_that_the_model_cannot_run_is_refused():
     model = vitas.create_superformer("deit_micro", num_classes=3, img_size=8)
     with pytest.raises(ShapeError, match=r"inputs: VisionTransformer cannot run them: .*\(1, 3, 9, 9\)"):
         vitas.zero_cost(model, torch.zeros(2, 3, 9, 9))
+
+
+@pytest.mark.parametrize("kind", [accuracy, vitas.cross_entropy])
+def test_a_loader_may_use_its_memory_again(kind):
+    data, model = batches(sizes=(4, 4, 4)), micro()
+    images, labels = torch.empty(4, 1, 8, 8), torch.empty(4, dtype=torch.long)
+
+    def reused():
+        for batch in data:
+            images.copy_(batch[0])
+            labels.copy_(batch[1])
+            yield images, labels
+
+    assert kind(reused())(model) == kind(data)(model)
+
+
+def test_batches_of_a_list_are_not_copied():
+    data = batches()
+    assert [kept.images.data_ptr() for kept in accuracy(data)._kept] == [images.data_ptr() for images, _ in data]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Images that come one after the other, nobody knows how many."""
+
+    def __iter__(self):
+        return iter([(image, label) for images, labels in batches() for image, label in zip(images, labels, strict=True)])
+
+
+@pytest.mark.extras
+def test_a_progress_bar_of_a_loader_that_does_not_know_its_length(capsys):
+    pytest.importorskip("tqdm")
+    loader = DataLoader(Stream(), batch_size=7)
+    assert accuracy(loader, progress=True)(micro()) == accuracy(batches())(micro())
+    assert "0batch" in capsys.readouterr().err  # and of how many is not said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitas.errors import FileError, ShapeError, VitasError, brief, needs
 from vitas.export import check_fits
-from vitas.measure.score import described
+from vitas.measure.score import described, number_of_batches
 
 LossOf = Callable[[int, Tensor, Tensor], Tensor]
 """(number of the step, images, labels) -> loss."""
@@ -66,11 +66,11 @@ def train(
     shown_steps = _bar(name, done * steps, epochs * steps) if progress else None
     for epoch in range(done, epochs):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed * 1_000_003 + epoch)
+            torch.manual_seed((seed * 1_000_003 + epoch) % 2**64)  # torch takes no larger ones
             for step, batch in enumerate(batches, epoch * steps):
                 images, labels = _pair(batch)
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * _rate((step + 1) / (epochs * steps))
+                    group["lr"] = lr * _rate((step + 1) / (epochs * steps + 1))  # 0 only after the last step
                 loss = loss_of(step, images.to(device), labels.to(device))
                 if not math.isfinite(value := float(loss.detach())):
                     raise VitasError(f"step {step}: the loss is {value}; try a learning rate below {lr:g}")
@@ -94,9 +94,9 @@ def length(loader: Any) -> int:
     Raises:
         VitasError: a loader without a length, or of length 0.
     """
-    if not isinstance(loader, Sized) or not len(loader):
+    if not (number := number_of_batches(loader)):
         raise VitasError("train_loader: expected one with a length of at least 1, the number of steps in an epoch")
-    return len(loader)
+    return number
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ class Accuracy(Score):
     """What `accuracy` returns: a function of a model that knows how many images are behind its scores."""
 
     name = "accuracy"
+    aim = "accuracy", "max"
 
     def _values(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return which images are classified right, (B,); one with a NaN among its outputs is not."""
@@ -33,11 +34,11 @@ def accuracy(
 ) -> Accuracy:
     """Return a function that scores a model: the fraction of the loader's images that its active subnet classifies right.
 
-    The loader is read once, here; its batches are moved to the device at the first score and kept there, 0.57 MiB for an
-    image of 3 x 224 x 224 in single precision. `keep=False` reads it again for each score instead. A score leaves
-    the model as it was: the active subnet, every module's training mode, no gradients. Under bilateral sharing it is the
-    mean of both sides. An image with a NaN among its outputs counts as wrong. DistributedDataParallel is set aside, so
-    that ranks may score different subnets; what torch.compile made runs compiled.
+    The loader is read once, here; copies of its batches (of a list, these themselves) are moved to the device at the first
+    score and kept there, 0.57 MiB for an image of 3 x 224 x 224 in single precision. `keep=False` reads it again for each
+    score instead. A score leaves the model as it was: the active subnet, every module's training mode, no gradients. Under
+    bilateral sharing it is the mean of both sides. An image with a NaN among its outputs counts as wrong.
+    DistributedDataParallel is set aside, so that ranks may score different subnets; what torch.compile made runs compiled.
 
     Shapes: images (B, ...), labels (B,) of ints; the model's outputs (B, classes), or transformers' with such `logits`.
     Source: scores with inherited weights and the mean of both sides, public ViTAS code (Su et al., July 2021).

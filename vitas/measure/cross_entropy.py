@@ -18,6 +18,7 @@ class CrossEntropy(Score):
     """What `cross_entropy` returns: a function of a model that knows how many images are behind its scores."""
 
     name = "cross entropy"
+    aim = "loss", "min"
     teacher: nn.Module | None = None
 
     def _values(self, outputs: Tensor, batch: Batch) -> Tensor:

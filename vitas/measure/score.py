@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -31,16 +31,21 @@ class Batch(NamedTuple):
         taught = None if self.taught is None else self.taught.to(device)
         return self._replace(images=self.images.to(device), labels=self.labels.to(device), taught=taught)
 
+    def copied(self) -> Batch:
+        return self._replace(images=self.images.clone(), labels=self.labels.clone())
+
 
 class Score(ABC):
     """A function of a model: the mean over images of a value for each.
 
     Attributes:
         name: What is shown of it.
+        aim: What an objective of it is called, and its direction.
         images: How many images a score is the mean of; None before the first score where the loader is not kept.
     """
 
     name: ClassVar[str]
+    aim: ClassVar[tuple[str, str]]
 
     def __init__(
         self,
@@ -67,7 +72,8 @@ class Score(ABC):
             return _checked_batches(_with_bar(loader, most, self.name) if progress else loader, most)
 
         self._read = read
-        self._kept = _some(read()) if keep else None
+        held = isinstance(loader, (list, tuple))  # all batches are there; others may use the memory of one for the next
+        self._kept = _some(batch if held else batch.copied() for batch in read()) if keep else None
         self.images = None if self._kept is None else sum(len(batch.labels) for batch in self._kept)
 
     @classmethod
@@ -136,9 +142,17 @@ def _with_bar(loader: Iterable[Any], most: int | None, name: str) -> Iterable[An
     with needs("search"):
         from tqdm.auto import tqdm
 
-    total = len(loader) if isinstance(loader, Sized) else None
+    total = number_of_batches(loader)
     bar: Iterable[Any] = tqdm(loader, name, most if total is None else min(total, most or total), False, unit="batch")
     return bar
+
+
+def number_of_batches(loader: Any) -> int | None:
+    """Return how many batches a loader says that it has; None: it does not know."""
+    try:
+        return len(loader)
+    except TypeError:  # also of torch's DataLoader over an IterableDataset, which has a method for it
+        return None
 
 
 def _device(device: torch.device | str) -> torch.device:
