@@ -7,7 +7,7 @@ from torch import nn
 
 import vitas
 from tests.measure.test_accuracy import batches, micro
-from vitas.errors import SearchError, ShapeError, VitasError
+from vitas.errors import ChoiceError, SearchError, ShapeError, VitasError
 from vitas.measure.accuracy import Accuracy
 from vitas.measure.cross_entropy import CrossEntropy
 from vitas.measure.score import Batch
@@ -85,8 +85,16 @@ def test_a_search_takes_the_smallest_loss():
 def test_a_search_that_would_take_the_largest_loss_is_refused(objectives):
     pytest.importorskip("optuna")
     settings = {"objectives": objectives, "population": 2, "generations": 1, "progress": False}
-    with pytest.raises(SearchError, match=r'smaller a cross entropy the better; pass objectives=\{"loss": "min"\}'):
+    with pytest.raises(SearchError, match=r'the smaller the cross entropy the better; pass objectives=\{"loss": "min"\}'):
         vitas.evolve(micro(), vitas.cross_entropy(batches()), **settings)
+
+
+@pytest.mark.parametrize("objectives", [{"loss": "min"}, {"accuracy": "min"}, {"flops": "min", "error": "min"}])
+def test_a_search_that_would_take_the_smallest_accuracy_is_refused(objectives):
+    pytest.importorskip("optuna")
+    settings = {"objectives": objectives, "population": 2, "generations": 1, "progress": False}
+    with pytest.raises(SearchError, match=r'the larger the accuracy the better; pass objectives=\{"accuracy": "max"\}'):
+        vitas.evolve(micro(), vitas.accuracy(batches()), **settings)
 
 
 def test_what_does_not_fit_is_refused_as_by_accuracy():
@@ -102,7 +110,11 @@ def test_a_report_does_not_take_it_for_an_accuracy():
     score = vitas.cross_entropy(data)
     report = vitas.train.supernet_report(model, lambda m: -score(m), n_random=3)
     assert report.images is None
-    assert vitas.train.supernet_report(model, score, n_random=3).noise is None
+    assert report.noise is None
+    with pytest.raises(
+        ChoiceError, match=r"of the cross entropy less is better, here more; pass lambda model: -score\(model\)"
+    ):
+        vitas.train.supernet_report(model, score)
 
 
 # -- with a teacher ----------------------------------------------------------------------------------------------------

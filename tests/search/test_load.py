@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 
 import pytest
 import torch
@@ -45,6 +46,11 @@ def test_a_search_is_opened_without_a_model(tmp_path):
     assert opened.hypervolume == result.hypervolume
     assert len(opened.to_pandas()) == 6
     assert len(opened.study.trials) == 6
+
+
+def test_a_limit_without_bounds_is_opened_too(tmp_path):
+    result = evolve(micro(), width, limits={"seen": (None, math.inf)}, storage=tmp_path / "log", **OPTIONS)
+    assert load_search(tmp_path / "log").best == result.best
 
 
 def test_a_running_search_is_left_alone(tmp_path):

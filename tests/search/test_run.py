@@ -7,6 +7,7 @@ import random
 import re
 import sys
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -509,3 +510,27 @@ def test_the_last_network_is_the_one_that_was_claimed_first(model, tmp_path, mon
     result = vitas.evolve(model, evaluate, storage=tmp_path / "search.log", **SETTINGS)
     assert calls == ours[:29]
     assert [evaluation.subnet for evaluation in result.history] == [*calls, vitas.search_space(model).largest()]
+
+
+def test_what_a_failed_evaluation_held_is_let_go_before_the_next_one(model):
+    held = []
+
+    class Activations:
+        pass
+
+    def evaluate(model):
+        assert all(kept() is None for kept in held)
+        activations = Activations()
+        held.append(weakref.ref(activations))
+        if len(held) < 4:
+            raise RuntimeError("out of memory")
+        return score(model)
+
+    result = vitas.evolve(model, evaluate, **SETTINGS)
+    assert [str(evaluation.error) for evaluation in result.history[:4]] == 3 * ["RuntimeError: out of memory"] + ["None"]
+
+
+@pytest.mark.parametrize("where", [{"objectives": {"embed_dim": "max"}}, {"limits": {"embed_dim": 3}}, {}])
+def test_a_score_with_the_name_of_a_choice_is_refused(model, where):
+    with pytest.raises(SearchError, match="another name for 'embed_dim', which is a choice of the model"):
+        vitas.evolve(model, lambda model: {"accuracy": 0.5, "embed_dim": 3.0}, **where, **SETTINGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,23 +20,27 @@ class Aims:
     Args:
         objectives: Name -> "max" or "min".
         limits: None, or name -> an upper bound or (low, high), either may be None; the latter of what is to be large.
+        choices: Names that no score may have, since both are columns of one table.
 
     Raises:
         SearchError: what is not such a mapping.
     """
 
-    def __init__(self, objectives: Any, limits: Any) -> None:
+    def __init__(self, objectives: Any, limits: Any, choices: Container[str] = ()) -> None:
+        self._choices = choices
         if not isinstance(objectives, Mapping) or not objectives:
             raise SearchError(
                 f"objectives: expected names and directions such as {{'accuracy': 'max'}}, got {shown(objectives)}"
             )
         for name, direction in objectives.items():
-            _check_name("objectives", name)
+            self._check_name("objectives", name)
             if not is_one_of(["max", "min"], direction):
                 raise SearchError(f"objectives: {name}: {one_of(['max', 'min'], direction)}")
         if not isinstance(limits, (Mapping, type(None))):
             raise SearchError(f"limits: expected names and bounds such as {{'latency_ms': (None, 12)}}, got {shown(limits)}")
         self.objectives: dict[str, str] = dict(objectives)
+        for name in limits or {}:
+            self._check_name("limits", name)
         self.limits = {name: _bounds(name, bounds) for name, bounds in (limits or {}).items()}
         for name, bounds in (limits or {}).items():
             if self.objectives.get(name) == "max" and not isinstance(bounds, (tuple, list)):
@@ -59,7 +63,7 @@ class Aims:
                 raise SearchError(f"evaluate: expected a mapping with {names}, got {shown(returned)}")
             returned = {measured[0]: returned}
         for name in returned:
-            _check_name("evaluate", name)
+            self._check_name("evaluate", name)
         scores = {**counts, **{name: checked_number(name, value) for name, value in returned.items()}}
         for what, wanted in (("the objective", self.objectives), ("the limited value", self.limits)):
             for name in wanted:
@@ -89,9 +93,14 @@ class Aims:
         """Return the sum of what is broken; 0 where every limit is met."""
         return sum(max(0.0, excess) for excess in self.excesses(scores))
 
+    def _check_name(self, what: str, name: Any) -> None:
+        if fault := fault_of_name(name, 100):
+            raise SearchError(f"{what}: a name: {fault}")
+        if name in self._choices:
+            raise SearchError(f"{what}: another name for {shown(name, 40)}, which is a choice of the model")
+
 
 def _bounds(name: Any, bounds: Any) -> tuple[float, float]:
-    _check_name("limits", name)
     low, high = bounds if isinstance(bounds, (tuple, list)) and len(bounds) == 2 else (None, bounds)
     numbers = [checked_number(f"limits: {name}", bound) for bound in (low, high) if bound is not None]
     if not numbers or any(math.isnan(number) for number in numbers):
@@ -100,11 +109,6 @@ def _bounds(name: Any, bounds: Any) -> tuple[float, float]:
     if least > most:
         raise SearchError(f"limits: {name}: the lower limit {low} is above the upper one {high}; they read (low, high)")
     return least, most
-
-
-def _check_name(what: str, name: Any) -> None:
-    if fault := fault_of_name(name, 100):
-        raise SearchError(f"{what}: a name: {fault}")
 
 
 def checked_number(name: str, value: Any) -> float:

@@ -44,13 +44,13 @@ class Archive:
         only: Mapping[str, Any] | None = None,
         initial: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        self.aims = Aims({"accuracy": "max"} if objectives is None else objectives, limits)
         self.population = as_count(population, "population", 2, error=SearchError)
         self.seed = as_count(seed, "seed", 0, ANY_INT, SearchError)
         self.sampler = SubnetSampler(
             model, flops=flops, params=params, latency=latency, inputs=inputs, fixed=fixed, only=only
         )
         self.space: SearchSpace = self.sampler.space
+        self.aims = Aims({"accuracy": "max"} if objectives is None else objectives, limits, self.space.choices)
         self.best: list[tuple[bytes, Floats, float]] = []
         self._genome = Genome.of(self.space)
         self._evaluations: dict[bytes, Evaluation | None] = {}  # None: asked for, no scores yet

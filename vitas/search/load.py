@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -44,7 +45,12 @@ def load_search(storage: Any, name: str = "vitas") -> SearchResult:
     opened = open_storage(storage)
     with sound(name):
         facts, claims, study = persistently(lambda: _read(opened, name), OPENS_WITHIN, advice="")
-        aims = Aims(facts["objectives"], {limited: tuple(bounds) for limited, bounds in facts["limits"].items()})
+        ends = (-math.inf, math.inf)  # JSON has None for them
+        limits = {
+            limited: tuple(end if bound is None else bound for bound, end in zip(bounds, ends, strict=True))
+            for limited, bounds in facts["limits"].items()
+        }
+        aims = Aims(facts["objectives"], limits)
         history: dict[Subnet, Evaluation] = {}
         for claim in claims:
             if claim.state in ("COMPLETE", "FAIL"):

@@ -14,7 +14,7 @@ from torch import nn
 from vitas.checks import ANY_INT, LONGEST_NAME, as_count, as_flag
 from vitas.cost import Cost
 from vitas.errors import SearchError, fault_of_name, shown
-from vitas.measure.cross_entropy import CrossEntropy
+from vitas.measure.score import Score
 from vitas.sample import MEASURES, SubnetSampler
 from vitas.search.aims import checked_number
 from vitas.search.archive import Archive
@@ -68,7 +68,7 @@ def evolve(
         inputs: For a FLOPs budget of a model that states no cost: what it is run on to be counted, see `count_flops`.
         limits: Name of a measured value -> an upper bound or (low, high), either may be None: {"latency_ms": (None, 12)}.
         objectives: Name -> "max" or "min"; None: {"accuracy": "max"}. "flops" and "params" need not be measured, nor
-            "latency", in milliseconds, where a table is given.
+            "latency", in milliseconds, where a table is given. No score has the name of a choice.
         population: How many of the best subnets may be parents; also how many are drawn at random first.
         generations: population * generations evaluations are done in all, failed ones included. A search that is done
             goes on with a larger number.
@@ -135,8 +135,10 @@ def evolve(
         initial=initial,
     )
     measured = [way for name, way in archive.aims.objectives.items() if name not in MEASURES]
-    if isinstance(evaluate, CrossEntropy) and "max" in measured:
-        raise SearchError('objectives: the smaller a cross entropy the better; pass objectives={"loss": "min"}')
+    if isinstance(evaluate, Score) and any(way != evaluate.aim[1] for way in measured):
+        better = "larger" if evaluate.aim[1] == "max" else "smaller"
+        wanted = json.dumps(dict([evaluate.aim]))
+        raise SearchError(f"objectives: the {better} the {evaluate.name} the better; pass objectives={wanted}")
     facts = _facts(archive, model if storage is not None else None)
     ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts, storage_timeout, restart)
     worker = Worker(archive, ledger, total, stale_after, timeout)

@@ -116,6 +116,7 @@ class Worker:
                 if failures >= max_failures:
                     cause = error if isinstance(error, Exception) else None
                     raise SearchError(f"{failures} evaluations failed in a row; the last: {_described(error)}") from cause
+                del error  # it holds the frames of the evaluation, and with them what is on the device
         except KeyboardInterrupt:
             pass  # what there is, is returned
         finally:

@@ -15,6 +15,7 @@ from vitas.checks import ANY_INT, are_several, as_count
 from vitas.choice import SIDES, Dim
 from vitas.errors import ChoiceError, needs, shown
 from vitas.measure.accuracy import Accuracy
+from vitas.measure.score import Score
 from vitas.nn import Elastic
 from vitas.nn.layer import StatesWeights
 from vitas.plot.pictures import displayed
@@ -242,13 +243,15 @@ def supernet_report(
 
     Raises:
         ChoiceError: a model without choices, subnets of another space, a score, `n_random` or `images` that is not a number,
-            an `evaluate` that is not a function; as `SearchSpace.restrict`.
+            an `evaluate` that is not a function or of which less is better; as `SearchSpace.restrict`.
     """
     n_random = as_count(n_random, "n_random", 0)
     if images is not None:
         images = as_count(images, "images", 1, ANY_INT)
     if not callable(evaluate):
         raise ChoiceError(f"evaluate: expected a function of the model, got {shown(evaluate)}")
+    if isinstance(evaluate, Score) and evaluate.aim[1] == "min":
+        raise ChoiceError(f"evaluate: of the {evaluate.name} less is better, here more; pass lambda model: -score(model)")
     space = search_space(model).restrict(fixed, only)
     middle = space.decode([numbers[len(numbers) // 2] for numbers in space.encoding.left])
     corners = {"smallest": space.smallest(), "middle": middle, "largest": space.largest()}
