@@ -1,4 +1,5 @@
 import copy
+import json
 import sys
 
 import pytest
@@ -10,6 +11,9 @@ from tests.clock import count_for_time
 from vitas import BudgetError, ChoiceError, VitasError, compress
 from vitas.compressing import WRAP, from_teacher
 from vitas.errors import FileError, ShapeError
+from vitas.measure.cross_entropy import CrossEntropy
+
+_facts_of_order = sys.modules[compress.__module__]._facts_of_order  # `vitas.compressing.compress` is the function
 
 pytestmark = pytest.mark.extras
 
@@ -90,6 +94,61 @@ def test_a_call_that_was_stopped_goes_on_to_the_same_network(tmp_path):
     assert equal(again.network, whole.network)
     assert again.accuracy == whole.accuracy
     assert equal(vitas.load_subnet(tmp_path / "network"), whole.network)
+
+
+@pytest.mark.parametrize("at", [2, 5])  # the first call scores the original
+def test_ctrl_c_in_the_search_stops_the_call_and_it_goes_on_to_the_same_network(at, tmp_path, monkeypatch):
+    whole, calls = compressed(), []
+    score = CrossEntropy.__call__
+
+    def pressed(self, model):
+        calls.append(model)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return score(self, model)
+
+    monkeypatch.setattr(CrossEntropy, "__call__", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        compressed(folder=tmp_path)
+    assert not (tmp_path / "fine-tuned.pt").exists()
+    done = compressed(folder=tmp_path)
+    assert done.subnet == whole.subnet
+    assert equal(done.network, whole.network)
+    assert equal(vitas.load_subnet(tmp_path / "network"), whole.network)
+
+
+def test_a_folder_holds_the_network_that_is_returned_and_no_state_of_another(tmp_path):
+    done = compressed(folder=tmp_path)
+    (tmp_path / "search.log").unlink()
+    state = torch.load(tmp_path / "fine-tuned.pt")
+    assert state["subnet"] == done.subnet
+    torch.save({**state, "subnet": {**done.subnet, "depth": 3 - done.subnet["depth"]}}, tmp_path / "fine-tuned.pt")
+    with pytest.raises(FileError, match=r"fine-tuned\.pt: a state of another subnet; remove it to start anew"):
+        compressed(folder=tmp_path)
+    (tmp_path / "fine-tuned.pt").unlink()
+    vitas.save_subnet(original(), tmp_path / "network", overwrite=True)
+    again = compressed(folder=tmp_path)
+    assert equal(again.network, done.network)
+    assert equal(vitas.load_subnet(tmp_path / "network"), done.network)
+
+
+def test_a_folder_of_another_order_is_refused(tmp_path):
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    own = {"order": "activation", "images": images}
+    done = compressed(folder=tmp_path, space=own)
+    for other in ({}, {"order": None}, {**own, "images": images + 1}):
+        with pytest.raises(FileError, match="made for another order; name another folder"):
+            compressed(folder=tmp_path, space=other, loss=Stopped(0))
+    assert equal(compressed(folder=tmp_path, space=own, loss=Stopped(0)).network, done.network)
+
+
+def test_orders_are_told_apart_but_for_functions():
+    images = torch.arange(4.0)
+    orders = [(None, None), ("magnitude", None), ("activation", images), ("activation", (images, images))]
+    orders += [("activation", images + 1), ({"depth": [1, 2]}, None), ({"depth": [2, 1]}, None), (len, None)]
+    facts = [json.dumps(_facts_of_order(*order)) for order in orders]
+    assert len(set(facts)) == len(orders)
+    assert facts == [json.dumps(_facts_of_order(*order)) for order in orders]
 
 
 def test_latency_is_a_budget_that_the_folder_keeps(tmp_path, monkeypatch):

@@ -163,7 +163,9 @@ def test_ctrl_c_returns_what_there_is_and_loses_nothing(model, tmp_path):
     result = vitas.evolve(model, evaluate, storage=tmp_path / "search.log", **SETTINGS)
     assert [evaluation.subnet for evaluation in result.history] == calls[:8]
     assert result.best == max(calls[:8], key=made_up)
+    assert result.interrupted
     whole = vitas.evolve(model, score, storage=tmp_path / "search.log", **SETTINGS)
+    assert not whole.interrupted
     assert told(whole) == told(vitas.evolve(model, score, **SETTINGS))
     assert [trial.state.name for trial in whole.study.trials].count("PRUNED") == 1
 

@@ -26,7 +26,7 @@ from vitas.measure.accuracy import Accuracy
 from vitas.nn.kept import copied
 from vitas.sample import SubnetSampler
 from vitas.search import SearchResult, evolve
-from vitas.search.run import fingerprint
+from vitas.search.run import digest_of, fingerprint
 from vitas.space import Subnet, device_of, search_space
 from vitas.tables import text_table
 from vitas.wrapping import wrap
@@ -111,7 +111,7 @@ def compress(
 
     All of it is done by functions that you can call too, and written to be copied where you want another loop. All weights
     are trained, frozen ones too. With a `folder` a call that was stopped goes on where it was: after the last epoch of a
-    training, the last evaluation of the search; when all is done, the same call returns the same network.
+    training, the last evaluation of the search; when all is done, the same call returns the same network. Ctrl-C stops it.
 
     Args:
         model: A model of timm or of transformers that `wrap` takes, trained, in single precision; left as it was.
@@ -131,7 +131,8 @@ def compress(
             are depth="auto", MLPs from an eighth on, sharing="ordinal", order="magnitude".
         loss: A function of logits, logits of the original and labels.
         folder: Where states, search and network are kept; made where it is missing. None: nothing is kept. It belongs to
-            the model and these settings; whether images and `loss` are the same is not looked at.
+            the model and these settings; whether the loaders' images and functions (`loss`, `order`) are the same is not
+            looked at.
         device: Where to train; None: where the model is.
         amp: Whether to train in bfloat16 under torch's autocast; scores and latencies are under its default then.
         seed: Any int of at least 0.
@@ -162,7 +163,8 @@ def compress(
     _check({"epochs": epochs, "finetune_epochs": finetune_epochs, "generations": generations}, population, lr, loss)
     if flops is None and params is None and latency is None:
         raise BudgetError('expected a budget, such as flops="50%"')
-    superformer: Any = wrap(model, **_options(space))
+    options = _options(space)
+    superformer: Any = wrap(model, **options)
     where = _place(model, device)
     superformer.to(where).requires_grad_(True)
     val_loader = list(val_loader) if isinstance(val_loader, Iterator) else val_loader
@@ -178,6 +180,7 @@ def compress(
     made_for = {"model": fingerprint(model), "space": search_space(superformer).description(), "seed": seed, "lr": lr}
     made_for |= {"budget": [repr(flops), repr(params), repr(latency)], "epochs": [epochs, finetune_epochs], "amp": amp}
     made_for |= {"search": [population, generations], "loaders": [length(train_loader), score.images]}
+    made_for |= {"order": _facts_of_order(options["order"], options.get("images"))}
     kept = None if folder is None else _prepared(folder, made_for)
     table = None if latency is None else _timed(superformer, val_loader, where, kept, amp)
     budget = {"flops": flops, "params": params, "latency": None if table is None else (table, latency)}
@@ -198,12 +201,14 @@ def compress(
         storage=None if kept is None else kept / "search.log",
         progress=progress,
     )
+    if search.interrupted:  # what is best so far is not what the same call is to end at
+        raise KeyboardInterrupt
     network = export_subnet(superformer, search.best)
     found["inherited"] = score(network)
-    train(network, train_loader, school.lesson(network), "fine-tuned", finetune_epochs, **settings)
+    train(network, train_loader, school.lesson(network), "fine-tuned", finetune_epochs, subnet=search.best, **settings)
     found["fine-tuned"] = score(network)
-    if kept is not None and not (kept / "network" / "config.json").exists():
-        save_subnet(network, kept / "network")
+    if kept is not None:
+        save_subnet(network, kept / "network", overwrite=True)  # there may be another one, of a search that has gone on
     both = (sampler.space.whole.largest(), search.best)
     macs, sizes = ([count(superformer, subnet) for subnet in both] for count in (_flops, count_params))
     return Compressed(network, search.best, search, found, (macs[0], macs[1]), (sizes[0], sizes[1]))
@@ -225,6 +230,16 @@ def _options(space: Mapping[str, Any] | None) -> dict[str, Any]:
         if name not in _NAMES:
             raise ChoiceError(f"space: {one_of(_NAMES, name)}")
     return {**WRAP, **(space or {})}
+
+
+def _facts_of_order(order: Any, images: Any) -> Any:
+    """Return what channels are ordered by, as JSON values; of a function no more than that it is one."""
+    if callable(order):
+        return "a function"
+    if isinstance(order, Mapping):
+        return digest_of({name: torch.as_tensor(scores) for name, scores in order.items()})
+    inputs = images if isinstance(images, tuple) else (images,)
+    return [order, digest_of({str(number): value for number, value in enumerate(inputs)})]
 
 
 def _check(counts: Mapping[str, Any], population: Any, lr: Any, loss: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,8 @@ from vitas.measure.score import described, number_of_batches
 
 LossOf = Callable[[int, Tensor, Tensor], Tensor]
 """(number of the step, images, labels) -> loss."""
+
+_Which = dict[str, Any] | None
 
 _WARM_UP = 0.05
 _WEIGHT_DECAY = 0.05
@@ -35,6 +37,7 @@ def train(
     device: torch.device,
     folder: Path | None = None,
     progress: bool = False,
+    subnet: Mapping[str, Any] | None = None,
 ) -> None:
     """Train a model with AdamW, a linear warm-up and a cosine to 0, and leave it in eval mode.
 
@@ -52,17 +55,19 @@ def train(
         device: Where to train.
         folder: Where the state after each epoch is kept; None: nowhere.
         progress: Whether to show a progress bar.
+        subnet: Which subnet of a superformer the model is, if it is one; the state of another one is not gone on with.
 
     Raises:
         VitasError: a loader without a length; a loss that is not a finite number.
         ShapeError: batches that are not (images, labels).
-        FileError: a file that is not a state of this training.
+        FileError: a file that is not a state of this training, or one of another subnet.
     """
     steps, batches = length(loader), cast(Iterable[Any], loader)
     model.to(device).train()
     optimizer = torch.optim.AdamW(_groups(model), lr=lr)
     file = None if folder is None else folder / f"{name}.pt"
-    done = 0 if file is None or not file.exists() else _restore(file, model, optimizer, device)
+    which = None if subnet is None else dict(subnet)
+    done = 0 if file is None or not file.exists() else _restore(file, model, optimizer, device, which)
     shown_steps = _bar(name, done * steps, epochs * steps) if progress else None
     for epoch in range(done, epochs):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -82,7 +87,7 @@ def train(
                     shown_steps.set_postfix(loss=f"{value:.3g}", refresh=False)
                     shown_steps.update()
         if file is not None:
-            _keep(file, model, optimizer, epoch + 1)
+            _keep(file, model, optimizer, epoch + 1, which)
     if shown_steps is not None:
         shown_steps.close()
     model.eval()
@@ -119,22 +124,25 @@ def _rate(done: float) -> float:
     return (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP))) / 2
 
 
-def _keep(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+def _keep(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, subnet: _Which) -> None:
     draft = file.with_suffix(".draft")
-    torch.save({"epochs": epochs, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, draft)
+    state = {"epochs": epochs, "subnet": subnet, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, draft)
     os.replace(draft, file)  # a kill leaves the old state or the new one
 
 
-def _restore(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+def _restore(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, subnet: _Which) -> int:
     """Load the state of a training and return how many epochs it has behind it."""
     check_fits(file)
     try:
         state = torch.load(file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["epochs"])
+        if state["subnet"] == subnet:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            return int(state["epochs"])
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise FileError(f"{file}: not a state of this training ({brief(error)}); remove it to start anew") from None
+    raise FileError(f"{file}: a state of another subnet; remove it to start anew")
 
 
 def _bar(name: str, done: int, total: int) -> Any:

@@ -93,10 +93,11 @@ class Archive:
             order = ranked(np.stack([values for _, values, _ in self.best]), np.array([v for _, _, v in self.best]))
             self.best = [self.best[position] for position in order[: self.population]]
 
-    def result(self, study: Any = None) -> SearchResult:
+    def result(self, study: Any = None, interrupted: bool = False) -> SearchResult:
         """Return what was found so far, with the Optuna study where there is one."""
         history = [evaluation for evaluation in self._evaluations.values() if evaluation is not None]
-        return SearchResult(history, self.space, self.aims, self.population, dict(self.sampler.windows), study)
+        windows = dict(self.sampler.windows)
+        return SearchResult(history, self.space, self.aims, self.population, windows, study, interrupted)
 
     def _known(self, initial: Iterable[Mapping[str, Any]]) -> list[Codes]:
         """Return the codes of subnets to begin with.

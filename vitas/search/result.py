@@ -37,6 +37,7 @@ class SearchResult:
         space: The search space; None from `load_search`.
         objectives: Name -> "max" or "min".
         windows: Measure -> (low, high), both included, of the budgets given; of a latency in nanoseconds.
+        interrupted: Whether Ctrl-C ended this call of `evolve` before the search was over.
 
     Example:
         >>> model = vitas.create_superformer("deit_micro", num_classes=10, img_size=16)
@@ -57,11 +58,13 @@ class SearchResult:
         population: int,
         windows: Mapping[str, tuple[int, int]],
         study: Any,
+        interrupted: bool = False,
     ) -> None:
         self.history = history
         """Every evaluation, in the order in which the subnets were asked for; failed ones too."""
         self._stored = study
         self.space, self.objectives, self.windows = space, aims.objectives, windows
+        self.interrupted = interrupted
         self._aims, self._population = aims, population
 
     @cached_property

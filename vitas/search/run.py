@@ -55,7 +55,8 @@ def evolve(
 
     A search with a storage goes on where it stopped: no stored evaluation is lost or repeated, and an evaluation
     that was running when its process died is done again. Several processes, on one machine or many, that make the same call
-    with the same storage and name work on one search. Ctrl-C returns what was found so far.
+    with the same storage and name work on one search. Ctrl-C returns what was found so far, and the result is
+    `interrupted`.
 
     Args:
         model: A model with choices, possibly wrapped by DDP or torch.compile; left as it was.
@@ -142,8 +143,8 @@ def evolve(
     facts = _facts(archive, model if storage is not None else None)
     ledger = Ledger(open_storage(storage), name, archive.aims.objectives, facts, storage_timeout, restart)
     worker = Worker(archive, ledger, total, stale_after, timeout)
-    worker.work(model, evaluate, max_failures, ProgressBar(archive, total, name) if progress else None)
-    return archive.result(ledger.study)
+    over = worker.work(model, evaluate, max_failures, ProgressBar(archive, total, name) if progress else None)
+    return archive.result(ledger.study, interrupted=not over)
 
 
 def _check_seconds(stale_after: float | None, timeout: float | None, storage_timeout: float) -> None:
@@ -191,8 +192,13 @@ def _finite(number: float) -> float | None:
 
 def fingerprint(model: nn.Module) -> str:
     """Return a hash of the names, types, shapes and values of a model's parameters and buffers."""
+    return digest_of(unwrap(model).state_dict())
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Return a hash of named tensors; other values are passed over."""
     digest = hashlib.sha256()
-    for name, value in sorted(unwrap(model).state_dict().items()):
+    for name, value in sorted(values.items()):
         if isinstance(value, torch.Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             if not value.is_meta:

@@ -100,8 +100,8 @@ class Worker:
     def _evaluation(self, claim: Claim, code: Codes) -> Evaluation:
         return evaluation_of(claim, self.archive.space.decode(code), self.archive.aims)
 
-    def work(self, model: nn.Module, evaluate: Evaluate, max_failures: int, bar: ProgressBar | None) -> None:
-        """Evaluate subnets until the search is over or is interrupted.
+    def work(self, model: nn.Module, evaluate: Evaluate, max_failures: int, bar: ProgressBar | None) -> bool:
+        """Evaluate subnets until the search is over or is interrupted; return whether it is over.
 
         Raises:
             SearchError: a mistake in what `evaluate` returns; `max_failures` failures in a row.
@@ -117,8 +117,9 @@ class Worker:
                     cause = error if isinstance(error, Exception) else None
                     raise SearchError(f"{failures} evaluations failed in a row; the last: {_described(error)}") from cause
                 del error  # it holds the frames of the evaluation, and with them what is on the device
+            return True
         except KeyboardInterrupt:
-            pass  # what there is, is returned
+            return False  # what there is, is returned
         finally:
             self._leave()
             if bar is not None:
