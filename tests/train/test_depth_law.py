@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vitas import BudgetError, ChoiceError, SubnetSampler, create_superformer
+from vitas import BudgetError, ChoiceError, SubnetSampler, create_superformer, narrow
 from vitas.cost import stated_cost
 from vitas.nn.depth import binomial_law
 from vitas.train.depth_law import depth_law_for
@@ -49,17 +49,28 @@ def test_drawn_subnets_have_that_mean():
     assert 0 < q < 1
 
 
-@pytest.mark.parametrize("depth", [range(1, 7), range(2, 7, 2), range(3, 13, 3), range(4, 9, 4)])
-def test_a_model_built_with_the_probability_has_that_mean(depth):
-    options = {"img_size": 8, "num_classes": 3, "depth": depth}
-    p = depth_law_for(create_superformer("deit_micro", **options), flops="20%")
-    model = create_superformer("deit_micro", depth_p=p, **options)
+def mean_of(model):
     mean = 0.0
     for bases, table in stated_cost(model).merged().items():
         for base in reversed(bases):
             table = table @ np.array(base.p)
         mean += float(table)
-    assert mean == pytest.approx(SubnetSampler(model, flops="20%").windows["flops"].high)
+    return mean
+
+
+@pytest.mark.parametrize("depth", [range(1, 7), range(2, 7, 2), range(3, 13, 3), range(4, 9, 4)])
+def test_a_model_built_with_the_probability_has_that_mean(depth):
+    options = {"img_size": 8, "num_classes": 3, "depth": depth}
+    p = depth_law_for(create_superformer("deit_micro", **options), flops="20%")
+    model = create_superformer("deit_micro", depth_p=p, **options)
+    assert mean_of(model) == pytest.approx(SubnetSampler(model, flops="20%").windows["flops"].high)
+
+
+def test_a_depth_that_was_narrowed_has_that_mean():
+    options, left = {"img_size": 8, "num_classes": 3, "depth": range(1, 7)}, {"depth": [2, 4, 6]}
+    p = depth_law_for(narrow(create_superformer("deit_micro", **options), only=left), flops="20%")
+    model = narrow(create_superformer("deit_micro", depth_p=p, **options), only=left)
+    assert mean_of(model) == pytest.approx(SubnetSampler(model, flops="20%").windows["flops"].high)
 
 
 def test_bad_targets_are_refused():

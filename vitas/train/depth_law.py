@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from vitas.choice import conditioned
 from vitas.cost import Cost, params_of, stated_cost
 from vitas.errors import BudgetError, ChoiceError, shown
 from vitas.nn import ShiftableIdentity
@@ -74,7 +75,7 @@ def _mean_given_depths(model: nn.Module, cost: Cost) -> Any:
         if choice in depths:
             step = math.gcd(*choice.values)  # slots that leave together are one draw, as a float `p` means it there
             groups = np.array(binomial_law(choice.largest // step, identity, 0))
-            p = groups[[value // step for value in choice.values]]
+            p = np.array(conditioned(tuple(groups[[value // step for value in choice.values]]), choice.left))
         p /= p.sum()
         return p
 
