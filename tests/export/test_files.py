@@ -809,6 +809,20 @@ def test_changes_that_the_config_can_express_are_kept(tmp_path):
     assert relative_error(again(x), network(x)) == 0
 
 
+def test_stochastic_depth_that_was_switched_off_is_none(tmp_path):
+    network = randomize(export_subnet(small(drop_path_rate=0.2)))
+    for part in network.modules():
+        if isinstance(part, vitas.plain.DropPath):
+            part.drop_prob = 0.0
+    save_subnet(network, tmp_path / "net")
+    again, x = load_subnet(tmp_path / "net").train(), torch.randn(2, 2, 8, 8)
+    assert not any(isinstance(part, vitas.plain.DropPath) for part in again.modules())
+    assert torch.equal(again(x), network.train()(x))
+    network.blocks[1].drop_path1 = twin_of(vitas.plain.DropPath)()
+    with pytest.raises(FileError, match=r"cannot express: blocks\.1\.drop_path1"):
+        save_subnet(network, tmp_path / "other")
+
+
 def test_into_another_network_of_ours_is_refused_by_the_option_that_differs(tmp_path):
     options = {"patch_size": 4, "embed_dim": 8, "depth": 2, "mlp_dim": 8, "private": None, "qkv_dim": 8}
     four, two = (export_subnet(small(num_heads=heads, **options)) for heads in (4, 2))

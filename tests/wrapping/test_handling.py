@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.func import functional_call
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
-from tests.contract import randomize, relative_error
+from tests.contract import macs, randomize, relative_error
 from vitas import (
     ChoiceError,
     VitasError,
     activate_subnet,
+    count_flops,
     create_superformer,
     export_subnet,
     sample_subnet,
@@ -23,7 +25,7 @@ from vitas import (
     use_subnet,
     wrap,
 )
-from vitas.errors import WrapError
+from vitas.errors import ExportError, WrapError
 from vitas.nn import CyclicLinear
 from vitas.wrapping import rows
 
@@ -71,6 +73,51 @@ def test_a_wrapper_that_passes_on_attributes_exports_what_is_inside(build):
     assert type(export) is Forwarding
     assert relative_error(export(X), export_subnet(model.inner)(X)) == 0
     assert not any(True for part in export.modules() if "vitas.nn" in type(part).__module__)
+
+
+def test_replicas_of_data_parallel_are_refused():
+    with pytest.raises(VitasError, match=r"^use DistributedDataParallel: "):
+        narrow()._replicate_for_data_parallel()  # what it asks of each module, where there are several GPUs
+
+
+# -- weights that are made of others -----------------------------------------------------------------------------------
+
+HOOKS = {
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "weight norm": weight_norm,
+    "spectral norm": spectral_norm,
+}
+PARAMETRIZATIONS = {"weight norm": parametrizations.weight_norm, "spectral norm": parametrizations.spectral_norm}
+
+
+def hybrid():
+    """Return a model with convolutions that stay as they are."""
+    options = {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 1, "patch_size": 1, "num_classes": 5}
+    return randomize(timm.create_model("vit_tiny_r_s16_p8_224", **options)).eval()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_hook_that_makes_a_weight_of_a_part_that_stays_is_refused(hook):
+    model = wrap(hybrid())
+    HOOKS[hook](model.patch_embed.backbone.conv)
+    with pytest.raises(
+        ExportError, match=r"hook makes the weight of a StdConv2dSame, .* lose; take it off first, as by prune"
+    ):
+        export_subnet(model)
+    if hook == "pruned":
+        prune.remove(model.patch_embed.backbone.conv, "weight")
+        export_subnet(model, sample_subnet(model, policy="smallest"), verify=X)
+
+
+@pytest.mark.parametrize("how", PARAMETRIZATIONS)
+def test_a_parametrization_is_exported_and_counted(how):
+    model = wrap(hybrid())
+    for layer in (model.patch_embed.backbone.conv, model.blocks[0].attn.qkv, model.blocks[0].mlp.fc1, model.head):
+        PARAMETRIZATIONS[how](layer)
+    model.eval()
+    export = export_subnet(model, sample_subnet(model, policy="smallest"), verify=X)
+    assert count_flops(model, sample_subnet(model, policy="smallest")).total == macs(export, X[:1])
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------

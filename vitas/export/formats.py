@@ -10,6 +10,8 @@ from torch import nn
 
 from vitas.errors import FileError, brief, listed, shown
 from vitas.fields import described
+from vitas.plain import DropPath
+from vitas.wrapping.slots import DROP_PATHS, name_of
 
 Resize = Callable[[nn.Module, tuple[int, int], Path], None]
 """Gives a loaded network, from the place in the third argument, another image size."""
@@ -102,12 +104,16 @@ def _leaves(told: Any, path: str = "") -> dict[str, Any]:
 _SCALAR = "="
 _OF_THE_MOMENT = {"training", "grad_checkpointing", "distilled_training", "fused_attn", "weight_init_mode", "fix_init"}
 _OF_THE_MOMENT |= {"mlp_ratio"}  # by which a block was made; only its layers are read
+_DROP_PATHS = {name_of(DropPath), *DROP_PATHS}
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:
     """Return shapes, the class of every part, and each number, word and flag that it holds, what printing may not show."""
     facts: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for path, part in model.named_modules():
+        if name_of(type(part)) in _DROP_PATHS and not vars(part)["drop_prob"]:
+            facts[path] = nn.Identity  # which constructors put there for a rate of 0
+            continue
         facts[path or "class"] = type(part)
         facts |= {
             f"{_SCALAR}{path}.{name}": tuple(value) if isinstance(value, list) else value

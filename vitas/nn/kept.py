@@ -37,6 +37,22 @@ def refuse_patches(module: nn.Module) -> None:
             )
 
 
+def refuse_hooked(module: nn.Module) -> None:
+    """Refuse a module of which a hook makes a weight before each call: pruning, and the older weight and spectral norms.
+
+    Raises:
+        ExportError: with the name.
+    """
+    if not module._forward_pre_hooks:
+        return
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor) and any(own.startswith(f"{name}_") for own in module._parameters):
+            raise ExportError(
+                f"a hook makes the {name} of a {type(module).__name__}, which an export would lose; take it off first, as by"
+                " prune.remove, or use torch's parametrizations"
+            )
+
+
 def is_data(value: object, kind: type) -> bool:
     """Say whether a value is plain data, or of the library of `kind`: what a class itself puts on its instances."""
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -14,7 +14,7 @@ from torch import nn
 
 from vitas.cost import Cost, counted
 from vitas.errors import VitasError
-from vitas.nn import CyclicLinear, ElasticConv2d, ShiftableIdentity
+from vitas.nn import CyclicLinear, Elastic, ElasticConv2d, ShiftableIdentity
 from vitas.nn.kept import on_meta
 from vitas.nn.stacked import StackedLinear
 from vitas.space import State
@@ -119,10 +119,9 @@ def _costs(part: Any, path: str, operator: str, macs: int, counts: Counts) -> It
         yield path, Cost(macs)
 
 
-def _positions(path: str, macs: int, layer: nn.Module) -> int:
-    return _whole(
-        path, macs, sum(weight.numel() for weight in layer._parameters.values() if weight is not None and weight.ndim > 1)
-    )
+def _positions(path: str, macs: int, layer: Elastic) -> int:
+    weights = (layer.stored(name) for name in layer.axes() if name not in layer._buffers)
+    return _whole(path, macs, sum(weight.numel() for weight in weights if weight is not None and weight.ndim > 1))
 
 
 def _whole(path: str, macs: int, unit: int) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from vitas.choice import Choice, Dim, compiling, take
 from vitas.cost import Cost, cost_of
 from vitas.errors import VitasError, shown
 from vitas.nn import Elastic
-from vitas.nn.kept import TORCHS_OWN, is_data, refuse_patches, without_computed
+from vitas.nn.kept import TORCHS_OWN, is_data, refuse_hooked, refuse_patches, without_computed
 from vitas.nn.layer import Axes, Stack, is_layer, like
 from vitas.nn.parts import part_of
 from vitas.space import unwrap
@@ -153,6 +153,11 @@ class Narrowed(Elastic):
         """Return the choices, by the words of the record."""
         return ", ".join(f"{word}={dim.brief()}" for word, dim in self._dims.items() if _searched(dim))
 
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise VitasError(
+            "use DistributedDataParallel: nn.DataParallel sets tensors in place of parameters, which here follow"
+        )
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Let copies and pickles find the class by what it narrows and how."""
         return _blank, tuple(type(self).shape), self.__getstate__()  # type: ignore[no-untyped-call]
@@ -261,6 +266,7 @@ def rebuilt(module: nn.Module, kind: type[M]) -> M:
         ExportError: what was put there would change what the module computes.
     """
     refuse_patches(module)
+    refuse_hooked(module)
     made: Any = kind.__new__(kind)
     nn.Module.__init__(made)
     own = module if isinstance(module, Narrowed) else None
