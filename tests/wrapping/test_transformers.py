@@ -150,6 +150,8 @@ def test_a_regular_export_is_saved_and_loaded_by_the_library(name, tmp_path):
     assert all(any(part.config is one for one in configs) for part in export.modules() if "config" in vars(part))
     export.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
+    for parameter in loaded.parameters():  # lies as it lies in the file, at addresses where some processors round otherwise
+        parameter.data = parameter.data.clone()
     for a, b in zip(tensors(loaded(x)), tensors(export(x)), strict=True):
         assert torch.equal(a, b)
 
