@@ -366,6 +366,51 @@ def test_a_broken_tie_is_refused_also_where_the_active_subnet_is_exported():
         export_subnet(model)
 
 
+class Tied(TwoLayers):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        width = vitas.Dim([4, 8])
+        super().__init__(width, 8)
+        self.second = vitas.nn.CyclicLinear(8, width)
+        self.second.weight = self.first.weight
+
+
+def one_head():
+    model = vitas.create_superformer("deit_micro", num_classes=3, img_size=8, distilled=True)
+    model.head_dist = model.head
+    return model
+
+
+def recurrent():
+    block = vitas.nn.ElasticMlp(4, vitas.Dim([4, 8]))
+    return nn.Sequential(vitas.nn.ShiftableIdentity([block, block, block], name="depth"))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (Tied, "'first.weight' and 'second.weight' are one weight, two in the export"),
+        (one_head, "'head.weight' and 'head_dist.weight' are one weight, two in the export"),
+        (recurrent, "'0.0.fc1.weight' and '0.1.fc1.weight' are one weight, two in the export"),
+    ],
+)
+def test_weights_that_an_export_would_untie_are_refused(build, message):
+    with pytest.raises(ExportError, match=message):
+        export_subnet(build())
+
+
+def test_ties_that_an_export_keeps_are_exported_and_counted_once():
+    layer, shared = vitas.nn.CyclicLinear(8, vitas.Dim([4, 8])), nn.Linear(8, 8)
+    model = nn.Sequential(nn.Sequential(shared, nn.Linear(8, 8)), nn.Sequential(shared, layer), nn.Sequential(layer))
+    model[0][1].weight = shared.weight
+    plain = export_subnet(model)
+    assert plain[0][0] is plain[1][0]
+    assert plain[0][1].weight is plain[0][0].weight
+    assert plain[1][1] is plain[2][0]
+    assert vitas.count_params(model) == sum(parameter.numel() for parameter in plain.parameters())
+
+
 def test_an_export_made_in_inference_mode_can_be_trained():
     width = vitas.Dim([3, 6])
     model = TwoLayers(width, width)

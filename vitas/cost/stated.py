@@ -57,16 +57,25 @@ def cost_of(module: nn.Module, tokens: Cost) -> Cost:
 
 
 def params_of(module: nn.Module) -> Cost:
-    """Return the active parameters of a module; what no elastic layer owns counts whole.
+    """Return the active parameters of a module; what no elastic layer owns counts whole, and once where it is shared.
 
     Raises:
         VitasError: a count of another type.
     """
+    return _params_of(module, set())
+
+
+def _params_of(module: nn.Module, seen: set[int]) -> Cost:
     module = unwrap(module)
+    if id(module) in seen:
+        return Cost()
+    seen.add(id(module))
     if isinstance(module, StatesParams):
         return _checked(module.param_count(), f"{type(module).__name__}.param_count()")
-    own = Cost(sum(parameter.numel() for parameter in module.parameters(recurse=False)))
-    return sum((params_of(child).under(name) for name, child in module.named_children()), own)
+    own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
+    seen.update(map(id, own))
+    count = Cost(sum(parameter.numel() for parameter in own))
+    return sum((_params_of(child, seen).under(name) for name, child in module.named_children()), count)
 
 
 def stated_cost(model: nn.Module, convention: str = "exact") -> Cost:

@@ -44,7 +44,8 @@ def export_subnet(
         ChoiceError: not a subnet of the model's space, or no space, such as one with a broken tie; an unknown word for
             `weights` or `side`; nothing that `verify` could compare.
         ExportError: `verify` found a difference; a part that is still searchable, that overrides the forward pass of an
-            elastic layer, or that cannot draw fresh weights; a model without elastic layers.
+            elastic layer, or that cannot draw fresh weights; weights of several parts that would be one no longer; a model
+            without elastic layers.
         VitasError: `verify` on the meta device.
 
     Example:
@@ -72,6 +73,7 @@ def export_subnet(
     with use_subnet(model, subnet, side=side) if subnet is not None else nullcontext():
         with torch.inference_mode(False), torch.no_grad():  # weights made in inference mode could not be trained
             plain = exported(inner)
+        _refuse_untied(inner, plain)
         if weights == "fresh":
             _reset(plain)
         if verify is not None:
@@ -129,6 +131,18 @@ def _reset(module: nn.Module, path: str = "") -> None:
         reset()
     elif any(True for _ in module.parameters(recurse=False)):
         raise ExportError(f"{path or 'model'}: {type(module).__name__} has weights but no reset_parameters() to draw anew")
+
+
+def _refuse_untied(model: nn.Module, plain: nn.Module) -> None:
+    """Refuse a parameter that stands in two places of a model, of which the export would have two."""
+    exported_as = dict(plain.named_parameters(remove_duplicate=False))
+    first: dict[int, str] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), path)
+        if exported_as.get(path) is not exported_as.get(other) and {path, other} <= exported_as.keys():
+            raise ExportError(
+                f"{shown(other, 50)} and {shown(path, 50)} are one weight, two in the export: give each its own"
+            )
 
 
 @torch.no_grad()

@@ -223,7 +223,7 @@ class DeiTSuperformer(Superformer, plain.VisionTransformer):
     def export(self) -> plain.VisionTransformer:
         """Return the plain Vision Transformer of the active subnet with its own copy of the weights."""
         tables = {name: table.detach().clone() for name, table in self.tables().items()}
-        parts = {name: exported(child) for name, child in self.named_children() if name not in tables}
+        parts = {name: exported(child) for name, child in self._modules.items() if child is not None and name not in tables}
         model = plain.VisionTransformer(**parts, **tables, global_pool=self.global_pool)  # type: ignore[arg-type]
         for name in tables:
             stored: Any = getattr(self, name)
