@@ -575,9 +575,9 @@ def test_the_last_table_compares_every_rival_with_both_found_networks():
     results["superformer/twins/0"] = {"inherited": {"1000000": [r["held_out"] for n, r in results.items() if "random" in n]}}
     lines = [line.strip("| ").split(" | ") for line in headline.headline(results).splitlines()]
     shown = {f"{line[1]}: {line[2]}": [float(cell.split()[0]) for cell in line[6:] if cell.split()] for line in lines[2:]}
-    assert shown["DeiT: 12 blocks, patch 7, best scaling by hand (hand-12-7)"] == pytest.approx([10, 20])
-    assert shown["DeiT: found (found)"] == pytest.approx([10])
-    assert shown["Twins: best scaling by hand (hand-2-2)"] == pytest.approx([5])
+    assert shown["DeiT: 12 blocks, patch 7, best scaling by hand"] == pytest.approx([10, 20])
+    assert shown["DeiT: found"] == pytest.approx([10])
+    assert shown["Twins: best scaling by hand: 2 + 2 blocks"] == pytest.approx([5])
     assert lines[-1][2:6] == ["median of 4 random networks", "", "1", "15.00"]
     assert headline.inherited(results).splitlines()[2].startswith("| 1 M | 4 | 12.91 | 1.00 [")
     assert " | -1.00 [" in headline.inherited(results)

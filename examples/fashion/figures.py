@@ -63,7 +63,8 @@ def accuracy(results: Results) -> Figure:
             ]
             if points:
                 label = f"{title}, {LABELS[kind]}"
-                axes.plot(*zip(*points, strict=True), marker, color=colour, label=label, ms=8 if kind == "found" else 5)
+                size, above = (8, 4) if kind == "found" else (5, 3 if kind == "hand" else 2)
+                axes.plot(*zip(*points, strict=True), marker, color=colour, label=label, ms=size, zorder=above)
                 axes.legend(frameon=False)
     axes.set(xlabel="million multiply-adds", ylabel="test accuracy in %")
     return figure

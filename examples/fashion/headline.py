@@ -101,8 +101,10 @@ def headline(results: Results) -> str:
             for name, called in rivals(every[family]).items():
                 runs = every[family][name]
                 own, twins = (above(every[best].get("found", []), runs, between) for best in FAMILIES)
-                shape = [f"{runs[0]['macs'] / 1e6:.2f} M", str(len(runs)), f"{100 * mean(runs, 'test'):.2f}"]
-                rows.append([*start, f"{called} ({name})", *shape, own if family == "deit" else "", twins])
+                counted = [f"{runs[0]['macs'] / 1e6:.2f} M", str(len(runs)), f"{100 * mean(runs, 'test'):.2f}"]
+                said = networks.words(name, family)
+                words = called if said in called else f"{called}: {said}"
+                rows.append([*start, words, *counted, own if family == "deit" else "", twins])
             drawn = [runs for name, runs in every[family].items() if name.startswith("random")]
             if drawn:
                 middle = statistics.median(runs[0]["test"] for runs in drawn)

@@ -102,6 +102,13 @@ def rivals(kind: str, number: int, family: str = "deit") -> list[str]:
     return [f"{first}-{second}" for first, second in hand] if kind == "hand" else [str(place) for place in range(number)]
 
 
+def words(name: str, family: str) -> str:
+    """Return what a name says: the blocks of a scaling by hand, or the number of a random network."""
+    kind, *numbers = name.split("-")
+    said = {"random": "number {}", "hand": "{} blocks, patch {}" if family == "deit" else "{} + {} blocks"}
+    return said.get(kind, "").format(*numbers)
+
+
 def _deit(width: int, depth: int, patch: int) -> nn.Module:
     shape = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": 2}
     return vitas.superformer.DeiTSuperformer(**IMAGES, **shape, mlp_ratio=4.0)
