@@ -117,7 +117,7 @@ def _compress(options: argparse.Namespace) -> None:
     images: Any = {**resolve_model_data_config(model)}
     if options.img_size:
         images["input_size"] = (images["input_size"][0], options.img_size, options.img_size)
-    for part, training in zip(parts, (True, False), strict=True):  # crops and flips only: a superformer wants weak ones
+    for part, training in zip(parts, (True, False), strict=True):  # crops and flips only, as for a superformer
         plain = {"color_jitter": 0.0} if training else {}
         part.transform = create_transform(**images, is_training=training, **plain)
     if not 0 < options.batch_size <= len(parts[0]):

@@ -115,7 +115,7 @@ def compress(
 
     Args:
         model: A model of timm or of transformers that `wrap` takes, trained, in single precision; left as it was.
-        train_loader: (images, labels) with weak augmentation; knows its length.
+        train_loader: (images, labels) flipped and cropped, no more; knows its length.
         val_loader: (images, labels) that were not trained on, for the scores of the search; read once. A score is the mean
             of the cross entropies from the labels and from the original's outputs; 500 images are a beginning.
         flops: Budget of multiply-adds: an upper bound, (low, high), or percentages of the original as strings: "50%".

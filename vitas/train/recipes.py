@@ -156,7 +156,7 @@ class Recipe:
 
 
 SUPERFORMER = Recipe(cutmix=1.0)
-"""Weak augmentation and regularisation: no RandAugment, colour jitter, mixup or drop path; CutMix on every batch."""
+"""As the method's authors: no RandAugment, colour jitter, mixup or drop path, but CutMix on every batch, erasing and smoothing."""
 
 
 RETRAIN = Recipe(auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, drop_path=0.1)
