@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitas.errors import ChoiceError, ExportError, is_one_of, one_of, shown
+from vitas.errors import ChoiceError, ExportError, is_one_of, listed, one_of, shown
 from vitas.measure import relative_error
 from vitas.memory import machine_memory
 from vitas.nn.images import ImageSize, as_exported
@@ -36,7 +37,8 @@ def export_subnet(
     Args:
         model: A model with elastic layers, possibly wrapped by DDP or torch.compile.
         subnet: A subnet of its space; None: the active one.
-        weights: "inherit" copies the active weights, "fresh" draws new ones by each layer's `reset_parameters`.
+        weights: "inherit" copies the active weights, "fresh" draws new ones by each layer's `reset_parameters`, or as
+            timm's model does.
         verify: A batch, or a tuple of all inputs, on which export and active path are compared, in eval mode.
         side: "left" or "right", for bilateral sharing; None: "left", or the active side where `subnet` is None.
 
@@ -122,13 +124,34 @@ def build_subnet(
     return plain
 
 
-def _reset(module: nn.Module, path: str = "") -> None:
-    """Draw fresh weights, the parts before the whole, so that a model may have the last word over its layers."""
+def _reset(plain: nn.Module) -> None:
+    """Draw fresh weights.
+
+    Raises:
+        ExportError: a part that cannot, or a parameter that nothing draws.
+    """
+    with torch.no_grad():
+        for _, weight in _trained(plain):
+            weight.fill_(torch.nan)  # what is passed over stays so
+    _draw(plain)
+    if left := [name for name, weight in _trained(plain) if weight.isnan().any()]:
+        raise ExportError(f"draw by hand, after weights='inherit': {listed(left, 1)}; no reset_parameters() does")
+
+
+def _trained(plain: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, own) for name, own in plain.named_parameters() if own.requires_grad and not own.is_meta]
+
+
+def _draw(module: nn.Module, path: str = "") -> None:
+    """Draw weights, the parts before the whole, so that a model may have the last word over its layers."""
     for name, child in module.named_children():
-        _reset(child, f"{path}.{name}" if path else name)
+        _draw(child, f"{path}.{name}" if path else name)
     reset = getattr(module, "reset_parameters", None) or getattr(module, "init_weights", None)  # timm's word
+    each = getattr(module, "_init_weights", None)  # timm's too: it draws one module, and is applied to all
     if reset is not None:
         reset()
+    elif each is not None and len(signature(each).parameters) == 1:
+        module.apply(each)
     elif any(True for _ in module.parameters(recurse=False)):
         raise ExportError(f"{path or 'model'}: {type(module).__name__} has weights but no reset_parameters() to draw anew")
 
