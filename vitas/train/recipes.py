@@ -156,7 +156,7 @@ class Recipe:
 
 
 SUPERFORMER = Recipe(cutmix=1.0)
-"""As the method's authors: no RandAugment, colour jitter, mixup or drop path, but CutMix on every batch, erasing and smoothing."""
+"""As the method's authors: CutMix on every batch, erasing, smoothing; no RandAugment, colour jitter, mixup or drop path."""
 
 
 RETRAIN = Recipe(auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, drop_path=0.1)
