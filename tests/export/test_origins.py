@@ -89,6 +89,27 @@ def test_what_is_saved_comes_back_bit_by_bit(name, tmp_path):
     assert all(parameter.is_contiguous() for parameter in loaded.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("swin_tiny_patch4_window7_224", {"window_size": 4, "embed_dim": 16, "depths": (1, 2), "num_heads": (2, 4)}),
+        ("swinv2_tiny_window8_256", {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 4)}),
+        ("eva02_tiny_patch14_224", {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}),
+        ("beit_base_patch16_224", {"embed_dim": 32, "depth": 1, "num_heads": 2}),
+        (DINO, {"embed_dim": 32, "depth": 1, "num_heads": 2}),
+    ],
+)
+def test_what_stands_in_no_file_has_the_type_of_the_weights(name, sizes, dtype, tmp_path):
+    sizes = {"img_size": 64, "num_classes": 5, **sizes}
+    export = export_subnet(wrap(randomize(timm.create_model(name, **sizes))).to(dtype)).eval()
+    save_subnet(export, tmp_path / "net", source=None if tells else (name, sizes))
+    loaded, x = load_subnet(tmp_path / "net").eval(), torch.randn(2, 3, 64, 64, dtype=dtype)
+    assert torch.equal(loaded(x), export(x))
+    assert {name: it.dtype for name, it in loaded.named_buffers()} == {name: it.dtype for name, it in export.named_buffers()}
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_a_subnet_of_a_subnet(tmp_path):
     export, x = an_export()
     save_subnet(export, tmp_path / "first", source=source())
@@ -439,3 +460,19 @@ def test_towers_of_transformers(config, tmp_path):
     config_file.write_text(json.dumps(told))
     with pytest.raises(FileError, match="those of the model alone, got 'auto_map'"):
         load_subnet(tmp_path / "smallest")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("how", ["cast", "made"])
+def test_what_transformers_keeps_in_single_precision_is_so_again(how, dtype, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    kind = transformers.DINOv3ViTModel
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.DINOv3ViTConfig(image_size=32, patch_size=8, **sizes)
+    model = kind(config).to(dtype) if how == "cast" else kind._from_config(config, dtype=dtype)
+    assert model.rope_embeddings.inv_freq.dtype == (dtype if how == "cast" else torch.float32)
+    export = export_subnet(wrap(model)).eval()
+    save_subnet(export, tmp_path / "net")
+    loaded, x = load_subnet(tmp_path / "net").eval(), torch.randn(2, 3, 32, 32, dtype=dtype)
+    assert loaded.rope_embeddings.inv_freq.dtype == model.rope_embeddings.inv_freq.dtype
+    assert torch.equal(loaded(x).last_hidden_state, export(x).last_hidden_state)

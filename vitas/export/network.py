@@ -178,7 +178,8 @@ def load_subnet(
     # Copies: the file's tensors lie at any address, and some kernels round differently where it is not aligned.
     tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
     if into is None and origins.is_origin(told):
-        model = origins.completed(told, f"{folder / 'config.json'}: model")
+        dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+        model = origins.completed(told, f"{folder / 'config.json'}: model", dtypes.pop() if len(dtypes) == 1 else None)
     model.load_state_dict(tensors, assign=into is None)
     if resize is not None and img_size is not None:
         try:

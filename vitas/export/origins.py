@@ -186,14 +186,39 @@ def built(told: Any, name: str, where: str) -> nn.Module:
     return model
 
 
-def completed(told: Mapping[str, Any], where: str) -> nn.Module:
+def completed(told: Mapping[str, Any], where: str, dtype: torch.dtype | None) -> nn.Module:
     """Return a network that `built` has made sure of, with all that stands in no file; its weights say nothing.
+
+    Args:
+        told: What the config says.
+        where: What messages begin with.
+        dtype: That of all floating weights: what else is computed has it too. None: they have several.
 
     Raises:
         FileError: arguments that its library looks at only when it draws weights.
     """
-    with _told(f"{where}: describes no network"), weightless():
-        return _settled(remade(told), told, told["source"])
+    made_in = torch.get_default_dtype()
+    if dtype is not None and told["source"]["arguments"].get("dtype") == str(dtype).removeprefix("torch."):
+        made_in = dtype  # by transformers, where some buffers have a type of their own
+    with _told(f"{where}: describes no network"), weightless(), _default(made_in):
+        model = _settled(remade(told), told, told["source"])
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() and not isinstance(tensor, nn.Parameter) else tensor
+
+    if dtype not in (None, made_in):
+        model._apply(cast)  # type: ignore[no-untyped-call]  # as `.to(dtype)` did, which layers of timm limit
+    return model
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def drawn(told: Mapping[str, Any], **options: Any) -> nn.Module:
