@@ -31,7 +31,7 @@ from vitas import (
 )
 from vitas.cost.expression import Cost, product_of
 from vitas.cost.stated import cost_of, params_of
-from vitas.nn import CyclicLinear, ElasticLayerNorm, ElasticMlp, Private
+from vitas.nn import CyclicLinear, ElasticConv2d, ElasticLayerNorm, ElasticMlp, Private
 
 SIZES = {  # images that the patches of a space divide
     "vitas_deit": [224, 448, (224, 672)],
@@ -525,6 +525,64 @@ def test_a_layer_that_stands_twice_in_a_row_counts_twice():
     for channels in (3, 6):
         width.active = channels
         assert cost_of(row, Cost(2)).active() == macs(row, torch.randn(2, channels)) == 2 * 2 * channels**2
+
+
+def stem(width, stride):
+    return nn.Sequential(ElasticConv2d(3, width, 4, stride=4), nn.GELU(), ElasticConv2d(width, width, stride, stride=stride))
+
+
+def test_layers_behind_or_before_a_stride_see_other_tokens_and_state_no_cost():
+    model = small()
+    model.patch_embed.proj = stem(model.embed_dim, 2)
+    with pytest.raises(VitasError, match="Sequential states no cost: 0 has a stride, so 2 sees other tokens; give it"):
+        count_flops(model)
+    width = Dim([4, 8])
+    for row in (stem(width, 1), stem(width, 2), nn.Sequential(CyclicLinear(4, 4), nn.Sequential(nn.MaxPool2d(2)))):
+        with pytest.raises(VitasError, match=r"Sequential states no cost: \d has a stride"):
+            cost_of(row, Cost(4))
+    alone = nn.Sequential(stem(width, 1)[0], nn.GELU(), ElasticLayerNorm(width))
+    assert cost_of(alone, Cost(4)).active() == 4 * 3 * 8 * 16
+
+
+class Pooled(nn.Module):
+    """Products with vectors, of which the channels in use follow a Dim."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = Dim([4, 8], name="width")
+        self.fc, self.query, self.bias = (
+            CyclicLinear(6, self.width),
+            nn.Parameter(torch.randn(8)),
+            nn.Parameter(torch.zeros(10)),
+        )
+
+    def active_weights(self):
+        return {"query": self.width.take(self.query)}
+
+    def forward(self, x):
+        x, query = self.fc(x), self.active_weights()["query"]
+        return torch.addmv(self.bias, x[0], query), x @ query, query.dot(query)
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_products_with_vectors_are_counted(channels):
+    model, x = Pooled(), torch.randn(2, 10, 6)
+    count = count_flops(model, {"width": channels}, inputs=x)
+    assert count.by_operator == {"linear": 20 * 6 * channels + 10 * channels + 20 * channels, "matmul": channels}
+
+
+def test_active_weights_of_ones_own_are_counted_by_a_param_count_of_ones_own():
+    with pytest.raises(VitasError, match=r"Pooled: its active_weights\(\) are counted by param_count\(\)"):
+        count_params(Pooled())
+
+    class Counted(Pooled):
+        def param_count(self):
+            return params_of(self.fc) + self.width + 10
+
+    model = Counted()
+    for channels in (4, 8):
+        model.width.active = channels
+        assert count_params(model) == sum(parameter.numel() for parameter in export_subnet(model).parameters())
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -65,7 +66,7 @@ def counted(model: nn.Module, arguments: tuple[Any, ...]) -> dict[str, dict[str,
 
     own: dict[str, dict[str, int]] = {}
     running: list[tuple[Counter[str], Counter[str]]] = []  # of each module that runs: counted before it, and in its parts
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_of_vectors())
 
     def so_far() -> Counter[str]:
         total: Counter[str] = Counter()
@@ -100,7 +101,18 @@ def counted(model: nn.Module, arguments: tuple[Any, ...]) -> dict[str, dict[str,
     return own
 
 
-_OPERATORS = {"mm": "linear", "addmm": "linear", "bmm": "matmul", "baddbmm": "matmul", "convolution": "conv"}
+def _of_vectors() -> dict[Any, Any]:
+    """Return how many FLOPs products with a vector take, which torch's counter does not know."""
+    aten = torch.ops.aten
+    return {
+        aten.mv: lambda matrix, vector, **_: 2 * math.prod(matrix),
+        aten.addmv: lambda bias, matrix, vector, **_: 2 * math.prod(matrix),
+        aten.dot: lambda one, other, **_: 2 * math.prod(one),
+    }
+
+
+_OPERATORS = {"mm": "linear", "addmm": "linear", "mv": "linear", "addmv": "linear", "convolution": "conv"}
+_OPERATORS |= {"bmm": "matmul", "baddbmm": "matmul", "dot": "matmul"}
 
 
 @dataclass(frozen=True)

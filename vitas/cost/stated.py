@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitas import plain
 from vitas.cost.expression import Cost
 from vitas.errors import ChoiceError, VitasError, is_one_of, one_of, shown
-from vitas.space import State, StatesCost, needs_tokens, unwrap
+from vitas.space import State, StatesCost, held, needs_tokens, unwrap
 
 
 @runtime_checkable
@@ -22,6 +22,13 @@ class StatesParams(Protocol):
     """A module that says how many of its parameters are active."""
 
     def param_count(self) -> Cost: ...
+
+
+@runtime_checkable
+class StatesWeights(Protocol):
+    """A module of one's own that says which part of its raw parameters is in use; its export is of its own class."""
+
+    def active_weights(self) -> dict[str, Tensor]: ...
 
 
 @runtime_checkable
@@ -52,8 +59,29 @@ def cost_of(module: nn.Module, tokens: Cost) -> Cost:
         return (tokens * module.in_features * module.out_features).named("linear")
     if isinstance(module, _SAME_TOKENS):
         layers = module._modules.items()  # not named_children(): a layer that stands there twice runs twice
-        return sum((cost_of(layer, tokens).under(name) for name, layer in layers if layer is not None), Cost())
+        costs = {name: cost_of(layer, tokens).under(name) for name, layer in layers if layer is not None}
+        if isinstance(module, nn.Sequential):
+            _refuse_strides(module, [name for name, cost in costs.items() if cost.terms])
+        return sum(costs.values(), Cost())
     raise VitasError(f"{type(module).__name__} states no cost: give it a method cost(tokens) -> vitas.cost.Cost")
+
+
+def _refuse_strides(row: nn.Sequential, costly: list[str]) -> None:
+    """Refuse layers in a row of which one has a stride: they are not given the same tokens."""
+    for name, layer in row.named_children():
+        if others := [other for other in costly if other != name and _strides(layer)]:
+            raise VitasError(
+                f"{type(row).__name__} states no cost: {name} has a stride, so {others[0]} sees other tokens;"
+                " give it a method cost(tokens) -> vitas.cost.Cost"
+            )
+
+
+def _strides(layer: nn.Module) -> bool:
+    """Say whether a convolution, a pool or a row with one among its layers has a stride."""
+    if isinstance(layer, _SAME_TOKENS):
+        return any(map(_strides, layer.children()))
+    stride = getattr(layer, "stride", 1)
+    return any(step != 1 for step in (stride if isinstance(stride, tuple) else (stride,)))
 
 
 def params_of(module: nn.Module) -> Cost:
@@ -72,6 +100,9 @@ def _params_of(module: nn.Module, seen: set[int]) -> Cost:
     seen.add(id(module))
     if isinstance(module, StatesParams):
         return _checked(module.param_count(), f"{type(module).__name__}.param_count()")
+    if isinstance(module, StatesWeights) and any(True for _ in held(module)):
+        name = type(module).__name__
+        raise VitasError(f"{name}: its active_weights() are counted by param_count() -> vitas.cost.Cost: give it that too")
     own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
     seen.update(map(id, own))
     count = Cost(sum(parameter.numel() for parameter in own))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vitas import plain
 from vitas.choice import Choice, Depth, Dim, take
 from vitas.cost import Cost, cost_of, params_of, product_of
+from vitas.cost.stated import StatesWeights
 from vitas.errors import ChoiceError, ExportError, ShapeError, VitasError, listed, shown
 from vitas.nn.hooks import made_by_hook
 from vitas.nn.kept import TORCHS_OWN, copied, is_data, refuse_patches, without_computed
@@ -231,13 +232,6 @@ class Layer(Protocol):
 def is_layer(module: nn.Module) -> TypeGuard[Layer]:
     """Say whether the class of a module is a layer's; a wrapper that passes on what it is asked for is none itself."""
     return issubclass(type(module), Layer)
-
-
-@runtime_checkable
-class StatesWeights(Protocol):
-    """A module of one's own that says which part of its raw parameters is in use; its export is of its own class."""
-
-    def active_weights(self) -> dict[str, Tensor]: ...
 
 
 def checked_axes(layer: Elastic) -> Axes:

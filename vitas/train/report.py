@@ -13,11 +13,11 @@ from torch import nn
 
 from vitas.checks import ANY_INT, are_several, as_count
 from vitas.choice import SIDES, Dim
+from vitas.cost.stated import StatesWeights
 from vitas.errors import ChoiceError, needs, shown
 from vitas.measure.accuracy import Accuracy
 from vitas.measure.score import Score
 from vitas.nn import Elastic
-from vitas.nn.layer import StatesWeights
 from vitas.plot.pictures import displayed
 from vitas.sample import use_subnet
 from vitas.sharing import coverage
