@@ -62,14 +62,14 @@ def checked_values(values: Iterable[V], what: str, least: float) -> tuple[V, ...
     if min(numbers) < least:
         wanted = "positive values" if least else "values of at least 0"
         raise ChoiceError(f"{what}: expected {wanted}, got {min(numbers)}")
-    if _is_low_high_step(numbers):
+    if isinstance(values, tuple) and _is_low_high_step(numbers):
         low, high, step = numbers
         raise ChoiceError(f"{what}: lowest, highest and step are range({low}, {high + 1}, {step}), got {shown(numbers)}")
     return tuple(sorted(numbers))  # type: ignore[arg-type]
 
 
 def _is_low_high_step(numbers: Sequence[int | float]) -> bool:
-    """Say whether these are what other libraries call a range; as values they would be sorted, and mean something else."""
+    """Say whether a tuple is what other libraries call a range; as values it would be sorted, and mean something else."""
     if len(numbers) != 3 or not all(isinstance(number, int) for number in numbers):
         return False
     low, high, step = numbers
