@@ -191,7 +191,7 @@ class Ledger:
         tried: list[None] = []
 
         def create() -> int:
-            there = self._reader.all() if tried else []
+            there = self._reader.running() if tried else []
             made = [trial._trial_id for trial in there if trial.user_attrs.get("claim") == owner]
             tried.append(None)
             trial_id: int = made[0] if made else self.storage.create_new_trial(self._id, template)
@@ -263,8 +263,8 @@ class Ledger:
 
     def withdraw_own(self) -> None:
         """Give up the claims of this ledger that have no result."""
-        for trial in self._reader.all():
-            if trial.state.name == "RUNNING" and "claim" in trial.user_attrs and _owner(trial).token == self.token:
+        for trial in self._reader.running():
+            if "claim" in trial.user_attrs and _owner(trial).token == self.token:
                 self.withdraw(trial._trial_id)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ def params_of(trial: Any) -> Mapping[str, Number]:
 class TrialReader:
     """Reads the trials of a study that are new, and those that were unfinished when they were last read.
 
-    A storage that has its trials in this process is asked for one after the other. Others are asked for all at once,
-    since each question is a message; they send what has changed, and keep the rest here.
+    A storage that has its trials in this process is asked for one after the other, a database for what has changed. Others
+    are asked for all at once, since each question is a message; they send what has changed, and keep the rest here.
 
     Args:
         storage: An Optuna storage.
@@ -36,8 +37,10 @@ class TrialReader:
 
         self._storage, self._study_id, self._done = storage, study_id, done
         self._is_here = isinstance(storage, (InMemoryStorage, JournalStorage))
+        self._database = _database_of(storage)
         self.seen = 0
         """How many trials were read."""
+        self._last_id = -1
         self._unfinished: dict[int, int] = {}  # number -> id
 
     def all(self) -> Sequence[Any]:
@@ -45,17 +48,36 @@ class TrialReader:
         trials: Sequence[Any] = self._done(self._storage.get_all_trials, self._study_id, deepcopy=False)
         return trials
 
+    def running(self) -> list[Any]:
+        """Return the trials that are running as they stand, in order of their numbers."""
+        import optuna
+
+        states = (optuna.trial.TrialState.RUNNING,)
+        source = self._database or self._storage
+        return list(self._done(source.get_all_trials, self._study_id, deepcopy=False, states=states))
+
     def news(self) -> list[Any]:
         """Return the trials that are new or were unfinished, in order of their numbers."""
         if self._is_here and self.seen:
             trials = [self._done(self._storage.get_trial, trial_id) for trial_id in self._unfinished.values()]
             trials += self._later()
+        elif self._database is not None and self.seen:
+            trials = self._changed()
         else:
             there = self.all()
             trials = [*(there[number] for number in self._unfinished), *there[self.seen :]]
         self._unfinished = {trial.number: trial._trial_id for trial in trials if not trial.state.is_finished()}
         self.seen = max(self.seen, trials[-1].number + 1) if trials else self.seen
+        self._last_id = max(self._last_id, trials[-1]._trial_id) if trials else self._last_id
         return trials
+
+    def _changed(self) -> list[Any]:
+        """Return the trials of a database that are new or were unfinished, in order of their numbers."""
+        unfinished, last = set(self._unfinished.values()), self._last_id
+        if (first := min(unfinished, default=last + 1)) + len(unfinished) > last:
+            unfinished, last = set(), first - 1  # the last ones: asked for one by one too, SQLite would look through all
+        trials: list[Any] = self._done(self._database._get_trials, self._study_id, None, unfinished, last)
+        return sorted(trials, key=lambda trial: int(trial.number))
 
     def _later(self) -> list[Any]:
         """Return the trials that were not read before."""
@@ -67,6 +89,13 @@ class TrialReader:
             except KeyError:
                 return trials
             trials.append(self._done(self._storage.get_trial, trial_id))
+
+
+def _database_of(storage: Any) -> Any:
+    """Return the database behind Optuna's cache, which sorts all trials at each question; None: no such."""
+    backend = getattr(storage, "_backend", None)
+    changed = getattr(backend, "_get_trials", None)  # with other arguments before Optuna 4.1
+    return backend if changed is not None and "trial_id_greater_than" in inspect.signature(changed).parameters else None
 
 
 def drawable(study: Any) -> Any:
