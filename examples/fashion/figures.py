@@ -53,7 +53,7 @@ def taus(results: Results) -> Figure:
 
 def accuracy(results: Results) -> Figure:
     """Draw test accuracy against multiply-adds: found, scaled by hand, random."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4.6), layout="constrained")
     axes = figure.subplots()
     for (family, title), marker in zip(headline.FAMILIES.items(), "o^", strict=True):
         every = [runs for budget in networks.BUDGETS for runs in headline.trained(results, budget, family).items()]
@@ -65,7 +65,8 @@ def accuracy(results: Results) -> Figure:
                 label = f"{title}, {LABELS[kind]}"
                 size, above = (8, 4) if kind == "found" else (5, 3 if kind == "hand" else 2)
                 axes.plot(*zip(*points, strict=True), marker, color=colour, label=label, ms=size, zorder=above)
-                axes.legend(frameon=False)
+    if axes.lines:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.set(xlabel="million multiply-adds", ylabel="test accuracy in %")
     return figure
 
