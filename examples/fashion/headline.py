@@ -106,7 +106,7 @@ def headline(results: Results) -> str:
                 words = called if said in called else f"{called}: {said}"
                 rows.append([*start, words, *counted, own if family == "deit" else "", twins])
             drawn = [runs for name, runs in every[family].items() if name.startswith("random")]
-            if drawn:
+            if len(drawn) > 1:
                 middle = statistics.median(runs[0]["test"] for runs in drawn)
                 rows.append([*start, f"median of {len(drawn)} random networks", "", "1", f"{100 * middle:.2f}", "", ""])
     head = ["budget", "space", "network", "multiply-adds", "trainings", "test accuracy"]

@@ -4,6 +4,7 @@ import copy
 import errno
 import sys
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -248,6 +249,24 @@ def test_what_was_told_is_sent_again(model, monkeypatch, error, after):
     assert len(calls) == len(set(calls)) == 12
     assert [trial.state.name for trial in result.study.trials] == 12 * ["COMPLETE"]
     assert told(result) == told(vitas.evolve(model, evaluate, **settings))
+
+
+def test_a_claim_that_a_database_took_twice_is_given_up(model, monkeypatch):
+    """Optuna tries an insert again by itself where its answer is lost: the worker knows of the second one only."""
+    storage, made = optuna.storages.InMemoryStorage(), []
+    create = storage.create_new_trial
+
+    def twice(*given, **options):
+        made.append(None)
+        if len(made) in (3, 12):
+            create(*given, **options)
+        return create(*given, **options)
+
+    monkeypatch.setattr(storage, "create_new_trial", twice)
+    result = vitas.evolve(model, score, storage=storage, **SETTINGS)
+    states = Counter(trial.state.name for trial in result.study.trials)
+    assert states == {"COMPLETE": 12, "PRUNED": 4}
+    assert told(result) == told(vitas.evolve(model, score, **SETTINGS))
 
 
 def test_the_limit_is_kept_and_the_rest_goes_on_later(model, monkeypatch):

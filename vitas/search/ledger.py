@@ -236,16 +236,16 @@ class Ledger:
     def withdraw_dead(self, stale_after: float | None) -> bool:
         """Give up the claims of workers that died; return whether there were any.
 
-        A process or a thread of this machine that is gone is dead, and so is a claim that this very thread made for
-        an earlier search. Another is taken for dead when this ledger has known its claim for `stale_after` seconds, whatever
-        the clocks of machines say; None: for ten times the longest evaluation so far, and a minute.
+        To be called by a worker that holds no claim. A process or a thread of this machine that is gone is dead, and so is a
+        claim of this very thread: one for an earlier search, or one that a database took twice. Another is taken for dead
+        when this ledger has known its claim for `stale_after` seconds, whatever the clocks of machines say; None: for ten
+        times the longest evaluation so far, and a minute.
         """
         if stale_after is None:
             stale_after = max(60.0, 10 * self.longest) if self.longest else float("inf")
         dead = []
         for trial, since in self._open.values():
-            owner = _owner(trial)
-            if owner.token != self.token and (self._is_gone(owner) or time.monotonic() - since >= stale_after):
+            if self._is_gone(_owner(trial)) or time.monotonic() - since >= stale_after:
                 dead.append(trial._trial_id)
         for trial_id in dead:
             self.withdraw(trial_id)

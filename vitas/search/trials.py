@@ -75,8 +75,14 @@ class TrialReader:
         """Return the trials of a database that are new or were unfinished, in order of their numbers."""
         unfinished, last = set(self._unfinished.values()), self._last_id
         if (first := min(unfinished, default=last + 1)) + len(unfinished) > last:
-            unfinished, last = set(), first - 1  # the last ones: asked for one by one too, SQLite would look through all
-        trials: list[Any] = self._done(self._database._get_trials, self._study_id, None, unfinished, last)
+            unfinished, last = set(), first - 1  # they are the last ones; for ids SQLite goes through the whole study
+        trials: list[Any] = self._done(
+            self._database._get_trials,
+            self._study_id,
+            states=None,
+            included_trial_ids=unfinished,
+            trial_id_greater_than=last,
+        )
         return sorted(trials, key=lambda trial: int(trial.number))
 
     def _later(self) -> list[Any]:
