@@ -100,6 +100,7 @@ class Ledger:
         self._process = _this_process()
         self._thread = threading.current_thread().ident
         self._open: dict[int, tuple[Any, float]] = {}  # RUNNING, as last read, and since when this process knows
+        self._made: set[int] = set()  # ids of the claims that `claim` returned
         self.longest = 0.0
         """Seconds that the longest evaluation so far took."""
 
@@ -194,10 +195,12 @@ class Ledger:
             there = self._reader.running() if tried else []
             made = [trial._trial_id for trial in there if trial.user_attrs.get("claim") == owner]
             tried.append(None)
-            trial_id: int = made[0] if made else self.storage.create_new_trial(self._id, template)
-            return trial_id  # made: the last try reached the storage, and only its answer was lost
+            # made: the last try reached the storage, and only its answer was lost
+            return int(made[0] if made else self.storage.create_new_trial(self._id, template))
 
-        return int(self._done(create))
+        trial_id: int = self._done(create)
+        self._made.add(trial_id)
+        return trial_id
 
     def complete(
         self, trial_id: int, values: Sequence[float], attrs: Mapping[str, Any], violations: Sequence[float] = ()
@@ -236,16 +239,21 @@ class Ledger:
     def withdraw_dead(self, stale_after: float | None) -> bool:
         """Give up the claims of workers that died; return whether there were any.
 
-        To be called by a worker that holds no claim. A process or a thread of this machine that is gone is dead, and so is a
-        claim of this very thread: one for an earlier search, or one that a database took twice. Another is taken for dead
-        when this ledger has known its claim for `stale_after` seconds, whatever the clocks of machines say; None: for ten
+        A process or a thread of this machine that is gone is dead, and so is a claim that this very thread made for
+        an earlier search, and one of this ledger that `claim` did not return: a database took it twice. Another is taken for
+        dead when this ledger has known it for `stale_after` seconds, whatever the clocks of machines say; None: for ten
         times the longest evaluation so far, and a minute.
         """
         if stale_after is None:
             stale_after = max(60.0, 10 * self.longest) if self.longest else float("inf")
         dead = []
         for trial, since in self._open.values():
-            if self._is_gone(_owner(trial)) or time.monotonic() - since >= stale_after:
+            owner = _owner(trial)
+            if owner.token == self.token:
+                is_dead = trial._trial_id not in self._made
+            else:
+                is_dead = self._is_gone(owner) or time.monotonic() - since >= stale_after
+            if is_dead:
                 dead.append(trial._trial_id)
         for trial_id in dead:
             self.withdraw(trial_id)
